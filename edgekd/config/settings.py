@@ -1,0 +1,141 @@
+"""The base class of every option: frozen, typed, documented, and strict about what it does not know."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import typing
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from edgekd.config.tree import Location, Problem
+
+
+class Settings(BaseModel):
+    """Options of one component. The docstring under a field is its help text."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    def canonical(self) -> dict[str, Any]:
+        """The settings as plain values with every default written out: what a stage's key is made of."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def validate(cls: type[S], value: Any, location: Location = ()) -> tuple[S | None, list[Problem]]:
+    """Make settings from plain values; instead of raising, return every problem with its place in the file."""
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        return None, [Problem(location, f"expected a mapping, found {_short(value)}", f"options: {_options(cls)}")]
+    try:
+        # JSON is the strict reading in which a list may still become a tuple and a text a path.
+        return cls.model_validate_json(json.dumps(value)), []
+    except ValidationError as error:
+        return None, [_problem(cls, location, detail) for detail in error.errors(include_url=False)]
+
+
+def describe(cls: type[Settings]) -> list[dict[str, Any]]:
+    """Every field of a Settings class: name, type, default, whether it must be given, and its help text."""
+    rows: list[dict[str, Any]] = []
+    for name, field in cls.model_fields.items():
+        row: dict[str, Any] = {"name": field.alias or name, "type": _type_name(field.annotation)}
+        row["required"] = field.is_required()
+        if not field.is_required():
+            default = field.get_default(call_default_factory=True)
+            row["default"] = default.canonical() if isinstance(default, Settings) else _plain(default)
+        row["help"] = " ".join((field.description or "").split())
+        nested = [c for c in _settings_in(field.annotation) if c is not cls]
+        if nested:
+            row["fields"] = {c.__name__: describe(c) for c in nested}
+        rows.append(row)
+    return rows
+
+
+def did_you_mean(word: str, options: typing.Iterable[str]) -> str:
+    """A help line: the nearest option if one is near, else all of them."""
+    known = sorted(options)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
+
+
+def _problem(cls: type[Settings], prefix: Location, detail: Any) -> Problem:
+    location: Location = (*prefix, *detail["loc"])
+    name = ".".join(str(part) for part in location if part != "__root__") or "the file"
+    kind, given = detail["type"], detail.get("input")
+    if kind == "extra_forbidden":
+        known = _fields_at(cls, detail["loc"][:-1])
+        return Problem(location, f"unknown key {detail['loc'][-1]!r} in {_parent(location)}", did_you_mean(str(detail["loc"][-1]), known))
+    if kind == "missing":
+        return Problem(location, f"{name} is missing", f"add `{detail['loc'][-1]}:` there")
+    if kind == "value_error":
+        message = str(detail["ctx"]["error"])
+        text, _, hint = message.partition(" | ")
+        return Problem(location, f"{_parent((*location, ''))}: {text}", hint or "see `edgekd list stages`")
+    hint = detail["msg"][0].lower() + detail["msg"][1:]
+    if kind == "literal_error":
+        options = [str(o).strip("'") for o in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+        hint = did_you_mean(given, options) if isinstance(given, str) else f"known are: {', '.join(options)}"
+    return Problem(location, f"{name}: {_short(given)} is not allowed here", hint.replace("input should", "it should"))
+
+
+def _parent(location: Location) -> str:
+    return ".".join(str(part) for part in location[:-1]) or "the file"
+
+
+def _fields_at(cls: type[Settings], location: Location) -> set[str]:
+    """Names of the fields that may stand at a location below a class; unions give the fields of all members."""
+    classes = [cls]
+    for part in location:
+        following = [
+            nested
+            for c in classes
+            for name, field in c.model_fields.items()
+            if part in (name, field.alias)
+            for nested in _settings_in(field.annotation)
+        ]
+        if following:
+            classes = following
+    return {field.alias or name for c in classes for name, field in c.model_fields.items()}
+
+
+def _settings_in(annotation: Any) -> Iterator[type[Settings]]:
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        if issubclass(annotation, Settings):
+            yield annotation
+        return
+    for argument in typing.get_args(annotation):
+        yield from _settings_in(argument)
+
+
+def _options(cls: type[Settings]) -> str:
+    def name_of(name: str, field: FieldInfo) -> str:
+        return field.alias or name
+
+    return ", ".join(sorted(name_of(n, f) for n, f in cls.model_fields.items())) or "none"
+
+
+def _type_name(annotation: Any) -> str:
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return "null" if annotation is type(None) else annotation.__name__
+    return str(annotation).replace("typing.", "").replace("NoneType", "null")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Settings):
+        return value.canonical()
+    return value if isinstance(value, (str, int, float, bool, type(None), dict)) else str(value)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,176 @@
+"""A YAML 1.2 file as plain values, with the line and column of every key and item."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgekd.errors import ConfigError
+
+Location = tuple[str | int, ...]
+
+_MAX_BYTES = 1_000_000
+_MAX_DEPTH = 40
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong in a file: where (a path of keys), what, and how to mend it."""
+
+    location: Location
+    message: str
+    hint: str
+
+
+@dataclass
+class Tree:
+    """Plain values of a YAML file, and where each came from."""
+
+    source: str
+    value: Any
+    positions: dict[Location, str] = field(default_factory=dict)
+
+    def where(self, location: Location) -> str:
+        """`file:line:column` of a location, or of the nearest thing around it."""
+        known = self.known(location)
+        return self.positions.get(known, f"{self.source}:1:1")
+
+    def known(self, location: Location) -> Location:
+        """The location without what validation put in (tags of unions) and without missing keys."""
+        path: Location = ()
+        for part in location:
+            if (*path, part) in self.positions:
+                path = (*path, part)
+        return path
+
+    def assign(self, location: Location, value: Any, origin: str) -> None:
+        """Set the value at a location (its parents must be mappings or lists); `origin` is where it came from."""
+        node = self.value
+        for part in location[:-1]:
+            if isinstance(node, dict) and node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+        node[location[-1]] = value
+        for known in [k for k in self.positions if k[: len(location)] == location]:
+            del self.positions[known]
+        self.positions[location] = origin
+
+
+def load_tree(path: Path) -> Tree:
+    """Read a pipeline file.
+
+    Raises:
+        ConfigError: it cannot be read, is no YAML, or uses YAML beyond plain data.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {_MAX_BYTES} bytes", hint="a pipeline file is a page of YAML")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}", hint="give the path of a pipeline file, e.g. pipelines/digits.yaml"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text", hint="give the path of a YAML pipeline file") from None
+    return parse_tree(text, str(path))
+
+
+def parse_tree(text: str, source: str) -> Tree:
+    """Parse YAML 1.2 text; `source` names it in messages. Raises ConfigError as `load_tree` does."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        root = yaml.compose(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        problem = (error.problem or error.context or "not valid YAML").splitlines()[0]
+        raise ConfigError(f"{where}: not valid YAML: {problem}", hint="check indentation, colons and quotes there") from None
+    except (YAMLError, RecursionError, ValueError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{source}: not valid YAML: {first}", hint="a pipeline file is plain YAML text") from None
+    tree = Tree(source, None)
+    if root is not None:
+        tree.value = _Reader(tree).read(root, ())
+    return tree
+
+
+def raise_problems(tree: Tree, problems: Iterable[Problem]) -> None:
+    """Raise one ConfigError that holds every problem, in the order of the file; return if there is none."""
+    lines = [(f"{tree.where(p.location)}: {p.message}", p.hint) for p in problems]
+    if lines:
+        unique = tuple(dict.fromkeys(sorted(lines, key=lambda line: _numbers(line[0]))))
+        raise ConfigError(unique[0][0], hint=unique[0][1], problems=unique)
+
+
+def _numbers(text: str) -> tuple[int, int]:
+    parts = text.split(": ")[0].rsplit(":", 2)
+    return (int(parts[1]), int(parts[2])) if len(parts) == 3 and parts[1].isdigit() and parts[2].isdigit() else (0, 0)
+
+
+class _Reader:
+    """Turns composed YAML nodes into plain values; only plain data is let through."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+
+    def fail(self, node: Any, message: str, hint: str) -> ConfigError:
+        return ConfigError(f"{self.position(node)}: {message}", hint=hint)
+
+    def position(self, node: Any) -> str:
+        return f"{self.tree.source}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+
+    def read(self, node: Any, location: Location) -> Any:
+        from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
+
+        self.tree.positions.setdefault(location, self.position(node))
+        if len(location) > _MAX_DEPTH:
+            raise self.fail(node, "nested too deeply", "an alias that contains itself? write it out")
+        if isinstance(node, MappingNode) and node.tag == "tag:yaml.org,2002:map":
+            return self.mapping(node, location)
+        if isinstance(node, SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+            return [self.read(item, (*location, i)) for i, item in enumerate(node.value)]
+        if isinstance(node, ScalarNode):
+            return self.scalar(node)
+        raise self.fail(node, f"the YAML tag {node.tag} is not allowed", "a pipeline file is plain data")
+
+    def mapping(self, node: Any, location: Location) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value
+            if not isinstance(key, str) or key == "<<":
+                raise self.fail(key_node, "only plain words can be keys", "write `name: value`")
+            if key in result:
+                raise self.fail(key_node, f"the key {key!r} stands here twice", "remove one of the two")
+            self.tree.positions[*location, key] = self.position(key_node)
+            result[key] = self.read(value_node, (*location, key))
+        return result
+
+    def scalar(self, node: Any) -> Any:
+        kind = node.tag.rsplit(":", 1)[-1]
+        text: str = node.value
+        if not node.tag.startswith("tag:yaml.org,2002:") or kind in {"binary", "merge"}:
+            raise self.fail(node, f"the YAML tag {node.tag} is not allowed", "a pipeline file is plain data")
+        if kind == "null":
+            return None
+        if kind == "bool":
+            return text.lower() == "true"
+        if kind in {"int", "float"}:
+            return self.number(node, kind, text.replace("_", ""))
+        return text
+
+    def number(self, node: Any, kind: str, text: str) -> int | float | str:
+        try:
+            if kind == "int":
+                return int(text, 0) if text.lstrip("+-")[:2].lower() in {"0x", "0o", "0b"} else int(text)
+            value = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        except ValueError:
+            return str(node.value)
+        if not math.isfinite(value):
+            raise self.fail(node, f"{node.value} is not a finite number", "give a finite number")
+        return value

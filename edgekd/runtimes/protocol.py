@@ -1,0 +1,104 @@
+"""What every inference engine offers: compile, load, infer, and the proof of what it executes.
+
+This file and the adapters beside it also run inside the measuring agent on a device: Python 3.8, the standard library,
+numpy and the engine; no other room but `errors`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Mapping, Protocol, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = Dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, numpy type name and shape of one input or output; -1 stands for the batch axis."""
+
+    name: str
+    dtype: str
+    shape: Tuple[int, ...]
+
+    def as_dict(self) -> Dict[str, Any]:
+        """Plain values, as they stand in report.json."""
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One executed layer: its name, its kind in the engine's words, and the precision that really ran."""
+
+    name: str
+    kind: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Build:
+    """What `compile` left in a folder: the file to load and the facts that loading must check."""
+
+    file: str
+    inputs: Tuple[TensorInfo, ...]
+    outputs: Tuple[TensorInfo, ...]
+    layers: Tuple[Layer, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """A loaded build. Tensors are bound once and `run` is called many times, so that a call is the engine's work alone."""
+
+    inputs: Tuple[TensorInfo, ...]
+    outputs: Tuple[TensorInfo, ...]
+
+    def bind(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Bind one array to every input; shapes may differ from the last call in the batch axis."""
+
+    def run(self) -> None:
+        """One inference on the bound arrays; returns when it has finished."""
+
+    def fetch(self) -> Arrays:
+        """The outputs of the last run, as arrays of their own."""
+
+    def close(self) -> None:
+        """Free the engine's memory."""
+
+
+class Runtime(Protocol):
+    """One inference engine. Methods raise `UnavailableError` when the engine or device is missing."""
+
+    name: str
+    precisions: Tuple[str, ...]
+
+    def version(self) -> str:
+        """Version of the installed engine; raises UnavailableError with the install command when there is none."""
+
+    def flavour(self, precision: str) -> str:
+        """Which ONNX flavour serves a precision: f32, f16, int8, uint8 or int8_f16 (export/ writes them)."""
+
+    def check(self, device: str, *, run: bool) -> None:
+        """Raise UnavailableError if this device cannot compile (or, with `run`, cannot run) here."""
+
+    def compile(self, onnx: Path, folder: Path, *, device: str, threads: int, options: Mapping[str, Any]) -> Build:
+        """Turn an ONNX file into a build inside `folder`. Raises CompileError when the engine refuses the graph."""
+
+    def load(self, path: Path, *, device: str, threads: int) -> Session:
+        """Load the file that `compile` left, pinned to `threads` threads (0: the engine's choice)."""
+
+
+def infer(session: Session, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+    """Bind, run, fetch."""
+    session.bind(feeds)
+    session.run()
+    return session.fetch()
+
+
+def infer_batched(session: Session, feeds: Mapping[str, NDArray[Any]], batch: int) -> Arrays:
+    """`infer` over all rows of the feeds in batches; outputs are concatenated."""
+    rows = len(next(iter(feeds.values())))
+    parts = [infer(session, {k: v[i : i + batch] for k, v in feeds.items()}) for i in range(0, rows, batch)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,1 @@
+"""Knowledge distillation: what is transferred (knowledge) and who teaches whom (schemes)."""

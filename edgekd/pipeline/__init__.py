@@ -1,0 +1,1 @@
+"""Pipeline files: their schema, the plan, the runner, gates, manifest."""

@@ -1,0 +1,1 @@
+"""Quantization: placement, learnable fake-quant, calibration, conversion to Q/DQ."""

@@ -13,6 +13,8 @@ from typing import Any, Dict, Mapping, Protocol, Tuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.errors import UnavailableError
+
 Arrays = Dict[str, NDArray[Any]]
 
 
@@ -102,3 +104,32 @@ def infer_batched(session: Session, feeds: Mapping[str, NDArray[Any]], batch: in
     rows = len(next(iter(feeds.values())))
     parts = [infer(session, {k: v[i : i + batch] for k, v in feeds.items()}) for i in range(0, rows, batch)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+_EXECUTED = {
+    "f32": "f32", "fp32": "f32", "float": "f32", "float32": "f32",
+    "f16": "f16", "fp16": "f16", "half": "f16", "float16": "f16",
+    "bf16": "bf16", "bfloat16": "bf16",
+    "i8": "int8", "s8": "int8", "int8": "int8", "u8": "uint8", "uint8": "uint8",
+}  # fmt: skip
+
+
+def executed_name(text: str) -> str:
+    """An engine's word for a precision in ours: f32, f16, bf16, int8, uint8; unknown words stay as they are."""
+    return _EXECUTED.get(text.strip().lower(), text.strip().lower() or "unknown")
+
+
+def first_line(error: BaseException) -> str:
+    """The most telling line of an engine's error text: the last one that is not empty."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+def installed_version(package: str, command: str) -> str:
+    """Version of an installed package without importing it; raises UnavailableError with the install command."""
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        raise UnavailableError(f"{package} is not installed", hint=command) from None

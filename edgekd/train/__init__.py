@@ -1,0 +1,1 @@
+"""The one trainer: world, phases, references, checkpoints."""

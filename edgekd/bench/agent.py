@@ -1,0 +1,224 @@
+"""The measuring agent, a program of its own: one line of job JSON on standard input, one line of result JSON out.
+
+    python -m edgekd.bench.agent
+
+Progress goes to standard error in lines that start with "progress: ". The agent ends when its standard input closes, so
+that a killed parent or a dropped connection leaves nothing running. Python 3.8, standard library, numpy, the engine.
+
+A job: {"mode": "latency"|"memory", "models": [{"name", "runtime", "device", "threads", "path"}], "feeds": path of an
+.npz with one real batch per input name, "cpu": core to pin to or null}; for latency also "min_time_s", "max_time_s",
+"min_samples", "quiet_wait_s", "warm_window_s", "warm_min_s", "warm_max_s", "seed", "launch", and "samples": the .npz to
+write. A runtime is a name of `edgekd.runtimes.registry`, or "module:Class".
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import random
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+
+from edgekd.bench import loop, machine
+from edgekd.errors import BenchError, EdgekdError, UnavailableError
+from edgekd.runtimes.protocol import Arrays, Runtime, Session
+from edgekd.runtimes.registry import RUNTIMES, runtime
+
+QUIET_PERCENT = 5.0
+MEMORY_RUNS = 20
+
+
+@dataclass
+class Loaded:
+    """A model that is ready to run, and what it took to get there."""
+
+    name: str
+    session: Session
+    facts: dict[str, Any]
+
+
+def main() -> None:
+    """Answer one job and end the process; an engine's own clean-up at exit is not waited for."""
+    results = _claim_standard_output()
+    job_line = sys.stdin.buffer.readline()
+    threading.Thread(target=_end_when_input_closes, daemon=True).start()
+    results.write(json.dumps(answer(job_line)) + "\n")
+    results.flush()
+    os._exit(0)
+
+
+def answer(job_line: bytes) -> dict[str, Any]:
+    """The result of a job, or {"error": {"kind": "unavailable"|"failed", "message", "hint"}}."""
+    try:
+        job = json.loads(job_line)
+        if job.get("cpu") is not None:
+            _pin(job["cpu"])
+        return measure_memory(job) if job.get("mode") == "memory" else measure_latency(job)
+    except EdgekdError as error:
+        kind = "unavailable" if isinstance(error, UnavailableError) else "failed"
+        return {"error": {"kind": kind, "message": error.message, "hint": error.hint}}
+    except (
+        Exception
+    ) as error:  # whatever an engine raises must reach the host as a result, with its traceback beside it
+        traceback.print_exc()
+        return {"error": {"kind": "failed", "message": f"{type(error).__name__}: {error}", "hint": None}}
+
+
+def measure_latency(job: Mapping[str, Any]) -> dict[str, Any]:
+    """One launch: wait for quiet, load all models in random order, warm each up, and measure them interleaved."""
+    started = time.monotonic()
+    facts = machine.fingerprint()
+    feeds = _read_feeds(job["feeds"])
+    quiet = _wait_for_quiet(job["quiet_wait_s"])
+    models = list(job["models"])
+    random.Random(f"{job['seed']}/{job['launch']}").shuffle(models)  # noqa: S311 (an order, not a secret)
+    loaded = [_load(model, feeds) for model in models]
+    _progress("warming up")
+    warmth = [
+        loop.warm_up(m.session.run, window_s=job["warm_window_s"], min_s=job["warm_min_s"], max_s=job["warm_max_s"])
+        for m in loaded
+    ]
+    _progress("measuring")
+    monitor = machine.Monitor()
+    records = loop.interleave(
+        [m.session.run for m in loaded],
+        [w.call_ns for w in warmth],
+        min_time_s=job["min_time_s"],
+        max_time_s=job["max_time_s"],
+        min_samples=job["min_samples"],
+        monitor=monitor,
+    )
+    names = [m.name for m in loaded]
+    arrays = {f"{i}/{key}": array for i, r in enumerate(records) for key, array in r.arrays().items()}
+    np.savez(job["samples"], **arrays)
+    for index, model in enumerate(loaded):
+        warm = warmth[index]
+        model.facts.update(index=index, warm_stable=warm.stable, warm_seconds=round(warm.seconds, 3))
+        model.session.close()
+    return {
+        "machine": facts,
+        "quiet": quiet,
+        "order": names,
+        "models": {m.name: m.facts for m in loaded},
+        "monitor": monitor.notes,
+        "throttled": monitor.throttled(),
+        "samples": job["samples"],
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def measure_memory(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Peak resident memory before the one model of the job is loaded, and after 20 runs of it."""
+    feeds = _read_feeds(job["feeds"])
+    (model,) = job["models"]
+    engine = _engine(model)
+    before = machine.peak_rss_bytes()
+    session = _open(engine, model, feeds)
+    loop.time_runs(session.run, MEMORY_RUNS)
+    return {"name": model["name"], "rss_before_load_bytes": before, "peak_rss_bytes": machine.peak_rss_bytes()}
+
+
+def _load(model: Mapping[str, Any], feeds: Arrays) -> Loaded:
+    """Import the engine, load the build and run it ten times, each step timed in milliseconds."""
+    _progress(f"loading {model['name']}")
+    clock = time.perf_counter
+    start = clock()
+    engine = _engine(model)
+    imported = clock()
+    session = _open(engine, model, feeds)
+    loaded = clock()
+    runs = loop.time_runs(session.run, 10)
+    facts = {
+        "engine": engine.version(),
+        "import_ms": (imported - start) * 1e3,
+        "load_ms": (loaded - imported) * 1e3,
+        "runs_1_to_10_ms": [ns / 1e6 for ns in runs],
+    }
+    return Loaded(model["name"], session, facts)
+
+
+def _engine(model: Mapping[str, Any]) -> Runtime:
+    name = model["runtime"]
+    try:
+        if ":" in name:
+            module, _, attribute = name.partition(":")
+            engine = cast(Runtime, getattr(importlib.import_module(module), attribute)())
+        elif name in RUNTIMES:
+            engine = runtime(name)
+        else:
+            raise BenchError(f"unknown runtime {name!r}", hint=f"known are: {', '.join(sorted(RUNTIMES))}")
+        engine.version()
+        engine.check(model["device"], run=True)
+    except ImportError as error:
+        raise UnavailableError(f"runtime {name} cannot be imported: {error}", hint="see `edgekd doctor`") from error
+    return engine
+
+
+def _open(engine: Runtime, model: Mapping[str, Any], feeds: Arrays) -> Session:
+    session = engine.load(Path(model["path"]), device=model["device"], threads=model["threads"])
+    missing = [info.name for info in session.inputs if info.name not in feeds]
+    if missing:
+        raise BenchError(
+            f"{model['name']} has an input {missing[0]!r} that the data does not feed",
+            hint=f"the data feeds: {', '.join(sorted(feeds))}",
+        )
+    session.bind({info.name: feeds[info.name].astype(info.dtype, copy=False) for info in session.inputs})
+    return session
+
+
+def _read_feeds(path: str) -> Arrays:
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: np.ascontiguousarray(stored[name]) for name in stored.files}
+
+
+def _pin(cpu: int) -> None:
+    try:
+        os.sched_setaffinity(0, {cpu})
+    except (AttributeError, OSError) as error:
+        raise UnavailableError(
+            f"the process cannot be pinned to core {cpu}: {error}", hint="leave out `cpu`"
+        ) from error
+
+
+def _wait_for_quiet(limit_s: float) -> dict[str, Any]:
+    """Wait until few tasks wait for a core. `reached` is None where the system does not say."""
+    begin = time.monotonic()
+    percent = machine.pressure()
+    if percent is not None and percent >= QUIET_PERCENT and limit_s > 0:
+        _progress(f"waiting up to {limit_s:g} s for the machine to calm down")
+    while percent is not None and percent >= QUIET_PERCENT and time.monotonic() - begin < limit_s:
+        time.sleep(min(0.5, limit_s))
+        percent = machine.pressure()
+    reached = None if percent is None else percent < QUIET_PERCENT
+    return {"reached": reached, "waited_s": round(time.monotonic() - begin, 3), "pressure_percent": percent}
+
+
+def _progress(text: str) -> None:
+    print(f"progress: {text}", file=sys.stderr, flush=True)
+
+
+def _claim_standard_output() -> IO[str]:
+    """Keep standard output for the result; whatever an engine prints there goes to standard error from now on."""
+    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return results
+
+
+def _end_when_input_closes() -> None:
+    # os.read and not sys.stdin: a thread inside a buffered read would block the interpreter's own end.
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Latency of several builds against each other: agents launched, samples kept, rows of report.json returned."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.bench.process import run_agent
+from edgekd.bench.rows import Measured, comparison_row, latency_row
+from edgekd.bench.settings import BenchSettings
+from edgekd.errors import BenchError
+from edgekd.files import replace_atomic, write_atomic
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One build to measure: whose it is (`model`: a role such as student), for which target, and the file to load."""
+
+    model: str
+    target: str
+    runtime: str
+    device: str
+    precision: str
+    path: Path
+    threads: int = 1
+
+    @property
+    def name(self) -> str:
+        """What comparisons call it: model.precision@target."""
+        return f"{self.model}.{self.precision}@{self.target}"
+
+
+def measure(
+    subjects: Sequence[Subject],
+    feeds: Mapping[str, NDArray[Any]],
+    *,
+    settings: BenchSettings,
+    folder: Path,
+    seed: int,
+    progress: Callable[[str], None],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Measure all subjects interleaved in one process, over `settings.launches` such processes.
+
+    Args:
+        subjects: the builds; their names must differ.
+        feeds: one batch of real data for every input, by name; `settings.batch` rows.
+        folder: gets `<name>.npz` per subject (raw samples: keys "<launch>/wall_ns" of shape (visits, calls), and the
+            counters of `loop.Record`) and `launches.json` (machine, order, warm-up and 1 Hz monitor of every launch).
+        seed: of the order of the models in each launch, and of the bootstrap.
+        progress: told in one line what happens.
+
+    Returns:
+        The rows of `latency` (one per subject) and of `comparisons` (one per pair) of report.json.
+
+    Raises:
+        UnavailableError: an engine or a device is missing.
+        BenchError: an engine refused a build, a measuring process died or took too long, or the arguments are wrong.
+    """
+    _check(subjects, feeds, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = [Measured(s.name, s.device) for s in subjects]
+    with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as temporary:
+        launcher = _Launcher(subjects, settings, Path(temporary), seed, progress)
+        save_arrays(launcher.feeds, feeds)
+        for subject, one in zip(subjects, measured, strict=True):
+            one.memory = launcher.memory(subject)
+        launches = [launcher.latency(index, measured) for index in range(settings.launches)]
+    latency = []
+    for subject, one in zip(subjects, measured, strict=True):
+        about = {**_facts(subject), "batch": settings.batch, "threads": subject.threads, "quick": settings.quick}
+        samples_path = _keep_samples(folder, one)
+        latency.append(latency_row(about, one, measured, seed=seed, samples_path=samples_path))
+    write_atomic(folder / "launches.json", json.dumps(launches, indent=1))
+    return latency, [comparison_row(a, b, seed=seed) for a, b in combinations(measured, 2)]
+
+
+@dataclass(frozen=True)
+class _Launcher:
+    """Starts the agent on jobs about the same subjects."""
+
+    subjects: Sequence[Subject]
+    settings: BenchSettings
+    temporary: Path
+    seed: int
+    progress: Callable[[str], None]
+
+    @property
+    def feeds(self) -> Path:
+        return self.temporary / "feeds.npz"
+
+    def memory(self, subject: Subject) -> dict[str, Any]:
+        """Peak memory of one subject, alone in a process."""
+        return self._run({"mode": "memory", "models": [_model(subject)]}, f"memory of {subject.name}")
+
+    def latency(self, launch: int, measured: Sequence[Measured]) -> dict[str, Any]:
+        """One launch over all subjects: its samples are added to `measured`, its other facts returned."""
+        path = self.temporary / f"launch-{launch}.npz"
+        job = {
+            "mode": "latency",
+            "models": [_model(subject) for subject in self.subjects],
+            "seed": self.seed,
+            "launch": launch,
+            "samples": str(path),
+            **asdict(self.settings.effort()),
+        }
+        result = self._run(job, f"launch {launch + 1}/{self.settings.launches}")
+        with np.load(path, allow_pickle=False) as stored:
+            for one in measured:
+                prefix = f"{result['models'][one.name]['index']}/"
+                arrays = {key[len(prefix) :]: stored[key] for key in stored.files if key.startswith(prefix)}
+                one.add(result, arrays)
+        path.unlink()
+        del result["samples"]
+        return result
+
+    def _run(self, job: dict[str, Any], title: str) -> dict[str, Any]:
+        self.progress(title)
+        return run_agent(
+            {**job, "feeds": str(self.feeds), "cpu": self.settings.cpu},
+            limit_s=self.settings.time_limit_s,
+            progress=lambda text: self.progress(f"{title}: {text}"),
+        )
+
+
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write an .npz whose names may be anything (`numpy.savez` takes them as keyword arguments: "file" is not free)."""
+
+    def write(temporary: Path) -> None:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                    np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
+
+    replace_atomic(path, write)
+
+
+def _check(subjects: Sequence[Subject], feeds: Mapping[str, NDArray[Any]], settings: BenchSettings) -> None:
+    if not subjects:
+        raise BenchError("there is nothing to measure", hint="give at least one build")
+    names = [subject.name for subject in subjects]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise BenchError(f"{twice[0]} is given twice", hint="every build needs a name of its own")
+    rows = [len(array) for array in feeds.values() if array.ndim]
+    if settings.batch not in rows:
+        raise BenchError(
+            f"the data to measure with has {max(rows, default=0)} rows, not {settings.batch}", hint="set `bench.batch`"
+        )
+    if settings.cpu is not None and any(subject.threads != 1 for subject in subjects):
+        raise BenchError("`bench.cpu` pins all threads to one core", hint="leave it out, or measure with one thread")
+
+
+def _facts(subject: Subject) -> dict[str, Any]:
+    return {key: getattr(subject, key) for key in ("target", "runtime", "device", "model", "precision")}
+
+
+def _model(subject: Subject) -> dict[str, Any]:
+    return {
+        "name": subject.name,
+        "runtime": subject.runtime,
+        "device": subject.device,
+        "threads": subject.threads,
+        "path": str(subject.path.resolve()),
+    }
+
+
+def _keep_samples(folder: Path, one: Measured) -> str:
+    name = re.sub(r"[^\w.@-]", "_", one.name) + ".npz"
+    save_arrays(
+        folder / name, {f"{i}/{key}": array for i, part in enumerate(one.arrays) for key, array in part.items()}
+    )
+    return name

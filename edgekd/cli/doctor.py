@@ -1,0 +1,48 @@
+"""edgekd doctor: what this machine has, what is missing, and the command for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from edgekd.cli.shared import JsonOption, QuietOption, print_json
+from edgekd.errors import UnavailableError
+
+_DEVICES = {"openvino": "CPU", "onnxruntime": "CPU", "tensorrt": "GPU", "tensorrt_rtx": "GPU"}
+
+
+def doctor(json_: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Show the machine, and for every engine whether it can build and run here."""
+    from edgekd.bench.machine import environment
+
+    found: dict[str, Any] = {"environment": environment(), "runtimes": _runtimes()}
+    if json_:
+        print_json(found)
+        return
+    for name, value in found["environment"].items():
+        if name != "packages" and value is not None:
+            typer.echo(f"{name:<14} {value}")
+    for row in found["runtimes"]:
+        words = [f"version {row['version']}"] if row["version"] else []
+        words += ["builds" if row["builds"] else "does not build", "runs" if row["runs"] else "does not run"]
+        typer.echo(f"{row['name']:<14} {', '.join(words)}" + (f"  ({row['problem']}; {row['hint']})" if row["problem"] else ""))
+
+
+def _runtimes() -> list[dict[str, Any]]:
+    from edgekd.runtimes.registry import RUNTIMES, runtime
+
+    rows = []
+    for name in RUNTIMES:
+        engine = runtime(name)
+        row: dict[str, Any] = {"name": name, "version": None, "builds": False, "runs": False, "problem": None, "hint": None}
+        try:
+            row["version"] = engine.version()
+            engine.check(_DEVICES[name], run=False)
+            row["builds"] = True
+            engine.check(_DEVICES[name], run=True)
+            row["runs"] = True
+        except UnavailableError as error:
+            row["problem"], row["hint"] = error.message, error.hint
+        rows.append(row)
+    return rows

@@ -1,0 +1,74 @@
+"""edgekd measure MODEL...: latency of ONNX files in an engine; several are interleaved and compared."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgekd.cli.shared import JsonOption, LogFormatOption, QuietOption, make_log, print_json
+from edgekd.config.settings import did_you_mean
+from edgekd.errors import ConfigError
+
+
+def measure(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="ONNX files.")],
+    runtime: Annotated[str, typer.Option("--runtime", help="The engine: `edgekd list runtimes`.")] = "onnxruntime",
+    device: Annotated[str, typer.Option("--device", help="The device in the engine's words.")] = "CPU",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Rows of input in one call.")] = 1,
+    threads: Annotated[int, typer.Option("--threads", min=0, help="Threads of the engine; 0 is its choice.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="A fifth of the time, for a first look.")] = False,
+    launches: Annotated[int, typer.Option("--launches", min=1, help="Processes that measure, one after the other.")] = 5,
+    json_: JsonOption = False,
+    log_format: LogFormatOption = "text",
+    quiet: QuietOption = False,
+) -> None:
+    """Measure latency in processes of their own; several models are interleaved and compared."""
+    from edgekd.bench.settings import BenchSettings
+    from edgekd.runtimes.registry import RUNTIMES
+
+    if runtime not in RUNTIMES:
+        raise ConfigError(f"--runtime {runtime}: is not known", hint=did_you_mean(runtime, RUNTIMES))
+    for model in models:
+        if not model.is_file():
+            raise ConfigError(f"{model}: no such file", hint="give the paths of ONNX files")
+    log = make_log(log_format, quiet or json_)
+    settings = BenchSettings(quick=quick, launches=launches, batch=batch, threads=threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        rows, comparisons = _measure(models, runtime, device, settings, Path(scratch), log.info)
+    if json_:
+        print_json({"latency": rows, "comparisons": comparisons})
+        return
+    for row in rows:
+        low, high = row["ci95"]["p50_ms"]
+        typer.echo(f"{row['model']}: p50 {row['p50_ms']:.3f} ms [{low:.3f}, {high:.3f}], n {row['n']}")
+    for pair in comparisons:
+        low, high = pair["ci95"]
+        typer.echo(f"{pair['a']} / {pair['b']}: {pair['ratio']:.3f} [{low:.3f}, {high:.3f}]  {pair['verdict']}")
+
+
+def _measure(models: list[Path], engine_name: str, device: str, settings: Any, scratch: Path, tell: Any) -> Any:
+    import numpy as np
+
+    from edgekd.bench.measure import Subject, measure
+    from edgekd.runtimes.registry import runtime
+
+    engine = runtime(engine_name)
+    engine.version()
+    engine.check(device, run=True)
+    subjects, feeds = [], {}
+    for index, model in enumerate(models):
+        folder = scratch / str(index)
+        folder.mkdir()
+        build = engine.compile(model, folder, device=device, threads=settings.threads, options={})
+        # The same file may be named twice: comparing a model with itself is how a measure is tested.
+        name = model.stem if [m.stem for m in models].count(model.stem) == 1 else f"{model.stem}#{index + 1}"
+        subjects.append(Subject(name, "local", engine_name, device, "given", folder / build.file, settings.threads))
+        shapes = {i.name: (i.dtype, (settings.batch, *(max(d, 1) for d in i.shape[1:]))) for i in build.inputs}
+        if feeds and {name: x.shape for name, x in feeds.items()} != {name: shape for name, (_, shape) in shapes.items()}:
+            raise ConfigError(f"{model} takes other inputs than {models[0]}", hint="compare models with the same inputs")
+        rng = np.random.default_rng(0)
+        feeds = {name: rng.standard_normal(shape).astype(dtype) for name, (dtype, shape) in shapes.items()}
+    return measure(subjects, feeds, settings=settings, folder=scratch, seed=0, progress=tell)

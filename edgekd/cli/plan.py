@@ -1,0 +1,35 @@
+"""edgekd plan FILE: what each stage would do, and why."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgekd.cli.shared import DEFAULT_STORE, FileArgument, JsonOption, QuietOption, SetOption, StoreOption, print_json
+
+
+def plan(
+    file: FileArgument,
+    sets: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="End with 1 if anything would run.")] = False,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+) -> int:
+    """Show each stage as cached or to run, and why."""
+    from edgekd.pipeline.plan import Planner
+    from edgekd.pipeline.schema import load_pipeline
+    from edgekd.store import Store
+
+    pipeline = load_pipeline(file, sets or ())
+    steps = Planner.open(pipeline, Store(store.absolute())).all()
+    rows = [
+        {"name": s.entry.name, "state": "cached" if s.cached else "would run", "key": s.key, "why": s.why} for s in steps
+    ]
+    if json_:
+        print_json({"pipeline": pipeline.settings.name, "stages": rows})
+    elif not quiet:
+        for row in rows:
+            typer.echo(f"{row['name']:<10} {row['state']:<10} {row['why']}")
+    return int(exit_code and not all(step.cached for step in steps))

@@ -1,0 +1,27 @@
+"""edgekd report DIR: draw a run's report again from its report.json, and show the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekd.cli.shared import JsonOption, QuietOption, print_json
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Draw report.html, report.md and junit.xml again from report.json."""
+    from edgekd.report.draw import draw, read_report
+    from edgekd.report.table import render_text
+
+    found = read_report(folder)
+    draw(found, folder if folder.is_dir() else folder.parent)
+    if json_:
+        print_json(found.model_dump(mode="json"))
+    elif not quiet:
+        typer.echo(render_text(found))

@@ -1,0 +1,88 @@
+"""One file per source of data. A reader knows its files at once, its labels cheaply, and decodes only what is asked.
+
+Importing this loads no numpy, torch or pyarrow, and neither does opening a reader, `files` or `identity`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgekd.data.settings import DataSettings, Split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Reader(Protocol):
+    """A source of samples."""
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that the source itself brings; `train` always, and first."""
+        ...
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs."""
+        ...
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Names of the targets; empty without labels."""
+        ...
+
+    def files(self) -> dict[str, Path]:
+        """Every file by its name inside of the data set."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What besides the files decides the samples, as plain values."""
+        ...
+
+    def check(self) -> None:
+        """See that the source is there. Raises ConfigError if not."""
+        ...
+
+    def rows(self, split: Split) -> int:
+        """Number of samples of a split that the source brings."""
+        ...
+
+    def targets(self, split: Split) -> dict[str, Tensor]:
+        """All targets of a split: int64 or float32 (N, ..)."""
+        ...
+
+    def inputs(self, split: Split, rows: Tensor) -> dict[str, Tensor]:
+        """The inputs of some rows, int64 (M,) ascending: uint8 (M, C, H, W) or float32 (M, ..)."""
+        ...
+
+    def names(self, target: str) -> tuple[str, ...] | None:
+        """The names of a target's classes, if the source has any."""
+        ...
+
+
+def open_reader(settings: DataSettings, base: Path) -> Reader:
+    """The reader of the source that the settings name; paths are relative to `base`.
+
+    Raises:
+        ConfigError: a path, a file, a column or an array is missing.
+        DataError: a file is not what its name says.
+    """
+    from edgekd.data.readers.digits import DigitsReader
+    from edgekd.data.readers.folder import FolderReader
+    from edgekd.data.readers.images import ImageDecoder
+    from edgekd.data.readers.npz import NpzReader
+    from edgekd.data.readers.parquet import ParquetReader
+
+    reader: Reader
+    decoder = ImageDecoder(settings.channels, settings.size)
+    if settings.parquet is not None:
+        reader = ParquetReader(settings.parquet, base / settings.parquet.path, decoder)
+    elif settings.folder is not None:
+        reader = FolderReader(base / settings.folder.path, decoder)
+    elif settings.npz is not None:
+        reader = NpzReader(settings.npz, base / settings.npz.path)
+    else:
+        reader = DigitsReader()
+    reader.check()
+    return reader

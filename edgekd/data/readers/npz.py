@@ -1,0 +1,165 @@
+"""Arrays in NumPy archives: one archive per split, or one that is split by seed. Nothing in them is ever unpickled."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.config.settings import did_you_mean
+from edgekd.data.settings import SPLITS, NpzSettings, Split
+from edgekd.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class NpzReader:
+    """Named arrays. uint8 of four axes is images (N, C, H, W); every other input becomes float32."""
+
+    def __init__(self, settings: NpzSettings, root: Path) -> None:
+        self.input_names = settings.inputs
+        self.target_names = settings.targets
+        self._files = _files(root)
+        self.splits = tuple(self._files)
+        self._inputs: dict[Split, dict[str, Tensor]] = {}
+        self._targets: dict[Split, dict[str, Tensor]] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
+
+    def check(self) -> None:
+        for path in self._files.values():
+            if not path.is_file():
+                raise ConfigError(
+                    f"data.npz.path: {path} does not exist", hint="check the path and the name of the file"
+                )
+            held = _array_names(path)
+            for field, wanted in (("inputs", self.input_names), ("targets", self.target_names)):
+                for name in wanted:
+                    if name not in held:
+                        raise ConfigError(
+                            f"data.npz.{field}: {path} holds no array {name!r}", hint=did_you_mean(name, held)
+                        )
+
+    def files(self) -> dict[str, Path]:
+        return {f"{split}.npz": path for split, path in self._files.items()}
+
+    def identity(self) -> dict[str, Any]:
+        return {"inputs": self.input_names, "targets": self.target_names}
+
+    def rows(self, split: Split) -> int:
+        self._load(split)
+        return len(self._inputs[split][self.input_names[0]])
+
+    def targets(self, split: Split) -> dict[str, Tensor]:
+        self._load(split)
+        return self._targets[split]
+
+    def inputs(self, split: Split, rows: Tensor) -> dict[str, Tensor]:
+        self._load(split)
+        return {name: values[rows] for name, values in self._inputs[split].items()}
+
+    def names(self, target: str) -> tuple[str, ...] | None:
+        self._load("train")
+        return self._names.get(target)
+
+    def _load(self, split: Split) -> None:
+        if split in self._inputs:
+            return
+        if split != "train":
+            self._load("train")
+        path = self._files[split]
+        arrays = _read(path, {*self.input_names, *self.target_names})
+        lengths = {name: len(values) for name, values in arrays.items()}
+        if len(set(lengths.values())) > 1:
+            text = ", ".join(f"{name} {n}" for name, n in sorted(lengths.items()))
+            raise DataError(
+                f"{path}: the arrays differ in rows: {text}", hint="the first axis of every array counts samples"
+            )
+        inputs = {name: _input(arrays[name], f"{path} array {name!r}") for name in self.input_names}
+        for name, values in inputs.items():
+            shape = tuple(self._inputs["train"][name].shape[1:]) if split != "train" else tuple(values.shape[1:])
+            if tuple(values.shape[1:]) != shape:
+                raise DataError(
+                    f"{path}: a row of {name!r} has the shape {tuple(values.shape[1:])}, in train {shape}",
+                    hint="save the same shape for every split",
+                )
+        self._targets[split] = {name: self._target(arrays[name], name, split) for name in self.target_names}
+        self._inputs[split] = inputs
+
+    def _target(self, values: Any, name: str, split: Split) -> Tensor:
+        from edgekd.data.labels import index_names, target_tensor
+
+        if values.dtype.kind == "U" and values.ndim == 1:
+            texts = [str(value) for value in values]
+            if split == "train":
+                self._names[name] = tuple(sorted(set(texts)))
+            values = index_names(texts, self._names.get(name, ()), split)
+        return target_tensor(values, f"{self._files[split]} array {name!r}")
+
+
+def _files(root: Path) -> dict[Split, Path]:
+    if root.suffix == ".npz":
+        return {"train": root}
+    if not root.is_dir():
+        raise ConfigError(
+            f"data.npz.path: {root} is no folder and no .npz file",
+            hint="give a folder with train.npz, or one .npz file",
+        )
+    there = [split for split in SPLITS if (root / f"{split}.npz").is_file()]
+    return {split: root / f"{split}.npz" for split in SPLITS if split in there or split == "train"}
+
+
+def _array_names(path: Path) -> set[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        raise _unreadable(path) from None
+
+
+def _read(path: Path, names: set[str]) -> dict[str, Any]:
+    import zlib
+
+    import numpy as np
+
+    arrays: dict[str, Any] = {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for name in sorted(names):
+                try:
+                    arrays[name] = archive[name]
+                except ValueError:
+                    raise DataError(
+                        f"{path} array {name!r}: holds Python objects, or is damaged",
+                        hint="save numbers: `numpy.savez(path, name=array.astype('float32'))`",
+                    ) from None
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+        raise _unreadable(path) from None
+    for name, values in arrays.items():
+        if values.ndim == 0:
+            raise DataError(
+                f"{path} array {name!r}: is one number", hint="the first axis of every array counts samples"
+            )
+    return arrays
+
+
+def _input(values: Any, where: str) -> Tensor:
+    import numpy as np
+    import torch
+
+    from edgekd.data.labels import finite_float32
+
+    if values.dtype.kind not in "iufb":
+        raise DataError(f"{where}: inputs of type {values.dtype} are not known", hint="save numbers, e.g. float32")
+    if values.dtype == np.uint8 and values.ndim == 4:
+        if values.shape[3] in (1, 3) and values.shape[1] not in (1, 3):
+            raise DataError(
+                f"{where}: images of the shape {values.shape[1:]} have their channels last",
+                hint="save them as (samples, channels, height, width): `array.transpose(0, 3, 1, 2)`",
+            )
+        return torch.from_numpy(np.ascontiguousarray(values))
+    return torch.from_numpy(finite_float32(values, where))
+
+
+def _unreadable(path: Path) -> DataError:
+    return DataError(f"{path}: is not a readable NumPy archive", hint="write it with `numpy.savez`")

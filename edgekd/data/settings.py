@@ -1,0 +1,165 @@
+"""The options of a data set: exactly one source, how it is split, and how its samples are prepared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from edgekd.config import Settings
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(gt=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+DataPath = Annotated[Path, Field(strict=False)]
+Names = tuple[Annotated[str, Field(min_length=1)], ...]
+
+
+class DigitsSettings(Settings):
+    """scikit-learn's handwritten digits, 8x8 pixels: 1000 to train, 797 to test, split once and for all."""
+
+
+class ParquetSettings(Settings):
+    """A folder of Parquet files in the layout of public data hubs."""
+
+    path: DataPath
+    """Folder with train*.parquet, and if there are any test*.parquet and validation*.parquet; relative to this file."""
+    image: str
+    """Column of the encoded images: struct<bytes, path>, or binary."""
+    label: str | None = None
+    """Column of the labels: integers, sorted texts become integers, floats are real targets; without it, unlabelled."""
+
+
+class FolderSettings(Settings):
+    """A folder of image files."""
+
+    path: DataPath
+    """Folder with train/<class>/*, test/<class>/* and validation/<class>/*; or <class>/*; or unlabelled images."""
+
+
+class NpzSettings(Settings):
+    """NumPy archives of arrays whose first axis counts samples."""
+
+    path: DataPath
+    """Folder with train.npz, and if there are any test.npz and validation.npz; or one .npz file."""
+    inputs: Annotated[Names, Field(min_length=1)] = ("x",)
+    """Names of the input arrays. A uint8 array of four axes is images in the order samples, channels, height, width."""
+    targets: Names = ("y",)
+    """Names of the target arrays, integers for classes, floats for real targets; [] is unlabelled."""
+
+    @model_validator(mode="after")
+    def _each_name_once(self) -> NpzSettings:
+        for field, names in (("inputs", self.inputs), ("targets", self.targets)):
+            if len(set(names)) != len(names):
+                raise ValueError(f"{field} names an array twice | name each array once")
+        return self
+
+
+class MeanStd(Settings):
+    """Mean and standard deviation per channel, for images in units of pixel / 255. One number serves all channels."""
+
+    mean: tuple[Finite, ...]
+    """Mean of each channel."""
+    std: tuple[Annotated[Finite, Field(gt=0)], ...]
+    """Standard deviation of each channel."""
+
+    @model_validator(mode="after")
+    def _same_length(self) -> MeanStd:
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ValueError(f"{len(self.mean)} means and {len(self.std)} stds | give one of each per channel")
+        return self
+
+
+class AugmentSettings(Settings):
+    """Augmentation that can be enumerated: (2 crop + 1)^2 places, times two with flips."""
+
+    crop: Annotated[int, Field(ge=0)] = 0
+    """Pixels of zeros put around an image before a window of its own size is cut out; 0 is no crop."""
+    flip: bool = False
+    """Mirror left and right in half of the views."""
+    views: Annotated[
+        Annotated[Count, Tag("number")] | Annotated[Literal["all"], Tag("word")],
+        Discriminator(lambda value: "word" if isinstance(value, str) else "number"),
+    ] = 16
+    """Views that each sample has for itself, the same for every seed; `all` draws among all of them in every epoch."""
+
+
+class LimitSettings(Settings):
+    """At most so many samples of a split, drawn by seed and in proportion to the classes."""
+
+    train: Count | None = None
+    """Most samples to train on."""
+    validation: Count | None = None
+    """Most samples to validate on."""
+    test: Count | None = None
+    """Most samples to test on."""
+
+
+class DataSettings(Settings):
+    """A data set: exactly one of digits, parquet, folder and npz."""
+
+    digits: DigitsSettings | None = None
+    """scikit-learn's digits, written `digits: {}`: 1797 images of 8x8, pixels / 16."""
+    parquet: ParquetSettings | None = None
+    """Images in Parquet files."""
+    folder: FolderSettings | None = None
+    """Image files in folders."""
+    npz: NpzSettings | None = None
+    """Arrays in NumPy archives."""
+    validation: Share = 0.1
+    """Share of the training samples that becomes the validation split, when the source brings none."""
+    test: Share = 0.2
+    """Share of all samples that becomes the test split, when the source brings none."""
+    normalize: Annotated[
+        Annotated[Literal["auto", "none"], Tag("word")] | Annotated[MeanStd, Tag("numbers")],
+        Discriminator(lambda value: "numbers" if isinstance(value, (dict, MeanStd)) else "word"),
+    ] = "auto"
+    """`auto` measures mean and std on the training split; `none` leaves pixel / 255 and arrays as they are."""
+    augment: AugmentSettings | None = None
+    """Seeded augmentation of training images."""
+    limit: LimitSettings | None = None
+    """Use only a seeded part of a split."""
+    channels: Literal[1, 3] = 3
+    """Images of parquet and folder become grey (1) or RGB (3)."""
+    size: tuple[Count, Count] | None = None
+    """Height and width that images of parquet and folder are resized to; without it all must have one size."""
+    classes: Count | None = None
+    """Number of classes; without it, one more than the largest label of the training split."""
+    licence: str | None = None
+    """Licence of the data, for the report."""
+
+    @property
+    def source(self) -> str:
+        """Name of the one source that is given."""
+        return next(name for name in _SOURCES if getattr(self, name) is not None)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSettings:
+        given = [name for name in _SOURCES if getattr(self, name) is not None]
+        if not given:
+            raise ValueError(f"names no data source | give one of: {', '.join(_SOURCES)}; e.g. `digits: {{}}`")
+        if len(given) > 1:
+            raise ValueError(f"names {len(given)} data sources: {', '.join(given)} | keep one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_source(self) -> DataSettings:
+        if self.size is not None and (self.digits is not None or self.npz is not None):
+            raise ValueError("size is for parquet and folder only | remove `size:`")
+        if isinstance(self.normalize, MeanStd):
+            if self.npz is not None and len(self.npz.inputs) > 1:
+                raise ValueError("one mean and std cannot serve several inputs | use `normalize: auto` or `none`")
+            channels = 1 if self.digits is not None else self.channels
+            if self.npz is None and len(self.normalize.mean) not in (1, channels):
+                given = len(self.normalize.mean)
+                raise ValueError(
+                    f"normalize gives {given} means for {channels} channels | give {channels}, or one for all"
+                )
+        return self
+
+
+_SOURCES = ("digits", "parquet", "folder", "npz")

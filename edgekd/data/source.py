@@ -1,0 +1,261 @@
+"""A data set as the rest of edgekd sees it: a fingerprint at no cost, and splits that load when they are asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekd.data.fingerprint import Memo
+from edgekd.data.readers import Reader, open_reader
+from edgekd.data.settings import SPLITS, DataSettings, MeanStd, Split
+from edgekd.errors import ConfigError, DataError
+from edgekd.files import sha256_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edgekd.data.table import Normalization, Table
+
+_FINGERPRINT_VERSION = 1  # a change of what samples mean raises it
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """The classes of one integer target: how many, and their names if the source has any."""
+
+    count: int
+    names: tuple[str, ...] | None
+
+
+def open_data(settings: DataSettings, *, base: Path, seed: int, memo: Path | None = None) -> Data:
+    """Find a data set, without reading samples and without loading numpy, torch or pyarrow.
+
+    Args:
+        base: folder that relative paths start from.
+        seed: draws the splits that the source does not bring, and `limit`.
+        memo: JSON file that remembers digests of files between runs.
+
+    Raises:
+        ConfigError: a path, a file, a column or an array is missing.
+        DataError: a file is not what its name says.
+    """
+    return Data(settings, open_reader(settings, base), seed, Memo(memo))
+
+
+class Data:
+    """An opened data set. What is decoded stays in memory in this object.
+
+    Attributes:
+        settings: the options it was opened with.
+        input_names: `image` for images and digits, else the names of the arrays.
+        target_names: `label` for images and digits, else the names of the arrays; empty without labels.
+    """
+
+    def __init__(self, settings: DataSettings, reader: Reader, seed: int, memo: Memo) -> None:
+        self.settings = settings
+        self._reader = reader
+        self._seed = seed
+        self._memo = memo
+        self._shares: dict[Split, float] = {}
+        if "test" not in reader.splits:
+            self._shares["test"] = settings.test
+        if "validation" not in reader.splits:
+            self._shares["validation"] = settings.validation
+        self._targets: dict[Split, dict[str, Tensor]] = {}
+        self._tables: dict[Split, Table] = {}
+        self._normalization: dict[str, Normalization] = {}
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, in their order."""
+        return self._reader.input_names
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Names of the targets, in their order."""
+        return self._reader.target_names
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex sha256 of everything that decides the samples, their splits and their normalisation; not of `augment`.
+
+        Content of files and their names inside of the data set count, where it lies does not. The seed counts only if
+        it draws something. Files that the memo knows are not read.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        settings = self.settings
+        limit = settings.limit.canonical() if settings.limit else {}
+        drawn = any(self._shares.values()) or any(limit.values())
+        normalize = settings.normalize.canonical() if isinstance(settings.normalize, MeanStd) else settings.normalize
+        return sha256_json(
+            {
+                "version": _FINGERPRINT_VERSION,
+                "source": settings.source,
+                "files": self._memo.digests(self._reader.files()),
+                "identity": self._reader.identity(),
+                "shares": self._shares,
+                "limit": {split: limit.get(split) for split in SPLITS},
+                "normalize": normalize,
+                "classes": settings.classes,
+                "seed": self._seed if drawn else None,
+            }
+        )
+
+    def check(self) -> None:
+        """See that everything is still there.
+
+        Raises:
+            ConfigError: a path, a file, a column or an array is missing.
+        """
+        self._reader.check()
+
+    def load(self, split: Split) -> Table:
+        """The samples of a split, in the order of the source; decoded on the first call.
+
+        With `validation: 0` the validation split is empty: a table of no rows.
+
+        Raises:
+            DataError: something cannot be decoded or makes no sense, a split is empty, or `test` is 0 and asked for.
+        """
+        if split not in self._tables:
+            self._tables[split] = self._load(split)
+        return self._tables[split]
+
+    def classes(self) -> dict[str, ClassInfo]:
+        """The classes of every integer target, by its name. Reads the labels of train, decodes no images.
+
+        Raises:
+            DataError: a label makes no sense.
+        """
+        result: dict[str, ClassInfo] = {}
+        for name, labels in self._source_targets("train").items():
+            if not labels.is_floating_point():
+                count = self.settings.classes or int(labels.max()) + 1
+                names = self._reader.names(name)
+                result[name] = ClassInfo(count, names if names is not None and len(names) == count else None)
+        return result
+
+    def normalization(self) -> dict[str, Normalization]:
+        """How each input is normalised, by its name. `auto` loads train.
+
+        Raises:
+            ConfigError: the given mean and std do not fit the channels.
+            DataError: as `load`.
+        """
+        from edgekd.data.table import Normalization, measure, scale_of
+
+        given, known = self.settings.normalize, self._normalization
+        for name, x in self.load("train").inputs.items() if not known else ():
+            if given == "auto":
+                known[name] = measure(x)
+            elif isinstance(given, MeanStd):
+                channels = x.shape[1] if x.dim() > 1 else 1
+                if len(given.mean) not in (1, channels):
+                    raise ConfigError(
+                        f"data.normalize: {len(given.mean)} means for the {channels} channels of {name!r}",
+                        hint=f"give {channels} of each, or one for all",
+                    )
+                known[name] = Normalization(given.mean, given.std, scale_of(x))
+            else:
+                known[name] = Normalization((0.0,), (1.0,), scale_of(x))
+        return dict(known)
+
+    def counts(self) -> dict[str, int]:
+        """Number of samples of each split, without decoding images; remembered in the memo.
+
+        Raises:
+            DataError: a split is empty.
+        """
+        known = self._memo.counts(self.fingerprint)
+        if known is not None:
+            return known
+        from edgekd.data.splits import split_sizes
+
+        sizes = {split: self._source_rows(split) for split in self._reader.splits}
+        sizes.update(split_sizes(sizes["train"], self._shares))
+        counts = {str(split): min(sizes[split], self._limit(split) or sizes[split]) for split in SPLITS}
+        self._memo.remember_counts(self.fingerprint, counts)
+        return counts
+
+    def _load(self, split: Split) -> Table:
+        import torch
+
+        from edgekd.data.table import Table
+
+        if self._shares.get(split) == 0:
+            if split == "test":
+                raise DataError(
+                    "there is no test split: `data.test` is 0", hint="set it to the share to test on, e.g. 0.2"
+                )
+            return self.load("train").take(torch.empty(0, dtype=torch.int64))
+        origin: Split = "train" if split in self._shares else split
+        rows = self._rows(split, origin)
+        targets = self._source_targets(origin)
+        before = SPLITS[: SPLITS.index(origin)]
+        offset = sum(self._source_rows(earlier) for earlier in before if earlier in self._reader.splits)
+        return Table(
+            self._reader.inputs(origin, rows), {name: labels[rows] for name, labels in targets.items()}, rows + offset
+        )
+
+    def _rows(self, split: Split, origin: Split) -> Tensor:
+        """Rows of the split in the part of the source that it comes from."""
+        import torch
+
+        from edgekd.data.splits import choose_rows
+
+        labels = self._stratify(origin)
+        rows = self._train_rows[split] if origin == "train" else torch.arange(self._source_rows(origin))
+        limit = self._limit(split)
+        if limit is None or limit >= len(rows):
+            return rows
+        return rows[
+            choose_rows(len(rows), limit, labels[rows] if labels is not None else None, self._seed, f"limit {split}")
+        ]
+
+    @cached_property
+    def _train_rows(self) -> dict[Split, Tensor]:
+        from edgekd.data.splits import split_rows
+
+        return split_rows(self._source_rows("train"), self._shares, self._stratify("train"), self._seed)
+
+    def _stratify(self, origin: Split) -> Tensor | None:
+        """The labels to keep in proportion: the one target, if it is one integer per sample."""
+        targets = list(self._source_targets(origin).values())
+        if len(targets) == 1 and targets[0].dim() == 1 and not targets[0].is_floating_point():
+            return targets[0]
+        return None
+
+    def _source_rows(self, split: Split) -> int:
+        rows = self._reader.rows(split)
+        if rows == 0:
+            raise DataError(f"the {split} split is empty", hint="add samples, or remove its files")
+        return rows
+
+    def _source_targets(self, split: Split) -> dict[str, Tensor]:
+        """All targets of a split that the source brings, checked."""
+        if split not in self._targets:
+            import torch
+
+            from edgekd.data.labels import check_labels
+
+            self._source_rows(split)
+            targets = self._reader.targets(split)
+            train = self._source_targets("train") if split != "train" else {}
+            for name, labels in targets.items():
+                if name in train and train[name].is_floating_point() != labels.is_floating_point():
+                    raise DataError(
+                        f"{name!r} is of another type in {split} than in train", hint="save the same type for both"
+                    )
+                if not labels.is_floating_point():
+                    seen = torch.unique(train[name]) if train else None
+                    check_labels(labels, split, name, classes=self.settings.classes, seen=seen)
+            self._targets[split] = targets
+        return self._targets[split]
+
+    def _limit(self, split: Split) -> int | None:
+        limit: int | None = getattr(self.settings.limit, split) if self.settings.limit else None
+        return limit

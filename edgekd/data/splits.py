@@ -1,0 +1,77 @@
+"""Which sample belongs to which split: shares drawn by seed, in proportion to the classes when there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from edgekd.data.counters import permutation
+from edgekd.data.settings import Split
+from edgekd.errors import DataError
+
+
+def part_size(n: int, share: float) -> int:
+    """How many of n samples a share is: at least one, unless the share is 0."""
+    return max(1, round(n * share)) if share else 0
+
+
+def split_sizes(n: int, shares: Mapping[Split, float]) -> dict[Split, int]:
+    """How n training samples fall into train and the splits that have a share; test goes first, then validation.
+
+    Raises:
+        DataError: nothing is left to train on.
+    """
+    sizes: dict[Split, int] = {}
+    left = n
+    names: tuple[Split, ...] = ("test", "validation")
+    for split in names:
+        if split in shares:
+            sizes[split] = part_size(left, shares[split])
+            left -= sizes[split]
+    if left < 1:
+        taken = " and ".join(f"{size} for {split}" for split, size in sizes.items())
+        raise DataError(
+            f"train is empty: of its {n} samples {taken} were split off",
+            hint="add samples, or lower `data.validation` and `data.test`",
+        )
+    return {"train": left, **sizes}
+
+
+def split_rows(n: int, shares: Mapping[Split, float], labels: Tensor | None, seed: int) -> dict[Split, Tensor]:
+    """Rows of n training samples for train and every split that has a share; disjoint, complete, ascending.
+
+    Args:
+        labels: int64 (n,) to keep the classes in proportion, or None.
+
+    Raises:
+        DataError: nothing is left to train on.
+    """
+    rows = torch.arange(n)
+    result: dict[Split, Tensor] = {}
+    for split, size in split_sizes(n, shares).items():
+        if split != "train":
+            chosen = choose_rows(len(rows), size, labels[rows] if labels is not None else None, seed, split)
+            keep = torch.ones(len(rows), dtype=torch.bool)
+            keep[chosen] = False
+            result[split], rows = rows[chosen], rows[keep]
+    return {"train": rows, **result}
+
+
+def choose_rows(n: int, size: int, labels: Tensor | None, seed: int, purpose: str) -> Tensor:
+    """`size` of n rows, drawn by (seed, purpose), ascending: int64 (size,).
+
+    With labels, int64 (n,), each class gives its proportion, by largest remainders; ties are drawn.
+    """
+    order = permutation(seed, purpose, 0, n)
+    if labels is None:
+        return order[:size].sort().values
+    _, of_class, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+    quota = counts * size // n
+    drawn = permutation(seed, f"{purpose} ties", 0, len(counts))
+    by_remainder = drawn[torch.argsort(-(counts * size % n)[drawn], stable=True)]
+    quota[by_remainder[: size - int(quota.sum())]] += 1
+    by_class = order[torch.argsort(of_class[order], stable=True)]
+    rank = torch.arange(n) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return by_class[rank < quota.repeat_interleave(counts)].sort().values

@@ -1,0 +1,25 @@
+"""offline: a frozen teacher teaches the student (Hinton et al. 2015). Without a teacher: plain supervised training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgekd.distill.schemes.terms import knowledge_of, response_terms, task_terms
+from edgekd.distill.settings import DistillationSettings
+from edgekd.tasks import HeadSettings
+from edgekd.train.world import Move, Optim, Phase, Watch
+
+
+def supervised(model: str, heads: Sequence[HeadSettings], optim: Optim, epochs: int, keep: str | None) -> list[Phase]:
+    """One phase: the model learns its task from the true targets."""
+    move = Move({model: optim}, task_terms(model, heads, 1.0))
+    return [Phase("supervised", (move,), epochs, watch=Watch(model, keep=keep))]
+
+
+def offline(
+    heads: Sequence[HeadSettings], settings: DistillationSettings, optim: Optim, epochs: int, keep: str | None
+) -> list[Phase]:
+    """One phase: `student` learns from the targets and from `teacher`."""
+    terms = task_terms("student", heads, settings.task_weight)
+    terms += response_terms("student", "teacher", heads, lambda head: knowledge_of(head, settings.knowledge))
+    return [Phase("offline", (Move({"student": optim}, terms),), epochs, watch=Watch("student", keep=keep))]

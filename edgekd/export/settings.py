@@ -1,0 +1,20 @@
+"""Options of the ONNX export (torch-free)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from edgekd.config import Settings
+
+
+class ExportSettings(Settings):
+    """What is written, and how exactly it must agree with PyTorch."""
+
+    opset: int = Field(default=20, ge=18, le=22)
+    """ONNX opset of the files; the one that was written is asserted."""
+    parity_samples: int = Field(default=256, ge=2)
+    """Validation (or training) samples on which each file is compared with PyTorch."""
+    max_error: float = Field(default=1e-4, gt=0)
+    """Largest error of the float file, relative to the largest output; above it the stage fails."""
+    min_agreement: float = Field(default=0.98, ge=0, le=1)
+    """Least share of samples on which a quantized file and the fake-quantized network must agree (classification)."""

@@ -1,0 +1,49 @@
+"""How a network is named: a name of the zoo, or "package.module:factory" for everyone else's. Loads no torch."""
+
+from __future__ import annotations
+
+from edgekd.config.settings import did_you_mean
+from edgekd.errors import ConfigError
+
+_HOME = "edgekd.models.zoo"
+_RESNETS = (
+    "resnet8",
+    "resnet14",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "resnet8x4",
+    "resnet32x4",
+)
+
+ZOO: dict[str, str] = {
+    "convnet": f"{_HOME}.convnet:convnet",
+    **{name: f"{_HOME}.resnet:{name}" for name in _RESNETS},
+    **{name: f"{_HOME}.wrn:{name}" for name in ("wrn_16_2", "wrn_40_1", "wrn_40_2")},
+    **{name: f"{_HOME}.vgg:{name}" for name in ("vgg8", "vgg13")},
+    "mobilenetv2": f"{_HOME}.mobilenet:mobilenetv2",
+    "shufflenetv2": f"{_HOME}.shufflenet:shufflenetv2",
+}
+"""Name of a built-in network to the "module:function" that makes it."""
+
+
+def check_name(reference: str) -> None:
+    """Look at a reference without importing anything.
+
+    Raises:
+        ConfigError: a name that the zoo does not know, or a reference that is no "package.module:factory".
+    """
+    module, colon, attribute = reference.partition(":")
+    if not colon:
+        if reference not in ZOO:
+            hint = f"{did_you_mean(reference, ZOO)}; a network of your own is written package.module:factory"
+            raise ConfigError(f"unknown model {reference!r}", hint=hint)
+        return
+    words = [*module.split("."), *attribute.split(".")]
+    if not all(word.isidentifier() for word in words):
+        raise ConfigError(
+            f"{reference!r} is no reference to a factory",
+            hint="write package.module:factory, e.g. shopnet:ShopNet for the class ShopNet in shopnet.py",
+        )

@@ -1,0 +1,40 @@
+"""The options of a network in a pipeline file. Loads no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from edgekd.config.settings import Settings
+from edgekd.errors import ConfigError
+from edgekd.models.names import check_name
+
+
+def _checked(reference: str) -> str:
+    try:
+        check_name(reference)
+    except ConfigError as error:
+        # pydantic gathers ValueErrors; what stands behind the bar becomes the hint (edgekd.config).
+        raise ValueError(f"{error.message} | {error.hint}") from None
+    return reference
+
+
+ModelReference = Annotated[str, AfterValidator(_checked)]
+"""A zoo name or "package.module:factory"; a name that the zoo does not know is refused with the nearest one."""
+
+
+class ModelSettings(Settings):
+    """Which network, how it is made, and the weights it starts from."""
+
+    model: ModelReference
+    """Name of a built-in network (`edgekd list models`), or `package.module:factory` of your own; the folder of the
+    pipeline file is on the import path."""
+
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for the factory. `num_classes`, `in_channels` and `image_size` come from the data where the
+    factory names them and they are not given here."""
+
+    weights: str | None = None
+    """File with the weights to start from (.safetensors, or a state dict as .pt, .pth or .bin), relative to the
+    pipeline file. Without it the network starts at random."""

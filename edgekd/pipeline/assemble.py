@@ -1,0 +1,180 @@
+"""report.json's content from the artefacts of a run: plain values, nothing is loaded but JSON (torch-free)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgekd.pipeline.gates import judge
+from edgekd.pipeline.schema import Pipeline
+from edgekd.stages.context import networks
+from edgekd.store import Artifact
+
+ARTIFACTS = "artifacts"
+_CURVES = {"teacher": "teacher", "distill": "student", "quantize": "quantized"}
+_ROUNDED = 6
+
+
+def assemble(pipeline: Pipeline, done: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Models, builds, latency, comparisons, gates and details of what was finished."""
+    report: dict[str, Any] = {
+        "models": _models(done),
+        "builds": _builds(done),
+        "latency": _latency(done),
+        "comparisons": list(done["bench"].facts["comparisons"]) if "bench" in done else [],
+        "details": _details(done),
+    }
+    report["gates"] = [judge(gate, report) for gate in pipeline.settings.gates]
+    _choose(report)
+    for row in (*report["models"], *report["builds"]):
+        row["metrics"] = [{k: v for k, v in m.items() if k not in ("better", "evaluated")} for m in row["metrics"]]
+    return report
+
+
+def data_facts(done: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Sizes of the splits as the last stage that counted them saw them."""
+    sizes: dict[str, Any] = {}
+    for artifact in done.values():
+        sizes.update(artifact.facts.get("data", {}).get("n", {}))
+    return sizes
+
+
+def build_path(build: Mapping[str, Any]) -> str:
+    """Where a build lies below the run's folder."""
+    return f"{ARTIFACTS}/builds/{build['folder']}/{build['file']}"
+
+
+def _models(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    found = dict(networks(done))
+    if "quantize" in done:
+        found["quantized"] = done["quantize"]
+    return [
+        {
+            "role": role,
+            "name": artifact.facts["model"],
+            "parameters": artifact.facts["parameters"],
+            "macs": artifact.facts["macs"],
+            "size_bytes": artifact.facts["size_bytes"],
+            "metrics": [*_evaluated(done, "models", role), *artifact.facts["metrics"]],
+        }
+        for role, artifact in found.items()
+    ]
+
+
+def _evaluated(done: Mapping[str, Artifact], kind: str, name: str) -> list[dict[str, Any]]:
+    """Metrics of the evaluate stage, marked: gates judge these and no others."""
+    if "evaluate" not in done:
+        return []
+    found = done["evaluate"].facts[kind].get(name, [])
+    rows = found["metrics"] if isinstance(found, dict) else found
+    return [{**row, "evaluated": True} for row in rows]
+
+
+def _builds(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    if "compile" not in done:
+        return []
+    compiled = done["compile"]
+    rows = []
+    for build in compiled.facts["builds"]:
+        folder = build["folder"]
+        parity = done["evaluate"].facts["builds"].get(folder, {}).get("parity") if "evaluate" in done else None
+        row = {key: value for key, value in build.items() if key not in ("folder", "file", "flavour")}
+        row |= {
+            "path": build_path(build),
+            "sha256": compiled.files[f"{folder}/{build['file']}"],
+            "seconds": compiled.record.get(folder, {}).get("seconds"),
+            "metrics": _evaluated(done, "builds", folder),
+            "parity": parity or _exported_parity(done, build),
+        }
+        rows.append(row)
+    return rows
+
+
+def _exported_parity(done: Mapping[str, Artifact], build: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Without `evaluate`: what is known of the ONNX file that the build was made from."""
+    original = {"f16": "f32", "int8_f16": "int8"}.get(build["flavour"], build["flavour"])
+    for facts in done["export"].facts["files"].values():
+        if facts["model"] == build["model"] and facts["flavour"] == original:
+            parity: dict[str, Any] = {**facts["parity"], "reference": "PyTorch (the ONNX file)"}
+            return parity
+    return None
+
+
+def _latency(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    rows = done["bench"].facts["latency"] if "bench" in done else []
+    return [{**r, "samples_path": r["samples_path"] and f"{ARTIFACTS}/latency/{r['samples_path']}"} for r in rows]
+
+
+def _details(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    rows = [
+        {"kind": "loss_curves", "path": f"{ARTIFACTS}/{role}.curves.json"} for stage, role in _CURVES.items() if stage in done
+    ]
+    if "compile" in done:
+        folders = [build["folder"] for build in done["compile"].facts["builds"]]
+        rows += [{"kind": "layers", "path": f"{ARTIFACTS}/builds/{folder}/layers.json"} for folder in folders]
+    return rows
+
+
+def _choose(report: dict[str, Any]) -> None:
+    """On each target one build of the shipped network is chosen: the quantized one only if it paid.
+
+    It did when it was measured to be faster than its float twin and no accuracy budget of it is broken.
+    """
+    for target in dict.fromkeys(build["target"] for build in report["builds"]):
+        builds = [b for b in report["builds"] if b["target"] == target and not _is_reference(b, report)]
+        floats = [b for b in builds if b["model"] != "quantized"]
+        quantized = [b for b in builds if b["model"] == "quantized"]
+        best = _fastest(floats, report)
+        for build in quantized:
+            reason = _rejection(build, best, report)
+            if reason is None:
+                best, loser = build, best
+                if loser is not None:
+                    loser["rejected_because"] = f"slower than {build['precision']}"
+            else:
+                build["rejected_because"] = reason
+        for build in builds:
+            build["chosen"] = build is best
+            build.setdefault("rejected_because", None if build is best else "not the fastest")
+    for build in report["builds"]:
+        build.setdefault("chosen", False)
+        build.setdefault("rejected_because", None if build["chosen"] else "the teacher, built to be compared with")
+
+
+def _is_reference(build: Mapping[str, Any], report: Mapping[str, Any]) -> bool:
+    return build["model"] == "teacher" and any(m["role"] == "student" for m in report["models"])
+
+
+def _fastest(builds: Sequence[dict[str, Any]], report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The float build to ship: f16 where it was built (TensorRT's baseline) and not measured slower, else the first."""
+    best = builds[0] if builds else None
+    for build in builds[1:]:
+        verdict, _ = _verdict(build, best, report)
+        if verdict in ("faster", None):
+            best = build
+    return best
+
+
+def _rejection(build: Mapping[str, Any], twin: Mapping[str, Any] | None, report: Mapping[str, Any]) -> str | None:
+    """Why a quantized build is not shipped, or None. What was not measured is no reason."""
+    for gate in report["gates"]:
+        about_target = gate["target"] in (None, build["target"])
+        if gate["measure"].startswith("metric") and gate["of"] == "quantized" and about_target and gate["verdict"] == "failed":
+            return f"breaks the budget: {gate['label']}, measured {gate['value']:.4f}"
+    if twin is None:
+        return None
+    verdict, words = _verdict(build, twin, report)
+    return None if verdict in ("faster", None) else f"not faster than {twin['precision']}: {words}"
+
+
+def _verdict(build: Mapping[str, Any], twin: Mapping[str, Any] | None, report: Mapping[str, Any]) -> tuple[str | None, str]:
+    """Verdict on a build against another one of its target, and its words; None when they were not compared."""
+    assert twin is not None
+    names = [f"{b['model']}.{b['precision']}@{b['target']}" for b in (build, twin)]
+    turned = {"faster": "slower", "slower": "faster"}
+    for row in report["comparisons"]:
+        if {row["a"], row["b"]} == set(names):
+            ratio = row["ratio"] if row["a"] == names[0] else 1 / row["ratio"]
+            verdict = row["verdict"] if row["a"] == names[0] else turned.get(row["verdict"], row["verdict"])
+            return verdict, f"{verdict}, {ratio:.2f} times its time"
+    return None, ""

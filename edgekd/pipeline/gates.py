@@ -1,0 +1,192 @@
+"""Budgets: a limit on something measured, judged with its interval."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from edgekd.config import Settings
+
+Measure = Literal["metric", "metric_drop", "p50", "p90", "p95", "p99", "size", "speedup"]
+Role = Literal["teacher", "student", "quantized"]
+# Unit -> factor to the base unit of its measure: shares, milliseconds, bytes, plain ratios.
+_UNITS: dict[str, dict[str, float]] = {
+    "metric": {"": 1.0, "pt": 0.01, "%": 0.01},
+    "metric_drop": {"pt": 0.01, "%": 0.01, "": 1.0},
+    "time": {"ms": 1.0, "us": 1e-3, "s": 1e3},
+    "size": {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1024.0, "MiB": 1024.0**2},
+    "speedup": {"x": 1.0, "": 1.0},
+}
+_BASE = {"metric": "", "metric_drop": "share", "time": "ms", "size": "B", "speedup": "x"}
+_LATENCY = ("p50", "p90", "p95", "p99")
+_Reason = tuple[str, str]
+
+
+class GateSettings(Settings):
+    """One budget."""
+
+    measure: Measure
+    """What is limited: metric, metric_drop (against another network), p50..p99 of a target, size, speedup."""
+    of: Role
+    """Whose: teacher, student or quantized."""
+    against: Role | None = None
+    """The other side of metric_drop and speedup."""
+    target: str | None = None
+    """The target whose build is meant; size and metrics without it are those of the network in PyTorch."""
+    max: str | float | None = None
+    """Upper limit with its unit: "2 ms", "1.5 MB", "0.5 pt"."""
+    min: str | float | None = None
+    """Lower limit with its unit: "0.9", "1.5 x"."""
+    undecided: Literal["fail", "pass"] = "pass"
+    """What an interval means that lies on both sides of the limit, or a figure that was not measured."""
+
+    @field_validator("max", "min", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _limits(self) -> GateSettings:
+        if (self.max is None) == (self.min is None):
+            raise ValueError("a gate has one limit, max or min | e.g. max: \"2 ms\"")
+        self.limit()
+        return self
+
+    @property
+    def family(self) -> str:
+        """Which units the measure has."""
+        return "time" if self.measure in _LATENCY else self.measure
+
+    def limit(self) -> float:
+        """The limit in the measure's base unit: a share, milliseconds, bytes, or a ratio."""
+        text = self.max if self.max is not None else self.min
+        match = re.fullmatch(r"\s*([-+]?[0-9.]+(?:[eE][-+]?\d+)?)\s*([A-Za-z%]*)\s*", str(text))
+        units = _UNITS[self.family]
+        if match is None or match[2] not in units:
+            known = ", ".join(f'"1 {unit}"' if unit else '"1"' for unit in units)
+            raise ValueError(f"{text!r} is no limit for {self.measure} | write e.g. {known}")
+        try:
+            return float(match[1]) * units[match[2]]
+        except ValueError:
+            raise ValueError(f"{text!r} is no number | write e.g. \"2 ms\"") from None
+
+    def problems(self, stages: set[str], targets: set[str]) -> list[_Reason]:
+        """What does not fit the rest of the file: (message, hint)."""
+        found: list[_Reason] = []
+        if self.target is not None and self.target not in targets:
+            found.append((f"the gate names an unknown target {self.target!r}", f"known are: {', '.join(sorted(targets))}"))
+        if self.measure in (*_LATENCY, "speedup") and self.target is None:
+            found.append((f"the gate on {self.measure} names no target", "add `target:`"))
+        if self.measure in (*_LATENCY, "speedup") and "bench" not in stages:
+            found.append((f"the gate on {self.measure} needs the stage bench", "add `- bench: {}`"))
+        if self.measure.startswith("metric") and "evaluate" not in stages:
+            found.append((f"the gate on {self.measure} needs the stage evaluate", "add `- evaluate: {}`"))
+        if self.measure in ("metric_drop", "speedup") and self.against is None:
+            found.append((f"the gate on {self.measure} names nothing to compare with", "add `against: student`"))
+        if self.of == "quantized" and "quantize" not in stages:
+            found.append(("the gate is on the quantized network, and nothing is quantized", "add a `quantize` stage"))
+        return found
+
+    def label(self) -> str:
+        """The gate in words."""
+        side = "at most" if self.max is not None else "at least"
+        against = f" against {self.against}" if self.against else ""
+        target = f" on {self.target}" if self.target else ""
+        return f"{self.measure} of {self.of}{against}{target} {side} {self.max if self.max is not None else self.min}"
+
+
+def judge(gate: GateSettings, report: dict[str, Any]) -> dict[str, Any]:
+    """A gate's row of report.json, from the report's models, builds, latency and comparisons."""
+    value, ci95 = _value(gate, report)
+    limit, upper = gate.limit(), gate.max is not None
+    verdict = "undecided"
+    if value is not None:
+        low, high = ci95 or (value, value)
+        if (high <= limit) if upper else (low >= limit):
+            verdict = "passed"
+        elif (low > limit) if upper else (high < limit):
+            verdict = "failed"
+    return {
+        "measure": gate.measure,
+        "of": gate.of,
+        "against": gate.against,
+        "target": gate.target,
+        "limit": limit,
+        "unit": _BASE[gate.family] or None,
+        "value": value,
+        "ci95": ci95,
+        "verdict": verdict,
+        "label": gate.label(),
+        "message": "not measured" if value is None else None,
+    }
+
+
+def broken(gate: GateSettings, row: dict[str, Any]) -> bool:
+    """Whether a judged gate ends the run."""
+    return row["verdict"] == "failed" or (row["verdict"] == "undecided" and gate.undecided == "fail")
+
+
+def _value(gate: GateSettings, report: dict[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
+    if gate.measure in _LATENCY:
+        row = _latency(report, gate.of, gate.target)
+        key = f"{gate.measure}_ms"
+        return (row[key], _pair(row["ci95"].get(key))) if row and row.get(key) is not None else (None, None)
+    if gate.measure == "speedup":
+        return _speedup(report, gate)
+    if gate.measure == "size":
+        return _size(report, gate), None
+    own = _metric(report, gate.of, gate.target)
+    if gate.measure == "metric" or own is None:
+        return (own["value"], _pair(own["ci95"])) if own else (None, None)
+    assert gate.against is not None
+    other = _metric(report, gate.against, None)
+    return (None, None) if other is None else _drop(own, other)
+
+
+def _drop(own: dict[str, Any], other: dict[str, Any]) -> tuple[float, None]:
+    """How much worse `own` is. Both were scored on the same samples: the drop itself is judged, as a fact of them."""
+    return (other["value"] - own["value"]) * own.get("better", 1), None
+
+
+def _metric(report: dict[str, Any], role: str, target: str | None) -> dict[str, Any] | None:
+    """The first metric of a network, or of its quantized or float build on a target."""
+    rows: Sequence[dict[str, Any]] = report["models"]
+    if target is not None:
+        rows = [b for b in report["builds"] if b["target"] == target]
+    for row in rows:
+        if (row["role"] if target is None else row["model"]) == role:
+            return next((m for m in row["metrics"] if m.get("evaluated")), None)
+    return None
+
+
+def _latency(report: dict[str, Any], role: str, target: str | None) -> dict[str, Any] | None:
+    return next((r for r in report["latency"] if r["model"] == role and r["target"] == target), None)
+
+
+def _speedup(report: dict[str, Any], gate: GateSettings) -> tuple[float | None, tuple[float, float] | None]:
+    """How many times faster `of` is than `against`: the inverse of the ratio of their times."""
+    for row in report["comparisons"]:
+        if row["target"] != gate.target:
+            continue
+        a, b = (row[side].split(".")[0] for side in ("a", "b"))
+        low, high = row["ci95"]
+        if (a, b) == (gate.of, gate.against):
+            return 1 / row["ratio"], (1 / high, 1 / low)
+        if (b, a) == (gate.of, gate.against):
+            return row["ratio"], (low, high)
+    return None, None
+
+
+def _size(report: dict[str, Any], gate: GateSettings) -> float | None:
+    if gate.target is not None:
+        rows = [b for b in report["builds"] if b["target"] == gate.target and b["model"] == gate.of]
+    else:
+        rows = [m for m in report["models"] if m["role"] == gate.of]
+    return float(rows[0]["size_bytes"]) if rows else None
+
+
+def _pair(values: Any) -> tuple[float, float] | None:
+    return (float(values[0]), float(values[1])) if values else None

@@ -1,0 +1,178 @@
+"""Keys of stages: the sha256 of everything that could change a stage's result, and what changed since last time (torch-free)."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgekd.data.source import Data
+from edgekd.files import sha256_bytes, sha256_file, sha256_json, write_atomic
+from edgekd.models.resolve import code_digest
+from edgekd.models.source import source_digest
+from edgekd.pipeline.schema import Pipeline, StageEntry, network_settings
+from edgekd.stages.kinds import KINDS
+from edgekd.store import Artifact, Store
+from edgekd.tasks import HeadSettings
+
+_ROOT = Path(__file__).resolve().parent.parent
+_SHOWN = 3
+_MAX_REMEMBERED = 2000
+
+
+def ingredients(
+    pipeline: Pipeline, entry: StageEntry, heads: tuple[HeadSettings, ...], data: Data, inputs: Mapping[str, Artifact], store: Store
+) -> dict[str, Any]:
+    """Everything that enters a stage's key, as plain values: `plan` compares them to say why a stage runs again."""
+    kind = KINDS[entry.name]
+    found: dict[str, Any] = {
+        "stage": entry.name,
+        "seed": pipeline.settings.seed,
+        "settings": _effective(entry),
+        "inputs": {name: artifact.digest for name, artifact in sorted(inputs.items())},
+        "source": {room: room_digest(room, store) for room in (*kind.rooms, "stages")},
+        "packages": {name: package_version(name) for name in kind.packages},
+        "python": platform.python_version(),
+    }
+    if kind.reads_data:
+        found["data"] = data.fingerprint
+        found["heads"] = [head.canonical() for head in heads]
+    if entry.name == "export":
+        found["name"] = pipeline.settings.name
+    if "train" in kind.rooms and entry.name in ("teacher", "distill", "quantize"):
+        augment = pipeline.settings.data.augment
+        found["train"] = pipeline.settings.train.canonical()
+        found["augment"] = augment.canonical() if augment else None
+    if entry.name in ("compile", "bench"):
+        found["targets"] = {name: target.canonical() for name, target in pipeline.settings.targets.items()}
+        found["machine"] = _architecture()
+    if kind.on_device:
+        from edgekd.bench.machine import fingerprint
+
+        found["machine"] = fingerprint()
+    found |= _code(pipeline, entry)
+    return found
+
+
+def key_of(found: Mapping[str, Any]) -> str:
+    """The key: sha256 of the ingredients' canonical JSON."""
+    return sha256_json(found)
+
+
+def room_digest(room: str, store: Store) -> str:
+    """Digest of a room's syntax trees, remembered by the bytes of its files, which are quicker to read than to parse."""
+    folder = _ROOT / room
+    content = sha256_json({p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*.py"))})
+    memo = _SourceMemo(store.root / "sources.json")
+    name = f"{room}/{platform.python_version()}/{content}"
+    known = memo.get(name)
+    if known is None:
+        known = source_digest([folder], root=folder)
+        memo.put(name, known)
+    return known
+
+
+@cache
+def package_version(name: str) -> str | None:
+    """Version of an installed package, or None; nothing is imported."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def changes(before: Any, after: Any, path: str = "") -> list[str]:
+    """What differs between two sets of ingredients, as `path old -> new`."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        found = []
+        for key in sorted({*before, *after}):
+            found += changes(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
+        return found
+    return [] if before == after else [f"{path} {_short(before)} -> {_short(after)}"]
+
+
+def explain(last: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    """Why a stage is not in the store: what changed since this pipeline last ran it."""
+    if last is None:
+        return "never ran before"
+    found = changes(last, now)
+    if not found:
+        return "its artefact is gone from the store"
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return "changed: " + "; ".join(found[:_SHOWN]) + more
+
+
+class LastRuns:
+    """The ingredients that each stage of a pipeline had last time."""
+
+    def __init__(self, store: Store, pipeline: Pipeline) -> None:
+        name = f"{pipeline.settings.name}.{sha256_bytes(str(pipeline.path.resolve()).encode())[:8]}.json"
+        self._path = store.root / "last" / name
+        try:
+            self._known: dict[str, Any] = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            self._known = {}
+
+    def get(self, stage: str) -> Mapping[str, Any] | None:
+        """Last time's ingredients of a stage."""
+        known = self._known.get(stage)
+        return known if isinstance(known, dict) else None
+
+    def put(self, stage: str, found: Mapping[str, Any]) -> None:
+        """Remember a stage's ingredients."""
+        if self._known.get(stage) != found:
+            self._known[stage] = dict(found)
+            write_atomic(self._path, json.dumps(self._known, indent=1, sort_keys=True))
+
+
+class _SourceMemo:
+    """Digests of syntax trees by what they were made from."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._known: dict[str, str] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            self._known = {}
+
+    def get(self, name: str) -> str | None:
+        return self._known.get(name)
+
+    def put(self, name: str, digest: str) -> None:
+        kept = dict(list(self._known.items())[-_MAX_REMEMBERED:])
+        self._known = {**kept, name: digest}
+        write_atomic(self._path, json.dumps(self._known))
+
+
+def _effective(entry: StageEntry) -> dict[str, Any]:
+    """A stage's settings as they act: weights count by their content, not by where they lie."""
+    settings = entry.settings.canonical()
+    settings.pop("weights", None) if network_settings(entry) is not None else None
+    return settings
+
+
+def _code(pipeline: Pipeline, entry: StageEntry) -> dict[str, Any]:
+    """Digests of a stage's own network: its code, and its weights."""
+    network = network_settings(entry)
+    if network is None:
+        return {}
+    weights = pipeline.base / network.weights if network.weights else None
+    return {
+        "network": code_digest(network.model, pipeline.base),
+        "weights": sha256_file(weights) if weights is not None and weights.is_file() else None,
+    }
+
+
+def _architecture() -> dict[str, str]:
+    return {"machine": platform.machine(), "system": platform.system()}
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return f"{text[:12]}.." if len(text) > 40 else text
+
+

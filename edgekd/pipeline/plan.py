@@ -1,0 +1,93 @@
+"""What each stage would do: taken from the store, or run, and why (torch-free)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from edgekd.data.source import Data, open_data
+from edgekd.errors import ConfigError
+from edgekd.pipeline.keys import LastRuns, explain, ingredients, key_of
+from edgekd.pipeline.schema import Pipeline, StageEntry
+from edgekd.stages.kinds import KINDS
+from edgekd.store import Artifact, Store
+from edgekd.tasks import HeadSettings, heads_of
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a plan. `key` and `artifact` are None while an earlier stage has still to run."""
+
+    entry: StageEntry
+    key: str | None
+    found: dict[str, Any] | None
+    artifact: Artifact | None
+    why: str
+
+    @property
+    def cached(self) -> bool:
+        """Whether the store has it."""
+        return self.artifact is not None
+
+
+@dataclass
+class Planner:
+    """Looks stages up one after the other; the runner and `edgekd plan` use the same one."""
+
+    pipeline: Pipeline
+    store: Store
+    data: Data
+    heads: tuple[HeadSettings, ...]
+    last: LastRuns
+
+    @classmethod
+    def open(cls, pipeline: Pipeline, store: Store) -> Planner:
+        """Open the pipeline's data; raises ConfigError for paths that are not there."""
+        settings = pipeline.settings
+        data = open_data(settings.data, base=pipeline.base, seed=settings.seed, memo=store.memo)
+        heads = heads_of(settings.task, data.target_names)
+        _check_weights(pipeline)
+        return cls(pipeline, store, data, heads, LastRuns(store, pipeline))
+
+    def step(self, entry: StageEntry, done: dict[str, Artifact], *, force: Collection[str]) -> Step:
+        """Look one stage up, given the artefacts of those before it."""
+        kind = KINDS[entry.name]
+        before = [s.name for s in self.pipeline.stages[: self.pipeline.stages.index(entry)]]
+        waits = [name for name in kind.takes if name in before and name not in done]
+        if waits:
+            return Step(entry, None, None, None, f"waits for {waits[0]}")
+        inputs = {name: done[name] for name in kind.takes if name in done}
+        found = ingredients(self.pipeline, entry, self.heads, self.data, inputs, self.store)
+        key = key_of(found)
+        if entry.name in force:
+            return Step(entry, key, found, None, "forced")
+        artifact = self.store.get(key)
+        why = "unchanged" if artifact else explain(self.last.get(entry.name), found)
+        return Step(entry, key, found, artifact, why)
+
+    def all(self, *, force: Collection[str] = ()) -> list[Step]:
+        """The whole plan as far as it can be known now."""
+        done: dict[str, Artifact] = {}
+        steps = []
+        for entry in self.pipeline.stages:
+            step = self.step(entry, done, force=force)
+            if step.artifact is not None:
+                done[entry.name] = step.artifact
+            steps.append(step)
+        return steps
+
+
+def _check_weights(pipeline: Pipeline) -> None:
+    """Weight files that are named must be there: known before the first stage."""
+    from edgekd.pipeline.schema import network_settings
+
+    for index, entry in enumerate(pipeline.stages):
+        network = network_settings(entry)
+        if network is not None and network.weights and not (pipeline.base / network.weights).is_file():
+            offset = 1 if pipeline.stages[0].name == "model" else 0
+            location = ("weights",) if entry.name == "model" else ("stages", index - offset, entry.name, "weights")
+            raise ConfigError(
+                f"{pipeline.tree.where(location)}: {network.weights}: no such file",
+                hint="paths are relative to the pipeline file",
+            )

@@ -1,0 +1,62 @@
+"""What can be known before the first stage runs: that networks build and weights fit, that engines and devices are there."""
+
+from __future__ import annotations
+
+import shutil
+
+from edgekd.errors import StageError
+from edgekd.pipeline.plan import Planner
+from edgekd.pipeline.schema import Pipeline, StageEntry, network_settings
+
+_FREE_BYTES = 50_000_000
+
+
+def preflight(pipeline: Pipeline, planner: Planner, first: StageEntry, stages: list[StageEntry]) -> None:
+    """Check everything that the stages from `first` on will need, so that nothing fails after an hour of training.
+
+    Raises:
+        ConfigError: a factory, its arguments or its weights do not work.
+        UnavailableError: an engine or a device is missing.
+        DataError: the training data cannot be read.
+        StageError: the disk is full.
+    """
+    remaining = stages[stages.index(first) :] if first in stages else []
+    names = {entry.name for entry in remaining}
+    if "compile" in names or "evaluate" in names or "bench" in names:
+        _engines(pipeline, run=bool(names & {"evaluate", "bench"}) and any(s.name == "compile" for s in stages))
+    free = shutil.disk_usage(planner.store.root if planner.store.root.exists() else pipeline.base).free
+    if free < _FREE_BYTES:
+        raise StageError(
+            f"{planner.store.root}: no space left on the disk ({free // 1_000_000} MB free)",
+            hint="free some space (`edgekd store gc --keep 20`) and run the same command again",
+        )
+    _networks(pipeline, planner, remaining)
+
+
+def _engines(pipeline: Pipeline, *, run: bool) -> None:
+    from edgekd.runtimes.registry import runtime
+
+    for target in pipeline.settings.targets.values():
+        engine = runtime(target.runtime)
+        engine.version()
+        engine.check(target.device, run=run)
+
+
+def _networks(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) -> None:
+    """Build every network that a stage will train or take, and try it on two samples."""
+    named = [(entry, network) for entry in stages if (network := network_settings(entry)) is not None]
+    if not named:
+        return
+    from edgekd.models.resolve import load_factory
+
+    for _, network in named:  # factories first: they need no data
+        load_factory(network.model, pipeline.base)
+    from edgekd.stages.context import Common
+    from edgekd.stages.networks import fresh_model
+
+    settings = pipeline.settings
+    common = Common(
+        settings.name, settings.seed, pipeline.base, planner.heads, settings.train, settings.targets, planner.data
+    )
+    for _, network in named:
+        fresh_model(common, network, seed=settings.seed)

@@ -1,0 +1,216 @@
+"""Runs a pipeline: each stage from the store or anew; the report is drawn whatever happens."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from edgekd.errors import EdgekdError
+from edgekd.files import lock
+from edgekd.pipeline import deliver
+from edgekd.pipeline.gates import broken
+from edgekd.pipeline.log import Log
+from edgekd.pipeline.plan import Planner, Step
+from edgekd.pipeline.preflight import preflight
+from edgekd.pipeline.schema import Pipeline, StageEntry
+from edgekd.stages.context import Common, Context
+from edgekd.stages.kinds import KINDS
+from edgekd.store import Artifact, Draft, Store
+
+_LOCK_S = 6 * 3600.0
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; unwinds like KeyboardInterrupt, so that drafts are removed and the report is drawn."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line adds to a pipeline file."""
+
+    out: Path
+    store: Path
+    to: str | None = None
+    force: Collection[str] = ()
+    remeasure: bool = False
+
+
+@dataclass
+class Outcome:
+    """What became of a run."""
+
+    exit_code: int = 0
+    states: list[dict[str, Any]] = field(default_factory=list)
+    done: dict[str, Artifact] = field(default_factory=dict)
+    error: dict[str, Any] | None = None
+    problems: list[tuple[str, str | None]] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    fingerprint: str | None = None
+
+
+def run(pipeline: Pipeline, options: RunOptions, log: Log) -> Outcome:
+    """Run a pipeline and leave its report and artefacts in `options.out`; errors end up in the outcome, not here.
+
+    Raises:
+        TryAgainError: another run works in that folder.
+    """
+    with lock(options.out / ".lock", timeout_s=0, holder_hint="wait for the other run, or choose another --out"):
+        log.open(options.out / "log.jsonl")
+        outcome, started = Outcome(), time.time()
+        previous = signal.signal(signal.SIGTERM, _terminate)
+        try:
+            _Run(pipeline, options, log, outcome).go()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            outcome.seconds = time.time() - started
+        outcome.report = deliver.draw_report(pipeline, options.out, outcome, started)
+        _judge_gates(pipeline, outcome, log)
+        return outcome
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+class _Run:
+    """The stages of one run, in order."""
+
+    def __init__(self, pipeline: Pipeline, options: RunOptions, log: Log, outcome: Outcome) -> None:
+        self.pipeline, self.options, self.log, self.outcome = pipeline, options, log, outcome
+        self.store = Store(options.store)
+        self.planner: Planner | None = None
+        self.force = {*options.force, *(("bench",) if options.remeasure else ())}
+        self.current: StageEntry | None = None
+
+    def go(self) -> None:
+        """Run everything; an error is recorded once, with the stage it belongs to."""
+        try:
+            self.planner = Planner.open(self.pipeline, self.store)
+            self.outcome.fingerprint = self.planner.data.fingerprint
+            self._stages()
+        except EdgekdError as error:
+            self._failed(error.exit_code, error.message, error.hint)
+        except KeyboardInterrupt:
+            self._failed(130, "interrupted", "the last checkpoint is kept: the same command goes on from there")
+        except Terminated:
+            self._failed(143, "terminated", "the last checkpoint is kept: the same command goes on from there")
+        except OSError as error:
+            self._failed(4, *_operating_system(error))
+        except Exception as error:
+            # The one place where a bug of ours is caught: its traceback goes to the log, the user gets its name.
+            where = self.log.bug(error)
+            self._failed(1, f"a bug in edgekd: {type(error).__name__}: {error}", f"the traceback is in {where}; please report it")
+        finally:
+            known = {state["name"] for state in self.outcome.states}
+            for entry in self.pipeline.stages:
+                if entry.name not in known:
+                    self._state(entry, "skipped", None, 0.0, "not reached" if self.outcome.error else "after --to")
+
+    def _stages(self) -> None:
+        assert self.planner is not None
+        checked = False
+        for entry in self.pipeline.stages:
+            self.current = entry
+            step = self.planner.step(entry, self.outcome.done, force=self.force)
+            if not step.cached and not checked:
+                preflight(self.pipeline, self.planner, entry, self._until())
+                checked = True
+            self._stage(step)
+            if entry.name == self.options.to:
+                break
+        self.current = None
+
+    def _until(self) -> list[StageEntry]:
+        """The stages of this run, up to --to."""
+        names = [entry.name for entry in self.pipeline.stages]
+        last = names.index(self.options.to) + 1 if self.options.to in names else len(names)
+        return list(self.pipeline.stages[:last])
+
+    def _stage(self, step: Step) -> None:
+        started = time.monotonic()
+        assert self.planner is not None and step.key is not None and step.found is not None
+        artifact, state = step.artifact, "cached"
+        if artifact is None:
+            with self.store.locked(step.key, timeout_s=_LOCK_S):
+                # Another run may have built it while this one waited for the lock.
+                artifact = None if step.entry.name in self.force else self.store.get(step.key)
+                if artifact is None:
+                    work = self.store.work(step.key)
+                    state = "resumed" if any(work.iterdir()) else "ran"
+                    self.log.info(f"{step.entry.name}: {'going on from a checkpoint' if state == 'resumed' else step.why}")
+                    artifact = self._execute(step, work)
+        seconds = time.monotonic() - started
+        self.outcome.done[step.entry.name] = artifact
+        self.planner.last.put(step.entry.name, step.found)
+        deliver.deliver_stage(self.options.out, step.entry.name, artifact, self.outcome.done)
+        self._state(step.entry, state, step.key, seconds, step.why)
+        self.log.info(f"{step.entry.name}: {state}" + (f" in {seconds:.1f} s" if state != "cached" else ""))
+
+    def _execute(self, step: Step, work: Path) -> Artifact:
+        assert self.planner is not None and step.key is not None
+        kind = KINDS[step.entry.name]
+        module, _, name = kind.function.partition(":")
+        function = getattr(importlib.import_module(module), name)
+        with self.store.publish(step.key) as draft:
+            draft.record.update(stage=step.entry.name, pipeline=self.pipeline.settings.name, created=time.time())
+            function(self._context(step, draft, work))
+        artifact = self.store.get(step.key, verify=False)
+        assert artifact is not None
+        return artifact
+
+    def _context(self, step: Step, draft: Draft, work: Path) -> Context:
+        assert self.planner is not None
+        settings = self.pipeline.settings
+        common = Common(
+            settings.name,
+            settings.seed,
+            self.pipeline.base,
+            self.planner.heads,
+            settings.train,
+            settings.targets,
+            self.planner.data,
+        )
+        inputs = {name: self.outcome.done[name] for name in KINDS[step.entry.name].takes if name in self.outcome.done}
+        return Context(step.entry.name, step.entry.settings, common, inputs, draft, work, self.log.info)
+
+    def _failed(self, code: int, message: str, hint: str | None) -> None:
+        self.outcome.exit_code = code
+        stage = self.current.name if self.current is not None else None
+        self.outcome.error = {"message": message, "hint": hint, "stage": stage, "log": "log.jsonl"}
+        self.log.error(message, hint)
+        if self.current is not None:
+            self._state(self.current, "failed", None, 0.0, message)
+
+    def _state(self, entry: StageEntry, state: str, key: str | None, seconds: float, why: str) -> None:
+        # `cache` says where the artefact lies after this run, so that a second run's report says the same.
+        cache = "local" if entry.name in self.outcome.done else "miss"
+        row = {"name": entry.name, "state": state, "cache": cache, "key": key, "seconds": seconds, "why": why}
+        self.outcome.states.append(row)
+
+
+def _judge_gates(pipeline: Pipeline, outcome: Outcome, log: Log) -> None:
+    rows = outcome.report["gates"]
+    if outcome.exit_code != 0:
+        return
+    for gate, row in zip(pipeline.settings.gates, rows, strict=True):
+        if broken(gate, row):
+            outcome.exit_code = 5
+            log.error(f"budget broken: {row['label']}, measured {deliver.measured(row)} ({row['verdict']})", None)
+
+
+def _operating_system(error: OSError) -> tuple[str, str]:
+    import errno
+
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}no space left on the disk", "free some space (`edgekd store gc --keep 20`) and run the same command again"
+    return f"{where}{error.strerror or error}", "mend that and run the same command again: finished stages are kept"
+
+

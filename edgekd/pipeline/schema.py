@@ -1,0 +1,232 @@
+"""A pipeline file: read, overridden by --set, checked as a whole, with file:line:column for whatever is wrong (torch-free)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from edgekd.config import Problem, Settings, Tree, load_tree, parse_tree, raise_problems, validate
+from edgekd.config.settings import did_you_mean
+from edgekd.config.tree import Location
+from edgekd.data import DataSettings
+from edgekd.errors import ConfigError
+from edgekd.models.settings import ModelReference, ModelSettings
+from edgekd.pipeline.gates import GateSettings
+from edgekd.stages.kinds import KINDS, ORDER, WRITABLE
+from edgekd.stages.settings import ModelStage, TargetSettings
+from edgekd.tasks.settings import TaskName
+from edgekd.train.settings import TrainSettings
+
+NamePattern = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+
+
+class PipelineSettings(Settings):
+    """Everything at the top of a pipeline file but its stages."""
+
+    name: str = Field(pattern=NamePattern)
+    """Name of the pipeline: letters, digits, `_`, `-`, `.`; reports and the run's folder carry it."""
+    seed: int = Field(default=0, ge=0)
+    """All randomness comes from it."""
+    task: TaskName | dict[str, TaskName] = "classification"
+    """classification or regression; or, for several outputs, a mapping from each output's name to its task."""
+    data: DataSettings
+    """The data set."""
+    train: TrainSettings = TrainSettings()
+    """How networks are trained, unless a stage says otherwise."""
+    model: ModelReference | None = None
+    """A network to start from as it is, in place of a `teacher` stage."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for the factory of `model`."""
+    weights: str | None = None
+    """File with the weights of `model`, relative to the pipeline file."""
+    targets: dict[str, TargetSettings] = Field(default_factory=dict)
+    """Devices and engines to build for, by a name of your own."""
+    gates: tuple[GateSettings, ...] = ()
+    """Budgets; a broken one ends the run with exit code 5."""
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """One stage of the file: its name and its settings."""
+
+    name: str
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A checked pipeline file."""
+
+    path: Path
+    settings: PipelineSettings
+    stages: tuple[StageEntry, ...]
+    tree: Tree
+
+    @property
+    def base(self) -> Path:
+        """The file's folder: relative paths start there, and it is on the import path."""
+        return self.path.resolve().parent
+
+
+def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
+    """Read and check a pipeline file with its `--set` overrides.
+
+    Raises:
+        ConfigError: every problem at once, each with its place and a hint.
+    """
+    tree = load_tree(path)
+    if not isinstance(tree.value, dict):
+        raise ConfigError(f"{path}:1:1: is no pipeline file", hint="start with `name:`, `data:` and `stages:`; `edgekd list stages`")
+    for override in overrides:
+        _override(tree, override)
+    top = {key: value for key, value in tree.value.items() if key != "stages"}
+    settings, problems = validate(PipelineSettings, top)
+    problems = [_top_level(p) for p in problems]
+    stages, stage_problems = _stages(tree)
+    raise_problems(tree, [*problems, *stage_problems])
+    assert settings is not None
+    raise_problems(tree, _whole(settings, stages, tree))
+    if settings.model is not None:
+        given = ModelStage(model=settings.model, args=settings.args, weights=settings.weights)
+        stages.insert(0, StageEntry("model", given))
+    return Pipeline(path, settings, tuple(stages), tree)
+
+
+def _top_level(problem: Problem) -> Problem:
+    """`stages` is known too: it is read apart from the rest."""
+    if problem.message.startswith("unknown key") and problem.hint.startswith("known are"):
+        return Problem(problem.location, problem.message, f"{problem.hint}, stages")
+    if problem.message.startswith("unknown key") and len(problem.location) == 1:
+        return Problem(problem.location, problem.message, did_you_mean(str(problem.location[0]), [*PipelineSettings.model_fields, "stages"]))
+    return problem
+
+
+def _override(tree: Tree, text: str) -> None:
+    """Apply one `--set a.b=c`: stages by name, everything else by key."""
+    address, equals, value_text = text.partition("=")
+    where = f"--set {address}"
+    if not equals or not address:
+        raise ConfigError(f"--set {text}: is not of the form a.b=c", hint="e.g. --set distill.epochs=5")
+    value = parse_tree(value_text, where).value
+    path: list[str | int] = list(address.split("."))
+    stages = tree.value.get("stages")
+    if isinstance(stages, list) and path[0] not in PipelineSettings.model_fields:
+        for index, item in enumerate(stages):
+            if isinstance(item, dict) and path[0] in item:
+                path = ["stages", index, *path]
+                break
+        else:
+            names = [next(iter(item)) for item in stages if isinstance(item, dict) and item]
+            raise ConfigError(
+                f"{where}: {path[0]!r} is neither a key nor a stage of this file",
+                hint=did_you_mean(str(path[0]), [*names, *PipelineSettings.model_fields]),
+            )
+    node: Any = tree.value
+    for part in path[:-1]:
+        node = node.get(part) if isinstance(node, dict) else node[part] if isinstance(part, int) else 0
+        if node is not None and not isinstance(node, (dict, list)):
+            raise ConfigError(f"{where}: {part!r} holds a plain value, nothing can be set inside it", hint="shorten the address")
+    tree.assign(tuple(path), value, where)
+
+
+def _stages(tree: Tree) -> tuple[list[StageEntry], list[Problem]]:
+    """The list of stages: each a mapping with the stage's name as its one key."""
+    listed = tree.value.get("stages")
+    if not isinstance(listed, list) or not listed:
+        return [], [Problem(("stages",), "stages must be a list of stages", "e.g. - export: {}")]
+    entries: list[StageEntry] = []
+    problems: list[Problem] = []
+    for index, item in enumerate(listed):
+        location: Location = ("stages", index)
+        if isinstance(item, str):
+            item = {item: None}
+        if not isinstance(item, dict) or len(item) != 1:
+            problems.append(Problem(location, "a stage is one name with its options", "e.g. - quantize: {weights: 8}"))
+            continue
+        name, options = next(iter(item.items()))
+        if name not in WRITABLE:
+            hint = did_you_mean(name, WRITABLE)
+            problems.append(Problem((*location, name), f"unknown stage {name!r}", hint))
+            continue
+        settings, found = validate(KINDS[name].settings, options, (*location, name))
+        problems += [_named(problem, name) for problem in found]
+        if settings is not None:
+            entries.append(StageEntry(name, settings))
+    return entries, problems
+
+
+def _named(problem: Problem, stage: str) -> Problem:
+    """Messages speak of `distill.epochs`, not of `stages.1.distill.epochs`."""
+    prefix = ".".join(str(part) for part in problem.location[:2]) + "."
+    return Problem(problem.location, problem.message.replace(prefix, ""), problem.hint)
+
+
+def _whole(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree) -> list[Problem]:
+    """What only shows when the file is seen as a whole: order, missing stages, precisions, gates."""
+    problems = _order(settings, stages, tree)
+    names = {stage.name for stage in stages}
+    if "compile" in names and not settings.targets:
+        problems.append(Problem((), "compile has no targets", "add `targets: {cpu: {runtime: openvino}}`"))
+    for name, target in settings.targets.items():
+        location: Location = ("targets", name)
+        problems += _target(name, target, names, location)
+    for index, gate in enumerate(settings.gates):
+        problems += [Problem(("gates", index), *words) for words in gate.problems(names, set(settings.targets))]
+    if (settings.args or settings.weights) and settings.model is None:
+        key = "weights" if settings.weights else "args"
+        problems.append(Problem((key,), f"{key} without a model", "add `model: package.module:factory`"))
+    return problems
+
+
+def _order(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree) -> list[Problem]:
+    problems = []
+    seen: list[str] = ["model"] if settings.model is not None else []
+    listed = [next(iter(i)) if isinstance(i, Mapping) else i for i in tree.value["stages"]]
+    for index, stage in enumerate(stages):
+        location: Location = ("stages", listed.index(stage.name), stage.name)
+        if stage.name in seen:
+            problems.append(Problem(("stages", index), f"the stage {stage.name!r} stands here twice", "remove one of the two"))
+        later = [name for name in seen if ORDER.index(name) > ORDER.index(stage.name)]
+        if later:
+            problems.append(Problem(location, f"{stage.name} stands after {later[0]}", f"the order is {', '.join(WRITABLE)}"))
+        for group in KINDS[stage.name].needs:
+            given = [s.name for s in stages] + seen
+            if not any(name in given for name in group):
+                wanted = " or ".join(f"`{name}`" if name != "model" else "`model:` at the top" for name in group)
+                problems.append(Problem(location, f"{stage.name} has nothing to work on", f"it needs {wanted} before it"))
+        seen.append(stage.name)
+    if settings.model is not None and "teacher" in seen:
+        problems.append(Problem(("model",), "`model:` and a teacher stage are both given", "keep one of them"))
+    return problems
+
+
+def _target(name: str, target: TargetSettings, stages: set[str], location: Location) -> list[Problem]:
+    problems = []
+    if "int8" in target.precision and "quantize" not in stages and "compile" in stages:
+        problems.append(
+            Problem((*location, "precision"), f"target {name} asks for int8, and nothing is quantized", "add a `quantize` stage")
+        )
+    if "f16" in target.precision and not target.runtime.startswith("tensorrt"):
+        problems.append(
+            Problem((*location, "precision"), f"{target.runtime} builds f32 and int8 here, not f16", "leave f16 to TensorRT")
+        )
+    if target.compute_capabilities and target.runtime != "tensorrt_rtx":
+        problems.append(
+            Problem(
+                (*location, "compute_capabilities"), "only tensorrt_rtx builds for other GPUs", "use runtime: tensorrt_rtx"
+            )
+        )
+    return problems
+
+
+def network_settings(entry: StageEntry) -> ModelSettings | None:
+    """The network that a stage builds, if it names one."""
+    from edgekd.stages.settings import DistillStage
+
+    if isinstance(entry.settings, ModelSettings):
+        return entry.settings
+    return entry.settings.network() if isinstance(entry.settings, DistillStage) else None

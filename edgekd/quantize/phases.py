@@ -1,0 +1,79 @@
+"""Quantization-aware training as phases: the float network teaches its own quantized self, or the targets do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from edgekd.data.table import Table
+from edgekd.data.views import permutation
+from edgekd.distill.schemes.terms import response_terms, task_terms
+from edgekd.distill.settings import KdSettings, KnowledgeSettings, MseLogitsSettings
+from edgekd.quantize.quantizer import calibrate, prepare
+from edgekd.quantize.settings import QuantizationSettings
+from edgekd.tasks import HeadSettings
+from edgekd.tasks.task import task_named
+from edgekd.train.batches import to_input
+from edgekd.train.world import Model, Move, Optim, Phase, Watch, World
+
+_CALIBRATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Edit: the target becomes the source, calibrated and with learnable scales. The source stays as it is."""
+
+    source: str
+    target: str
+    settings: QuantizationSettings
+    table: str = "train"
+
+    def __call__(self, world: World, seed: int) -> None:
+        model = world.models[self.source]
+        device = next(model.network.parameters()).device
+        rows = calibration_rows(world.tables[self.table], self.settings.calibration, seed)
+        inputs = [to_input(world, name, rows.inputs[name], device) for name in model.inputs]
+        # Captured from contiguous tensors: a graph must not fix the memory layout of training.
+        example = tuple(x[:2].contiguous() for x in inputs)
+        network = prepare(model.network, example, self.settings)
+        steps = range(0, len(rows), _CALIBRATION_BATCH)
+        calibrate(network, (tuple(x[i : i + _CALIBRATION_BATCH] for x in inputs) for i in steps))
+        world.models[self.target] = Model(network, model.inputs, model.outputs)
+
+
+def calibration_rows(table: Table, count: int, seed: int) -> Table:
+    """A seeded sample of a table, without repetition, for calibration."""
+    order = permutation(seed, "calibration", 0, len(table))
+    return table.take(torch.sort(order[:count]).values)
+
+
+def quantization_aware(
+    heads: Sequence[HeadSettings],
+    quantize: Quantize,
+    optim: Optim | None,
+    epochs: int,
+    *,
+    temperature: float,
+    task_weight: float,
+    distill: bool,
+) -> list[Phase]:
+    """Calibrate, then (with `epochs`) learn: KL to the float original at `temperature`, no labels needed, and/or the task.
+
+    Self-distillation with KL alone follows SQAKD (Zhao and Zhao 2024): cross-entropy beside it is optional.
+    """
+    if optim is None or epochs == 0:
+        return [Phase("calibration", start=(quantize,))]
+    terms = task_terms(quantize.target, heads, task_weight)
+    if distill:
+        terms += response_terms(quantize.target, quantize.source, heads, lambda h: (_self_knowledge(h, temperature),))
+    name = "self_distillation" if distill else "quantization_aware"
+    move = Move({quantize.target: optim}, terms)
+    return [Phase(name, (move,), epochs, start=(quantize,), watch=Watch(quantize.target))]
+
+
+def _self_knowledge(head: HeadSettings, temperature: float) -> KnowledgeSettings:
+    if task_named(head.task).response == "kd":
+        return KnowledgeSettings(kd=KdSettings(temperature=temperature, weight=1.0))
+    return KnowledgeSettings(mse_logits=MseLogitsSettings(weight=1.0))

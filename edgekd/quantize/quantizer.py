@@ -1,0 +1,137 @@
+"""From a float network to a quantized one: capture, fold BatchNorm, place fake-quant, calibrate, convert to Q/DQ."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from edgekd.errors import ExportError
+from edgekd.quantize.settings import QuantizationSettings
+
+_MAX_BATCH = 1 << 20
+
+
+class QuantizedNetwork(nn.Module):
+    """A captured network with fake-quant modules: trained and called like any other.
+
+    It was captured in eval mode (BatchNorm folded, dropout gone), so `train` and `eval` change nothing but the flag.
+    """
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__()
+        self.graph_module = graph
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.graph_module(*inputs)
+
+    def train(self, mode: bool = True) -> QuantizedNetwork:
+        """Set the flag only: a captured graph has one mode."""
+        self.training = mode
+        return self
+
+    def fake_quants(self) -> list[Any]:
+        """Every fake-quant module, each once."""
+        from edgekd.quantize.fake_quant import FakeQuant
+
+        return [m for m in self.graph_module.modules() if isinstance(m, FakeQuant)]
+
+
+def capture(network: nn.Module, example: tuple[Tensor, ...]) -> GraphModule:
+    """The network as a graph of aten operations with a dynamic batch axis; `example` holds at least two samples.
+
+    Raises:
+        ExportError: torch.export cannot follow the network; the message names the line of its code.
+    """
+    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
+    shapes = tuple({0: batch} for _ in example)
+    try:
+        with quiet():
+            program = torch.export.export(network.eval(), example, dynamic_shapes=shapes)
+            module = program.module()
+    except Exception as error:  # torch.export raises many kinds, all of them about the user's network
+        raise ExportError(
+            f"the network cannot be captured as a graph: {first_line(error)}{_code_line(error, network)}",
+            hint="its forward must not branch on tensor values or fix the batch size; `torch.export.export` shows more",
+        ) from error
+    assert isinstance(module, GraphModule)
+    return module
+
+
+def prepare(network: nn.Module, example: tuple[Tensor, ...], settings: QuantizationSettings) -> QuantizedNetwork:
+    """A float network (eval mode) as one with fake-quant modules that still observe: `calibrate` comes next."""
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+
+    from edgekd.quantize.placement import Placement
+
+    graph = capture(network, example)
+    with quiet():
+        prepared = prepare_pt2e(graph, Placement(settings))
+    quantized = QuantizedNetwork(prepared)
+    for parameter in quantized.parameters():
+        parameter.requires_grad_(True)  # folding leaves the biases it made without gradients
+    if not quantized.fake_quants():
+        raise ExportError(
+            "nothing in the network can be quantized: it has no convolution and no linear layer",
+            hint="leave the `quantize` stage out for this network",
+        )
+    return quantized
+
+
+@torch.no_grad()
+def calibrate(network: QuantizedNetwork, batches: Iterable[tuple[Tensor, ...]]) -> None:
+    """Run batches of inputs through a prepared network, then set every scale from what was seen."""
+    for batch in batches:
+        network(*batch)
+    for fake_quant in network.fake_quants():
+        fake_quant.finish_calibration()
+
+
+def convert(network: QuantizedNetwork) -> GraphModule:
+    """The network with explicit quantize/dequantize operations and stored int8 weights, ready for ONNX."""
+    import copy
+
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+    with quiet():
+        return convert_pt2e(copy.deepcopy(network.graph_module))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the deprecation notes of torch's own internals from the user: nothing in them is theirs to mend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's first line of text."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def _code_line(error: BaseException, network: nn.Module) -> str:
+    """` (file:line)` of the deepest frame that lies in the network's own code, if any."""
+    import inspect
+    from pathlib import Path
+
+    files = set()
+    for module in network.modules():
+        try:
+            files.add(inspect.getsourcefile(type(module)))
+        except TypeError:
+            continue
+    torch_folder = str(Path(torch.__file__).parent)
+    trace, found = error.__traceback__, ""
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if name in files and not name.startswith(torch_folder):
+            found = f" ({Path(name).name}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    return found

@@ -1,0 +1,141 @@
+"""Read the files that a report points to: samples, loss curves and other details. What cannot be read is left out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.report.schema import Latency, Report
+from edgekd.report.table import Rows
+from edgekd.report.words import number
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_LARGEST_FILE = 50_000_000
+_MOST_ROWS, _MOST_COLUMNS = 20, 12
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One quantity over the epochs of one phase; an epoch without a value holds NaN."""
+
+    label: str
+    points: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class PhaseCurves:
+    """The curves of one phase: what was minimised, and what was measured."""
+
+    name: str
+    terms: list[Curve]
+    metrics: list[Curve]
+
+
+def loss_curves(report: Report, folder: Path) -> list[PhaseCurves]:
+    """Every phase of every detail of kind loss_curves.
+
+    A file holds `{"phases": [{"name", "epochs": [..], "terms": {label: [..]}, "metrics": {name: [..]}}]}`.
+    """
+    phases: list[PhaseCurves] = []
+    for detail in report.details:
+        content = _json(folder, detail.path) if detail.kind == "loss_curves" else None
+        for phase in map(_dict, _list(_dict(content).get("phases"))):
+            epochs = _list(phase.get("epochs"))
+            terms, metrics = (_curves(epochs, _dict(phase.get(key))) for key in ("terms", "metrics"))
+            phases.append(PhaseCurves(str(phase.get("name", "")), terms, metrics))
+    return phases
+
+
+def detail_tables(report: Report, folder: Path) -> list[tuple[str, Rows]]:
+    """Every other detail that is a JSON list of flat mappings (or has one under "rows"), its first rows as a table."""
+    tables: list[tuple[str, Rows]] = []
+    for detail in report.details:
+        content = _json(folder, detail.path) if detail.kind != "loss_curves" else None
+        records = [r for r in _list(_dict(content).get("rows") or content) if isinstance(r, dict)]
+        columns = list(dict.fromkeys(key for record in records[:_MOST_ROWS] for key in record))[:_MOST_COLUMNS]
+        if columns:
+            body = [[_plain(record.get(column)) for column in columns] for record in records[:_MOST_ROWS]]
+            left_out = f" (first {_MOST_ROWS} of {len(records)})" if len(records) > _MOST_ROWS else ""
+            tables.append((f"{detail.kind}{left_out}", [columns, *body]))
+    return tables
+
+
+def samples(row: Latency, folder: Path) -> NDArray[np.float64] | None:
+    """Wall times of single inferences in milliseconds, sorted; null when there are none to read."""
+    file = _inside(folder, row.samples_path) if row.samples_path else None
+    if file is None:
+        return None
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            times = _times_ms(archive, row.model)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return None
+    times = np.sort(times[np.isfinite(times) & (times > 0)])
+    return times if times.size >= 2 else None
+
+
+def _times_ms(archive: Mapping[str, NDArray[Any]], model: str) -> NDArray[np.float64]:
+    import numpy as np
+
+    if model in archive:
+        return np.asarray(archive[model], dtype=np.float64).ravel()
+    # What the measuring loop keeps: a file per build, with integer nanoseconds per launch.
+    launches = [archive[key] for key in archive if key.endswith("/wall_ns")]
+    return np.concatenate([np.asarray(ns, dtype=np.float64).ravel() for ns in launches]) / 1e6
+
+
+def _inside(folder: Path, path: str) -> Path | None:
+    # A report from elsewhere may hold anything: read plain files below its own folder only.
+    file = (folder / path).resolve()
+    try:
+        readable = file.is_relative_to(folder.resolve()) and file.is_file() and file.stat().st_size <= _LARGEST_FILE
+    except (OSError, ValueError):
+        return None
+    return file if readable else None
+
+
+def _json(folder: Path, path: str) -> Any:
+    file = _inside(folder, path)
+    try:
+        return json.loads(file.read_bytes()) if file and file.suffix == ".json" else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _curves(epochs: list[Any], values: dict[Any, Any]) -> list[Curve]:
+    curves = []
+    for label, column in values.items():
+        points = [(_float(x), _float(y)) for x, y in zip(epochs, _list(column), strict=False)]
+        if points:
+            curves.append(Curve(str(label), points))
+    return curves
+
+
+def _float(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else float("nan")
+
+
+def _dict(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return number(value)
+    return value if isinstance(value, str) else json.dumps(value)

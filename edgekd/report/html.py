@@ -1,0 +1,87 @@
+"""report.html: one file that needs no network, for a desk and for a phone, in light and in dark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from edgekd.report import charts, table
+from edgekd.report.attachments import detail_tables, loss_curves
+from edgekd.report.schema import Report
+from edgekd.report.verdict import sentences
+
+LARGEST_BYTES = 300_000
+_LARGEST_DATA = 100_000
+_MOST_CHARTS = 24
+_LONGEST_MESSAGE = 4000
+
+
+def html(report: Report, folder: Path) -> str:
+    """The report as one HTML page of less than 300 kB; `folder` is where its details lie."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    template = environment.get_template("template.html.j2")
+    drawings = _drawings(report, folder)
+    page = ""
+    for most_rows in (200, 40, 10):
+        shown = drawings if most_rows > 10 else []
+        page = template.render(**_context(report, folder, most_rows), drawings=shown, data=_embedded(report))
+        if len(page.encode()) < LARGEST_BYTES:
+            break
+    return page
+
+
+def _context(report: Report, folder: Path, most_rows: int) -> dict[str, Any]:
+    first, *rest = sentences(report)
+    sections = [
+        ("Budgets", table.gate_table(report)),
+        ("Comparisons", table.comparison_table(report)),
+        ("Models", table.model_table(report)),
+        ("Latency", table.latency_table(report)),
+        ("Stages", table.stage_table(report)),
+        *detail_tables(report, folder),
+        ("Environment", table.environment_table(report)),
+    ]
+    return {
+        "report": report,
+        "verdict": first[:_LONGEST_MESSAGE],
+        "more": [line[:_LONGEST_MESSAGE] for line in rest],
+        "result": _shape(table.result_table(report), most_rows),
+        "sections": [(title, _shape(rows, most_rows)) for title, rows in sections if len(rows) > 1],
+    }
+
+
+def _shape(rows: table.Rows, most: int) -> dict[str, Any]:
+    header, *body = rows
+    right = table.numeric_columns(rows) if body else []
+    return {"header": header, "rows": body[:most], "right": right, "left_out": max(0, len(body) - most)}
+
+
+def _drawings(report: Report, folder: Path) -> list[tuple[str, list[str]]]:
+    learning = []
+    for phase in loss_curves(report, folder):
+        learning.append(charts.curves(f"{phase.name}: loss terms", phase.terms, "loss"))
+        learning.append(charts.curves(f"{phase.name}: metrics", phase.metrics, "metric"))
+    groups = [
+        ("Trade-off and comparisons", [charts.trade_off(report), charts.forest(report.comparisons)]),
+        ("Latency of single inferences", charts.distributions(report, folder)),
+        ("Learning", learning),
+    ]
+    kept = [(title, [drawing for drawing in found if drawing][:_MOST_CHARTS]) for title, found in groups]
+    return [(title, found) for title, found in kept if found]
+
+
+def _embedded(report: Report) -> str:
+    text = json.dumps(report.model_dump(mode="json"), ensure_ascii=True, separators=(",", ":"))
+    # Inside <script> only these three could end or upset the element; as JSON escapes they are the same text.
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text if len(text) <= _LARGEST_DATA else "null"

@@ -1,0 +1,155 @@
+"""ONNX Runtime: the file as it is, IO binding, executed precision from the optimized graph."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.errors import CompileError, UnavailableError
+from edgekd.runtimes.protocol import Arrays, Build, Layer, TensorInfo, first_line, installed_version
+
+_FLAVOURS = {"f32": "f32", "int8": "uint8"}
+_PROVIDERS = {"CPU": "CPUExecutionProvider", "CUDA": "CUDAExecutionProvider"}
+_NUMPY = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int8)": "int8",
+          "tensor(int64)": "int64", "tensor(double)": "float64", "tensor(int32)": "int32"}  # fmt: skip
+# Integer kernels of ONNX Runtime; everything else that computes runs in float.
+_INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QAttention")
+_NOT_COMPUTE = {"QuantizeLinear", "DequantizeLinear", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze",
+                "Identity", "Cast", "ReorderInput", "ReorderOutput", "Shape", "Constant"}  # fmt: skip
+# Integer kernels exist for these too: on 8-bit tensors they run in 8 bits without another name.
+_SAME_NAME = {"MaxPool", "Concat", "Split", "Slice", "Gather", "Pad", "Resize"}
+
+
+class OnnxRuntime:
+    """The adapter of ONNX Runtime; a device is a provider: CPU, CUDA, or a provider's own name."""
+
+    name = "onnxruntime"
+    precisions = tuple(_FLAVOURS)
+
+    def version(self) -> str:
+        return installed_version("onnxruntime", "pip install onnxruntime")
+
+    def flavour(self, precision: str) -> str:
+        return _FLAVOURS[precision]
+
+    def check(self, device: str, *, run: bool) -> None:
+        provider = _PROVIDERS.get(device, device)
+        found = _module().get_available_providers()
+        if provider not in found:
+            raise UnavailableError(
+                f"ONNX Runtime has no provider for {device} here (it has {', '.join(found)})",
+                hint="use device: CPU, or install the package of that provider",
+            )
+
+    def compile(self, onnx: Path, folder: Path, *, device: str, threads: int, options: Mapping[str, Any]) -> Build:
+        path = folder / "model.onnx"
+        shutil.copyfile(onnx, path)
+        with tempfile.TemporaryDirectory() as scratch:
+            optimized = Path(scratch) / "optimized.onnx"
+            try:
+                session = _open(path, device, threads, optimized)
+            except UnavailableError:
+                raise
+            except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+                raise CompileError(
+                    f"ONNX Runtime {self.version()} refused {onnx.name} on {device}: {first_line(error)}",
+                    hint="`edgekd doctor` shows providers and versions",
+                ) from error
+            layers = tuple(_layers(optimized)) if optimized.exists() else ()
+        facts = {"onnxruntime": self.version()}
+        return Build(path.name, _tensors(session.get_inputs()), _tensors(session.get_outputs()), layers, facts)
+
+    def load(self, path: Path, *, device: str, threads: int) -> _Session:
+        return _Session(path, device, threads)
+
+
+class _Session:
+    """A session with IO binding: inputs stay bound, outputs stay where ONNX Runtime puts them."""
+
+    def __init__(self, path: Path, device: str, threads: int) -> None:
+        self._session = _open(path, device, threads, None)
+        self._binding = self._session.io_binding()
+        self.inputs, self.outputs = _tensors(self._session.get_inputs()), _tensors(self._session.get_outputs())
+        self._bound: Dict[str, Any] = {}
+        self._rows = -1
+
+    def bind(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        rows = len(next(iter(feeds.values())))
+        for name, array in feeds.items():
+            self._bound[name] = np.ascontiguousarray(array)
+            self._binding.bind_cpu_input(name, self._bound[name])
+        if rows != self._rows:  # another batch size needs outputs of another size
+            self._rows = rows
+            self._binding.clear_binding_outputs()
+            for info in self.outputs:
+                self._binding.bind_output(info.name, "cpu")
+
+    def run(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+
+    def fetch(self) -> Arrays:
+        arrays = self._binding.copy_outputs_to_cpu()
+        return {info.name: np.array(array) for info, array in zip(self.outputs, arrays)}
+
+    def close(self) -> None:
+        del self._binding, self._session
+
+
+def _module() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UnavailableError("ONNX Runtime is not installed", hint="pip install onnxruntime") from None
+    return onnxruntime
+
+
+def _open(path: Path, device: str, threads: int, optimized: Any) -> Any:
+    """A session on exactly the provider that was asked for: a silent fall-back to the CPU is an error."""
+    module = _module()
+    provider = _PROVIDERS.get(device, device)
+    options = module.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = module.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    session = module.InferenceSession(str(path), options, providers=[provider])
+    if session.get_providers()[0] != provider:
+        raise UnavailableError(
+            f"ONNX Runtime fell back from {provider} to {session.get_providers()[0]}",
+            hint="check the driver and the provider's libraries; `edgekd doctor` shows them",
+        )
+    return session
+
+
+def _tensors(arguments: Any) -> Tuple[TensorInfo, ...]:
+    return tuple(
+        TensorInfo(a.name, _NUMPY.get(a.type, a.type), tuple(d if isinstance(d, int) else -1 for d in a.shape))
+        for a in arguments
+    )
+
+
+def _layers(path: Path) -> List[Layer]:
+    """Executed layers from the graph that ONNX Runtime optimized: integer kernels have names of their own."""
+    import onnx
+
+    graph = onnx.load(str(path)).graph
+    eight_bit = {n.output[0] for n in graph.node if n.op_type == "QuantizeLinear"}
+    layers = []
+    for node in graph.node:
+        if node.op_type in _NOT_COMPUTE:
+            eight_bit |= set(node.output) if node.input and node.input[0] in eight_bit and node.op_type != "DequantizeLinear" else set()
+            continue
+        integer = node.op_type.startswith(_INTEGER)
+        if node.op_type in _SAME_NAME and node.input[0] in eight_bit:
+            integer = True
+        if integer:
+            eight_bit |= set(node.output)
+        layers.append(Layer(node.name or node.output[0], node.op_type, "int8" if integer else "f32"))
+    return layers

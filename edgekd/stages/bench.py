@@ -1,0 +1,46 @@
+"""bench: latency of every build of a target, interleaved, in processes of their own."""
+
+from __future__ import annotations
+
+from edgekd.bench.measure import Subject, measure
+from edgekd.stages.context import Context
+from edgekd.stages.settings import BenchStage
+
+
+def run(context: Context) -> None:
+    """Measure target by target; rows and comparisons in report.json's form are the facts."""
+    import numpy as np
+
+    options = context.options(BenchStage)
+    compiled = context.inputs["compile"]
+    latency, comparisons = [], []
+    for target in context.common.targets:
+        builds = [b for b in compiled.facts["builds"] if b["target"] == target]
+        subjects = [
+            Subject(
+                model=b["model"],
+                target=target,
+                runtime=b["runtime"],
+                device=b["device"],
+                precision=b["precision"],
+                path=compiled.path(f"{b['folder']}/{b['file']}"),
+                threads=options.threads,
+            )
+            for b in builds
+        ]
+        rng = np.random.default_rng(context.common.seed)
+        # What a network computes does not change how long it takes: noise of the right shape needs no data set.
+        feeds = {
+            i["name"]: rng.standard_normal((options.batch, *i["shape"][1:])).astype(i["dtype"]) for i in builds[0]["inputs"]
+        }
+        folder = context.draft.folder / target
+        folder.mkdir()
+        rows, pairs = measure(
+            subjects, feeds, settings=options, folder=folder, seed=context.common.seed, progress=context.tell
+        )
+        for row in rows:
+            if row.get("samples_path"):
+                row["samples_path"] = f"{target}/{row['samples_path']}"
+        latency += rows
+        comparisons += [{**pair, "target": target} for pair in pairs]
+    context.draft.facts.update(latency=latency, comparisons=comparisons)

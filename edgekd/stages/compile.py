@@ -1,0 +1,134 @@
+"""compile: one build for each target, precision and network; which precision every layer executes in is read off the engine."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekd.errors import CompileError
+from edgekd.export.flavours import tensorrt_violations, to_f16
+from edgekd.export.onnx_file import load, save
+from edgekd.runtimes.protocol import Build, Layer
+from edgekd.runtimes.registry import runtime
+from edgekd.stages.context import Context
+from edgekd.stages.settings import TargetSettings
+from edgekd.store import Artifact
+
+_EIGHT_BIT = {"int8", "uint8"}
+_FROM_FLOAT = {"f16": "f32", "int8_f16": "int8"}
+
+
+@dataclass(frozen=True)
+class Order:
+    """One build that is wanted: network, precision, target."""
+
+    target: str
+    settings: TargetSettings
+    model: str
+    precision: str
+
+    @property
+    def folder(self) -> str:
+        """`<target>.<precision>`, with the network's role between for the one that is there to be compared with."""
+        return f"{self.target}.{self.precision}" if self.model != "teacher" else f"{self.target}.teacher.{self.precision}"
+
+
+def run(context: Context) -> None:
+    """Compile every build; facts["builds"] describes them in order."""
+    export = context.inputs["export"]
+    builds = []
+    for order in orders(context, export):
+        context.tell(f"compile: {order.folder}")
+        builds.append(_build(context, order, export))
+    context.draft.facts.update(builds=builds)
+
+
+def orders(context: Context, export: Artifact) -> Iterator[Order]:
+    """What to build: each target's precisions of the shipped network, and the teacher's float build beside them."""
+    roles = {facts["model"] for facts in export.facts["files"].values()}
+    shipped = "student" if "student" in roles else "teacher"
+    for name, target in context.common.targets.items():
+        if shipped == "student" and "teacher" in roles:
+            yield Order(name, target, "teacher", target.precision[0] if target.precision[0] != "int8" else "f32")
+        for precision in target.precision:
+            yield Order(name, target, "quantized" if precision == "int8" else shipped, precision)
+
+
+def _build(context: Context, order: Order, export: Artifact) -> dict[str, Any]:
+    engine = runtime(order.settings.runtime)
+    folder = context.draft.folder / order.folder
+    folder.mkdir(parents=True)
+    flavour = engine.flavour(order.precision)
+    onnx = _source(order, flavour, export, folder)
+    options = order.settings.model_dump(include={"compute_capabilities", "max_batch", "workspace_bytes", "optimization_level"})
+    started = time.monotonic()
+    build = engine.compile(onnx, folder, device=order.settings.device, threads=1, options=options)
+    context.draft.record[order.folder] = {"seconds": time.monotonic() - started}
+    if onnx.parent == folder:
+        onnx.unlink()
+    (folder / "layers.json").write_text(json.dumps([vars(layer) for layer in build.layers], indent=1))
+    return _facts(order, flavour, build, folder, export)
+
+
+def _source(order: Order, flavour: str, export: Artifact, folder: Path) -> Path:
+    """The ONNX file of a flavour; float16 ones are made from their float32 originals here."""
+    original = _FROM_FLOAT.get(flavour, flavour)
+    name = next(
+        name for name, facts in export.facts["files"].items() if facts["model"] == order.model and facts["flavour"] == original
+    )
+    if original == flavour:
+        source = export.path(name)
+    else:
+        source = folder / f"source.{flavour}.onnx"
+        save(to_f16(load(export.path(name))), source)
+    if order.settings.runtime.startswith("tensorrt"):
+        refuse_for_tensorrt(source)
+    return source
+
+
+def refuse_for_tensorrt(path: Path) -> None:
+    """Our own check before TensorRT's parser, which lets a uint8 graph pass that TensorRT documents as unsupported.
+
+    Raises:
+        CompileError: the graph breaks TensorRT's rules for Q/DQ.
+    """
+    broken = tensorrt_violations(load(path))
+    if broken:
+        raise CompileError(
+            f"{path.name} is not for TensorRT: {broken[0]}", hint="give it the int8 flavour: int8, zero points 0"
+        )
+
+
+def _facts(order: Order, flavour: str, build: Build, folder: Path, export: Artifact) -> dict[str, Any]:
+    return {
+        "target": order.target,
+        "runtime": order.settings.runtime,
+        "device": order.settings.device,
+        "precision": order.precision,
+        "model": order.model,
+        "flavour": flavour,
+        "folder": order.folder,
+        "file": build.file,
+        "size_bytes": sum(p.stat().st_size for p in folder.iterdir() if p.name != "layers.json"),
+        "inputs": [info.as_dict() for info in build.inputs],
+        "outputs": [info.as_dict() for info in build.outputs],
+        "opset": export.facts["opset"],
+        "built_on": f"{platform.machine()} {', '.join(f'{k} {v}' for k, v in sorted(build.facts.items()) if isinstance(v, str))}",
+        "executed_precision": count_precisions(build.layers),
+        "executed_convolutions": count_precisions(layer for layer in build.layers if "conv" in layer.kind.lower()),
+    }
+
+
+def count_precisions(layers: Any) -> dict[str, int]:
+    """Layers by executed precision; both 8-bit signs count as int8."""
+    counts: dict[str, int] = {}
+    layer: Layer
+    for layer in layers:
+        name = "int8" if layer.precision in _EIGHT_BIT else layer.precision
+        counts[name] = counts.get(name, 0) + 1
+    return counts

@@ -1,0 +1,94 @@
+"""evaluate: score every network and every build. The one stage that reads the test split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgekd.runtimes.protocol import infer_batched
+from edgekd.runtimes.registry import runtime
+from edgekd.stages.context import Context, networks
+from edgekd.stages.networks import load_model, load_quantized, make_world, metrics
+from edgekd.stages.settings import EvaluateStage
+from edgekd.tasks.task import Score, task_named
+from edgekd.train.batches import to_input
+from edgekd.train.evaluate import outputs, score_outputs
+from edgekd.train.world import World
+
+_CPU = torch.device("cpu")
+
+
+def run(context: Context) -> None:
+    """Score the networks in PyTorch and the builds in their engines; without targets, agreement with the float network."""
+    options = context.options(EvaluateStage)
+    table = context.common.data.load(options.split)
+    world = make_world(context.common, tables={options.split: table})
+    _load_networks(context, world)
+    found = {role: outputs(world, role, table, _CPU) for role in world.models}
+    shipped, _ = context.shipped()
+    scores = {role: _scores(world, result, table.targets, found[shipped]) for role, result in found.items()}
+    context.draft.facts.update(
+        split=options.split,
+        n=len(table),
+        models={role: metrics(values, options.split) for role, values in scores.items()},
+        builds={},
+        data={"n": context.common.data.counts()},
+    )
+    feeds = {name: to_input(world, name, x, _CPU).contiguous().numpy() for name, x in table.inputs.items()}
+    for build in context.inputs["compile"].facts["builds"] if "compile" in context.inputs else ():
+        facts = _evaluate_build(context, build, world, feeds, found, table.targets, shipped)
+        context.draft.facts["builds"][build["folder"]] = facts
+        first = facts["metrics"][0]
+        context.tell(f"evaluate: {build['folder']}  {first['name']} {first['value']:.4f}")
+
+
+def _load_networks(context: Context, world: World) -> None:
+    for role, artifact in networks(context.inputs).items():
+        world.models[role] = load_model(context.common, artifact)
+    if "quantize" in context.inputs:
+        _, source = context.shipped()
+        world.models["quantized"] = load_quantized(context.common, context.inputs["quantize"], source)
+
+
+def _scores(
+    world: World, found: dict[str, Tensor], targets: dict[str, Tensor], reference: dict[str, Tensor]
+) -> dict[str, Score]:
+    scores = score_outputs(world, found, targets)
+    for head in world.heads:
+        if head.target not in targets:
+            agreement = task_named(head.task).agreement(found[head.output], reference[head.output])
+            scores[agreement.name if len(world.heads) == 1 else f"{head.output}.{agreement.name}"] = agreement
+    return scores
+
+
+def _evaluate_build(
+    context: Context,
+    build: dict[str, Any],
+    world: World,
+    feeds: dict[str, NDArray[Any]],
+    found: dict[str, dict[str, Tensor]],
+    targets: dict[str, Tensor],
+    shipped: str,
+) -> dict[str, Any]:
+    """Metrics of a build on its target, and how far it agrees with the PyTorch network that it was made from."""
+    options = context.options(EvaluateStage)
+    path = context.inputs["compile"].path(f"{build['folder']}/{build['file']}")
+    session = runtime(build["runtime"]).load(path, device=build["device"], threads=1)
+    arrays = infer_batched(session, {i.name: feeds[i.name] for i in session.inputs}, options.batch)
+    session.close()
+    result = {name: torch.from_numpy(np.asarray(array, dtype=np.float32)) for name, array in arrays.items()}
+    reference = found[build["model"]]
+    agreement = {h.output: task_named(h.task).agreement(result[h.output], reference[h.output]).value for h in world.heads}
+    return {
+        "metrics": metrics(_scores(world, result, targets, found[shipped]), options.split),
+        "parity": {
+            "reference": f"{build['model']} in PyTorch",
+            "n": len(next(iter(feeds.values()))),
+            "max_abs_error": max(float((result[k] - reference[k]).abs().max()) for k in reference),
+            "agreement": agreement,
+        },
+    }

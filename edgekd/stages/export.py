@@ -1,0 +1,135 @@
+"""export: ONNX files of every network, the quantized one in both sign flavours, each compared with PyTorch on real data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgekd.errors import ParityError
+from edgekd.export import parity
+from edgekd.export.flavours import tensorrt_violations, to_uint8
+from edgekd.export.onnx_file import load, save, stored_bytes, write_onnx
+from edgekd.quantize.quantizer import QuantizedNetwork, convert
+from edgekd.stages.context import Context, networks
+from edgekd.stages.networks import example_inputs, load_model, load_quantized, make_world
+from edgekd.stages.settings import ExportStage
+from edgekd.train.batches import to_input
+from edgekd.train.world import Model, named_outputs
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def run(context: Context) -> None:
+    """Write and check every file; facts["files"] says what each is."""
+    options = context.options(ExportStage)
+    feeds = _parity_feeds(context, options.parity_samples)
+    files: dict[str, dict[str, Any]] = {}
+    for role, artifact in networks(context.inputs).items():
+        model = load_model(context.common, artifact)
+        path = context.draft.folder / f"{role}.f32.onnx"
+        _write(context, model, model.network, path, "f32")
+        files[path.name] = _checked(context, path, role, "f32", _outputs(model, feeds), feeds)
+    if "quantize" in context.inputs:
+        files.update(_quantized(context, feeds))
+    context.draft.facts.update(files=files, opset=options.opset)
+
+
+def _quantized(context: Context, feeds: Arrays) -> dict[str, dict[str, Any]]:
+    role, source = context.shipped()
+    model = load_quantized(context.common, context.inputs["quantize"], source)
+    assert isinstance(model.network, QuantizedNetwork)
+    int8, uint8 = (context.draft.folder / f"{role}.{sign}.onnx" for sign in ("int8", "uint8"))
+    _write(context, model, convert(model.network), int8, "int8")
+    graph = load(int8)
+    broken = tensorrt_violations(graph)
+    if broken:
+        raise ParityError(f"{int8.name} breaks TensorRT's rules: {broken[0]}", hint="please report this network")
+    save(to_uint8(graph), uint8)
+    outputs = _outputs(model, feeds)
+    return {
+        path.name: _checked(context, path, "quantized", flavour, outputs, feeds)
+        for path, flavour in ((int8, "int8"), (uint8, "uint8"))
+    }
+
+
+def _write(context: Context, model: Model, network: torch.nn.Module, path: Path, flavour: str) -> None:
+    options = context.options(ExportStage)
+    example = example_inputs(context.common, model)
+    write_onnx(network, example, model.outputs, path, opset=options.opset, metadata=_metadata(context, flavour))
+
+
+def _metadata(context: Context, flavour: str) -> dict[str, str]:
+    """What a device needs to feed the network and to name its answers. No paths, nothing of this machine."""
+    import json
+
+    common = context.common
+    preprocessing = {
+        name: {"scale": n.scale, "mean": list(n.mean), "std": list(n.std)} for name, n in common.data.normalization().items()
+    }
+    labels = {name: list(info.names) for name, info in common.data.classes().items() if info.names}
+    return {
+        "edgekd.pipeline": common.name,
+        "edgekd.flavour": flavour,
+        "edgekd.heads": json.dumps({head.output: head.task for head in common.heads}, sort_keys=True),
+        "edgekd.preprocessing": json.dumps(preprocessing, sort_keys=True),
+        "edgekd.labels": json.dumps(labels, sort_keys=True),
+    }
+
+
+def _parity_feeds(context: Context, samples: int) -> Arrays:
+    """Validation samples (training samples where there is no such split) as the networks see them."""
+    data = context.common.data
+    table = data.load("validation" if data.counts().get("validation") else "train")
+    rows = table.take(torch.arange(min(samples, len(table))))
+    world = make_world(context.common, tables={})
+    cpu = torch.device("cpu")
+    return {name: to_input(world, name, x, cpu).contiguous().numpy() for name, x in rows.inputs.items()}
+
+
+@torch.no_grad()
+def _outputs(model: Model, feeds: Arrays) -> Arrays:
+    result = model.network(*(torch.from_numpy(feeds[name]) for name in model.inputs))
+    return {name: value.numpy() for name, value in named_outputs(result, model.outputs).items()}
+
+
+def _checked(
+    context: Context, path: Path, model: str, flavour: str, expected: Arrays, feeds: Arrays
+) -> dict[str, Any]:
+    """Facts of a file, after it proved to say what PyTorch says.
+
+    Raises:
+        ParityError: it does not; the message gives the error and the limit.
+    """
+    options = context.options(ExportStage)
+    found = parity.run_reference(path, feeds)
+    agreement = {h.output: parity.agreement(found[h.output], expected[h.output], h.task) for h in context.common.heads}
+    relative = parity.relative_error(found, expected)
+    context.tell(f"export: {path.name}  relative error {relative:.1e}  agreement {min(agreement.values()):.4f}")
+    if not np.isfinite(relative) or (flavour == "f32" and relative > options.max_error):
+        raise ParityError(
+            f"{path.name} differs from PyTorch by {relative:.2e} of its largest output; the limit is {options.max_error:.0e}",
+            hint="an operation that ONNX writes differently? raise export.max_error only if that is meant",
+        )
+    worst = min(agreement, key=lambda name: agreement[name])
+    if agreement[worst] < options.min_agreement:
+        raise ParityError(
+            f"{path.name} agrees with PyTorch on {agreement[worst]:.1%} of samples (output {worst}); "
+            f"the limit is {options.min_agreement:.1%}",
+            hint="lower export.min_agreement if the network is this unsure, or use more bits",
+        )
+    return {
+        "model": model,
+        "flavour": flavour,
+        "inputs": {name: list(x.shape[1:]) for name, x in feeds.items()},
+        "stored_bytes": stored_bytes(load(path)),
+        "parity": {
+            "reference": "pytorch",
+            "n": len(next(iter(feeds.values()))),
+            "max_abs_error": parity.max_error(found, expected),
+            "agreement": agreement,
+        },
+    }

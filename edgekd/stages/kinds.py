@@ -1,0 +1,109 @@
+"""The chain: every stage's name, options, order, needs and the rooms and packages that its result depends on (torch-free)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgekd.config import Settings
+from edgekd.stages.settings import (
+    BenchStage,
+    CompileStage,
+    DistillStage,
+    EvaluateStage,
+    ExportStage,
+    ModelStage,
+    QuantizeStage,
+    TeacherStage,
+)
+
+_TRAINING = ("data", "tasks", "models", "train", "distill")
+_TORCH = ("torch", "numpy", "pillow", "pyarrow", "scikit-learn")
+_ENGINES = ("onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """One kind of stage.
+
+    `needs`: groups of earlier artefacts, one of each group must be there. `rooms` and `packages`: what enters the key.
+    `reads_data` and `on_device`: whether the data's fingerprint and the machine's enter it.
+    """
+
+    name: str
+    settings: type[Settings]
+    function: str
+    rooms: tuple[str, ...]
+    packages: tuple[str, ...]
+    needs: tuple[tuple[str, ...], ...] = ()
+    takes: tuple[str, ...] = ()
+    reads_data: bool = True
+    on_device: bool = False
+
+
+_NETWORKS = ("model", "teacher", "distill")
+
+KINDS: dict[str, StageKind] = {
+    kind.name: kind
+    for kind in (
+        StageKind("model", ModelStage, "edgekd.stages.teacher:run_model", ("data", "models"), ("torch",)),
+        StageKind("teacher", TeacherStage, "edgekd.stages.teacher:run", _TRAINING, _TORCH),
+        StageKind(
+            "distill",
+            DistillStage,
+            "edgekd.stages.distill:run",
+            _TRAINING,
+            _TORCH,
+            needs=(("model", "teacher"),),
+            takes=("model", "teacher"),
+        ),
+        StageKind(
+            "quantize",
+            QuantizeStage,
+            "edgekd.stages.quantize:run",
+            (*_TRAINING, "quantize"),
+            (*_TORCH, "torchao"),
+            needs=(_NETWORKS,),
+            takes=_NETWORKS,
+        ),
+        StageKind(
+            "export",
+            ExportStage,
+            "edgekd.stages.export:run",
+            ("data", "tasks", "models", "train", "quantize", "export"),
+            ("torch", "torchao", "onnx", "onnxscript", "onnxruntime"),
+            needs=(_NETWORKS,),
+            takes=(*_NETWORKS, "quantize"),
+        ),
+        StageKind(
+            "compile",
+            CompileStage,
+            "edgekd.stages.compile:run",
+            ("runtimes", "export"),
+            _ENGINES,
+            needs=(("export",),),
+            takes=("export",),
+            reads_data=False,
+        ),
+        StageKind(
+            "evaluate",
+            EvaluateStage,
+            "edgekd.stages.evaluate:run",
+            ("data", "tasks", "models", "train", "quantize", "runtimes"),
+            (*_TORCH, *_ENGINES),
+            needs=(_NETWORKS,),
+            takes=(*_NETWORKS, "quantize", "export", "compile"),
+        ),
+        StageKind(
+            "bench",
+            BenchStage,
+            "edgekd.stages.bench:run",
+            ("bench", "runtimes"),
+            ("numpy", *_ENGINES),
+            needs=(("compile",),),
+            takes=("compile",),
+            on_device=True,
+        ),
+    )
+}
+ORDER: tuple[str, ...] = tuple(KINDS)
+WRITABLE: tuple[str, ...] = tuple(name for name in KINDS if name != "model")

@@ -1,0 +1,201 @@
+"""Networks in and out of artefacts: built from a recipe, loaded, saved with the facts that a report needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgekd.data.table import Table
+from edgekd.errors import ConfigError, DataError
+from edgekd.files import write_atomic
+from edgekd.models.facts import input_names, macs, parameter_count
+from edgekd.models.resolve import build
+from edgekd.models.settings import ModelSettings
+from edgekd.models.weights import apply_state, load_state, save_state
+from edgekd.quantize.quantizer import prepare
+from edgekd.quantize.settings import QuantizationSettings
+from edgekd.stages.context import Common, Context
+from edgekd.store import Artifact
+from edgekd.tasks.task import Score, task_named
+from edgekd.train.batches import to_input
+from edgekd.train.world import Model, World, named_outputs
+
+WEIGHTS = "weights.safetensors"
+CURVES = "curves.json"
+_CPU = torch.device("cpu")
+
+
+def make_world(common: Common, *, tables: Mapping[str, Table]) -> World:
+    """An empty world over the pipeline's data."""
+    return World({}, dict(tables), common.heads, common.data.normalization())
+
+
+def training_tables(common: Common) -> dict[str, Table]:
+    """The splits that training may see."""
+    tables = {"train": common.data.load("train")}
+    if common.data.counts().get("validation"):
+        tables["validation"] = common.data.load("validation")
+    return tables
+
+
+def fresh_model(common: Common, settings: ModelSettings, *, seed: int) -> Model:
+    """Build a network from its recipe with seeded weights (or the given ones), and try it on real samples.
+
+    Raises:
+        ConfigError: the factory, its arguments or the weights do not work with this data.
+        DataError: labels do not fit the network's outputs.
+    """
+    torch.default_generator.manual_seed(seed)
+    network = build(settings.model, settings.args, common.base, _defaults(common))
+    if settings.weights is not None:
+        path = common.base / settings.weights
+        apply_state(network, load_state(path), path)
+    names = _match_inputs(network, common.data.input_names, settings.model)
+    outputs = tuple(head.output for head in common.heads)
+    model = Model(network, names, outputs)
+    _try(common, model, settings.model)
+    return model
+
+
+def load_model(common: Common, artifact: Artifact) -> Model:
+    """The float network of an artefact, in evaluation mode."""
+    facts = artifact.facts
+    network = build(facts["model"], facts["args"], common.base, _defaults(common))
+    path = artifact.path(WEIGHTS)
+    apply_state(network, load_state(path), path)
+    return Model(network.eval(), tuple(facts["inputs"]), tuple(facts["outputs"]))
+
+
+def load_quantized(common: Common, artifact: Artifact, original: Artifact) -> Model:
+    """The fake-quantized network of an artefact: the float network's graph with the trained weights and scales."""
+    model = load_model(common, original)
+    example = example_inputs(common, model)
+    settings = QuantizationSettings.model_validate_json(json.dumps(artifact.facts["quantization"]))
+    network = prepare(model.network, tuple(example.values()), settings)
+    network.load_state_dict(load_state(artifact.path(WEIGHTS)))
+    return Model(network, model.inputs, model.outputs)
+
+
+def save_model(context: Context, model: Model, settings: ModelSettings, scores: Mapping[str, Score], split: str) -> None:
+    """Write a network into the stage's draft: weights, and the facts that rebuild and describe it."""
+    network, draft = model.network.to(_CPU), context.draft
+    save_state(network, draft.folder / WEIGHTS)
+    example = example_inputs(context.common, model)
+    draft.facts.update(
+        model=settings.model,
+        args=settings.args,
+        inputs=model.inputs,
+        outputs=model.outputs,
+        parameters=parameter_count(network),
+        macs=macs(network, tuple(x[:1] for x in example.values())),
+        size_bytes=sum(t.numel() * t.element_size() for t in network.state_dict().values()),
+        metrics=metrics(scores, split),
+        data=data_facts(context.common),
+    )
+
+
+def save_quantized(
+    context: Context, model: Model, settings: QuantizationSettings, scores: Mapping[str, Score], split: str
+) -> None:
+    """Write a fake-quantized network into the stage's draft: it is rebuilt over the float network's recipe."""
+    network = model.network.to(_CPU)
+    save_state(network, context.draft.folder / WEIGHTS)
+    # Matrices and kernels are stored in `weights` bits, everything else (biases, scales) in 32.
+    bits = sum(p.numel() * (settings.weights if p.dim() > 1 else 32) for p in network.parameters())
+    context.draft.facts.update(
+        inputs=model.inputs,
+        outputs=model.outputs,
+        quantization={name: getattr(settings, name) for name in QuantizationSettings.model_fields},
+        size_bytes=bits // 8,
+        metrics=metrics(scores, split),
+        data=data_facts(context.common),
+    )
+
+
+def save_curves(context: Context, curves: list[dict[str, Any]]) -> None:
+    """Write the training curves beside the weights."""
+    write_atomic(context.draft.folder / CURVES, json.dumps({"phases": curves}, indent=1))
+
+
+def example_inputs(common: Common, model: Model, rows: int = 2) -> dict[str, Tensor]:
+    """Named inputs of the first training samples as the network sees them, contiguous."""
+    table = common.data.load("train").take(torch.arange(rows))
+    world = make_world(common, tables={})
+    return {name: to_input(world, name, table.inputs[name], _CPU).contiguous() for name in model.inputs}
+
+
+def metrics(scores: Mapping[str, Score], split: str) -> list[dict[str, Any]]:
+    """Scores in the form of report.json."""
+    return [
+        {"name": name, "value": s.value, "unit": s.unit, "split": split, "n": s.n, "ci95": list(s.ci95), "better": s.better}
+        for name, s in scores.items()
+    ]
+
+
+def data_facts(common: Common) -> dict[str, Any]:
+    """What a report says of the data, so that a cached run need not open it."""
+    names = {name: list(info.names) for name, info in common.data.classes().items() if info.names}
+    return {"n": common.data.counts(), "classes": names}
+
+
+def _defaults(common: Common) -> dict[str, Any]:
+    """What the data says about a network: passed to factories that name these arguments."""
+    train = common.data.load("train")
+    defaults: dict[str, Any] = {}
+    classes = common.data.classes()
+    known = [classes[h.target].count for h in common.heads if h.target in classes and h.task == "classification"]
+    if len(known) == 1:
+        defaults["num_classes"] = known[0]
+    first = next(iter(train.inputs.values()))
+    if len(train.inputs) == 1 and first.dim() > 1:
+        defaults["in_channels"] = first.shape[1]
+        if first.dim() == 4:
+            defaults["image_size"] = first.shape[-1]
+    return defaults
+
+
+def _match_inputs(network: torch.nn.Module, columns: tuple[str, ...], reference: str) -> tuple[str, ...]:
+    """Data columns in the order of the network's forward: by name, or the only one whatever its name."""
+    names = input_names(network)
+    if len(columns) == 1:
+        return columns
+    wanted = tuple(name for name in names if name in columns)
+    if set(wanted) != set(columns):
+        raise ConfigError(
+            f"{reference} takes {', '.join(names)}, the data has {', '.join(columns)}",
+            hint="give the arguments of `forward` the names of the data's inputs",
+        )
+    return wanted
+
+
+@torch.no_grad()
+def _try(common: Common, model: Model, reference: str) -> None:
+    """Two real samples through the network: shapes and outputs must fit the task before hours are spent."""
+    inputs = example_inputs(common, model)
+    training = model.network.training
+    model.network.eval()
+    try:
+        result = model.network(*inputs.values())
+    except Exception as error:  # the user's own forward may raise anything
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in inputs.items())
+        raise ConfigError(
+            f"{reference} fails on the data ({shapes}): {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            hint="check `args:` and the network's input size and channels",
+        ) from error
+    finally:
+        model.network.train(training)
+    try:
+        outputs = named_outputs(result, model.outputs)
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{reference} does not return {', '.join(model.outputs)}",
+            hint="name each output with its task: `task: {first: classification, second: regression}`",
+        ) from None
+    train = common.data.load("train")
+    for head in common.heads:
+        if head.target in train.targets:
+            task_named(head.task).check(outputs[head.output], train.targets[head.target], reference)

@@ -1,0 +1,44 @@
+"""quantize: calibrate, and (with epochs) let the float network teach its own quantized self."""
+
+from __future__ import annotations
+
+from edgekd.errors import ConfigError
+from edgekd.quantize.phases import Quantize, quantization_aware
+from edgekd.stages.context import Context
+from edgekd.stages.networks import load_model, make_world, save_curves, save_quantized, training_tables
+from edgekd.stages.settings import QuantizeStage
+from edgekd.stages.training import optim, run_phases, stage_train_settings, validation_scores
+
+# Scales and folded weights start where calibration left them: a hundredth of a from-scratch learning rate moves them well.
+_LR_SCALE = 0.01
+
+
+def run(context: Context) -> None:
+    """Quantize the network that goes to the device."""
+    options = context.options(QuantizeStage)
+    settings = stage_train_settings(context)
+    if options.passes() and not options.self_distillation and not options.task_weight:
+        raise ConfigError(
+            "quantize: epochs without anything to learn from",
+            hint="set self_distillation: true, or a task_weight above 0",
+        )
+    _, source = context.shipped()
+    world = make_world(context.common, tables=training_tables(context.common))
+    world.models["original"] = load_model(context.common, source)
+    edit = Quantize("original", "quantized", options)
+    phases = quantization_aware(
+        context.common.heads,
+        edit,
+        optim(settings, scale=_LR_SCALE),
+        options.passes(),
+        temperature=options.temperature,
+        task_weight=options.task_weight,
+        distill=options.self_distillation,
+    )
+    # float32 throughout: bf16 has fewer bits than the rounding that is being learned.
+    curves = run_phases(context, world, phases, settings, precision="f32")
+    scores, split = validation_scores(world, "quantized", settings)
+    save_quantized(context, world.models["quantized"], options, scores, split)
+    facts = context.draft.facts
+    facts.update(model=source.facts["model"], parameters=source.facts["parameters"], macs=source.facts["macs"])
+    save_curves(context, curves)

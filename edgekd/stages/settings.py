@@ -1,0 +1,110 @@
+"""Options of every stage (torch-free): what may stand behind its name in a pipeline file."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from edgekd.bench.settings import BenchSettings
+from edgekd.config import Settings
+from edgekd.distill.settings import DistillationSettings
+from edgekd.export.settings import ExportSettings
+from edgekd.models.settings import ModelReference, ModelSettings
+from edgekd.quantize.settings import QuantizationSettings
+from edgekd.train.settings import TrainOverrides
+
+Select = Literal["last", "best"]
+
+
+class TeacherStage(TrainOverrides, ModelSettings):
+    """Trains the teacher, or (with `weights` and no `epochs`) takes a trained one."""
+
+    epochs: int | None = Field(default=None, ge=0)
+    """Passes over the training split; without it 60, or 0 when `weights` are given."""
+    select: Select = "last"
+    """Which weights go on: those of the last epoch, or of the best one on the validation split."""
+
+    def passes(self) -> int:
+        """Epochs with the default filled in."""
+        return self.epochs if self.epochs is not None else (0 if self.weights else 60)
+
+
+class DistillStage(TrainOverrides, DistillationSettings):
+    """Trains a student from the teacher."""
+
+    student: ModelReference
+    """Name of a built-in network, or `package.module:factory`."""
+    args: dict[str, object] = Field(default_factory=dict)
+    """Keyword arguments for the student's factory."""
+    weights: str | None = None
+    """File with weights that the student starts from, relative to the pipeline file."""
+    epochs: int = Field(default=60, ge=0)
+    """Passes over the training split."""
+    select: Select = "last"
+    """Which weights go on: those of the last epoch, or of the best one on the validation split."""
+
+    def network(self) -> ModelSettings:
+        """The student as a network to build."""
+        return ModelSettings(model=self.student, args=dict(self.args), weights=self.weights)
+
+
+class QuantizeStage(TrainOverrides, QuantizationSettings):
+    """Quantizes the network: calibration alone, or quantization-aware training after it."""
+
+    self_distillation: bool = False
+    """Train the quantized network with its own float original as the teacher (KL alone; no labels are needed)."""
+    epochs: int = Field(default=0, ge=0)
+    """Passes of quantization-aware training; 0 is calibration alone (with self_distillation: 2 unless given)."""
+    task_weight: float = Field(default=0.0, ge=0)
+    """Weight of the task's own loss beside (or, without self_distillation, instead of) the float original."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Temperature of the self-distillation."""
+
+    def passes(self) -> int:
+        """Epochs with the default filled in."""
+        return 2 if self.self_distillation and "epochs" not in self.model_fields_set else self.epochs
+
+
+class ExportStage(ExportSettings):
+    """Writes ONNX: the float networks, and the quantized one in each sign flavour; compares each with PyTorch."""
+
+
+class CompileStage(Settings):
+    """Builds every target and precision, and reads which precision each layer executes in."""
+
+
+class EvaluateStage(Settings):
+    """Scores every network and every build. The one stage that reads the test split."""
+
+    split: Literal["test", "validation"] = "test"
+    """Which split is scored."""
+    batch: int = Field(default=64, ge=1)
+    """Samples in one inference of a build."""
+
+
+class BenchStage(BenchSettings):
+    """Measures the latency of all builds of a target, interleaved, in processes of their own."""
+
+
+class ModelStage(ModelSettings):
+    """Takes the network that the pipeline file gives in `model:`, `args:` and `weights:`."""
+
+
+class TargetSettings(Settings):
+    """A device with an engine, and the precisions to build for it."""
+
+    runtime: Literal["openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"]
+    """The inference engine."""
+    device: str = Field(default="CPU", min_length=1)
+    """The device in the engine's words: CPU, GPU, NPU (OpenVINO), CPU, CUDA (ONNX Runtime); TensorRT uses the GPU."""
+    precision: tuple[Literal["f32", "f16", "int8"], ...] = Field(default=("f32", "int8"), min_length=1)
+    """Precisions to build. int8 needs the `quantize` stage; f16 is for TensorRT."""
+    compute_capabilities: tuple[str, ...] = ()
+    """GPU architectures to build for, e.g. ["8.6", "8.9"] (tensorrt_rtx only; empty: those of this machine's GPU)."""
+    max_batch: int = Field(default=64, ge=1)
+    """Largest batch of the build (TensorRT's profile)."""
+    workspace_bytes: int = Field(default=1 << 30, ge=1)
+    """Memory that TensorRT may use while it builds, in bytes."""
+    optimization_level: int = Field(default=3, ge=0, le=5)
+    """How long TensorRT searches for fast kernels: 0 to 5."""

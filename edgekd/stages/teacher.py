@@ -1,0 +1,50 @@
+"""teacher: train a network, or take a trained one. Also what `model:` at the top of a pipeline file becomes."""
+
+from __future__ import annotations
+
+from edgekd.distill.schemes.offline import supervised
+from edgekd.errors import ConfigError
+from edgekd.models.settings import ModelSettings
+from edgekd.stages.context import Context
+from edgekd.stages.networks import fresh_model, make_world, save_curves, save_model, training_tables
+from edgekd.stages.settings import ModelStage, Select, TeacherStage
+from edgekd.stages.training import optim, run_phases, stage_train_settings, validation_scores
+from edgekd.train.world import Model, Phase, World
+
+
+def run(context: Context) -> None:
+    """Train the teacher for its epochs; with none, its weights are taken as they are."""
+    options = context.options(TeacherStage)
+    settings = stage_train_settings(context)
+    model = fresh_model(context.common, options, seed=context.common.seed)
+    phases: list[Phase] = []
+    if options.passes():
+        if not any(head.target for head in context.common.heads):
+            raise ConfigError("a teacher cannot be trained without targets", hint="give `weights`, or labelled data")
+        phases = supervised("teacher", context.common.heads, optim(settings), options.passes(), keep_name(options.select, "teacher"))
+    world = make_world(context.common, tables=training_tables(context.common))
+    world.models["teacher"] = model
+    curves = run_phases(context, world, phases, settings)
+    save_trained(context, world, world.models["teacher"], "teacher", options)
+    save_curves(context, curves)
+
+
+def run_model(context: Context) -> None:
+    """Take the given network as it is."""
+    options = context.options(ModelStage)
+    model = fresh_model(context.common, options, seed=context.common.seed)
+    world = make_world(context.common, tables=training_tables(context.common))
+    world.models["model"] = model
+    save_trained(context, world, model, "model", options)
+
+
+def save_trained(context: Context, world: World, model: Model, name: str, recipe: ModelSettings) -> None:
+    """Score a network and write it into the draft."""
+    scores, split = validation_scores(world, name, context.common.train)
+    plain = ModelSettings(model=recipe.model, args=recipe.args, weights=recipe.weights)
+    save_model(context, model, plain, scores, split)
+
+
+def keep_name(select: Select, model: str) -> str | None:
+    """Where the trainer keeps the best state: over the model itself, or nowhere."""
+    return model if select == "best" else None

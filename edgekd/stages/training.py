@@ -1,0 +1,72 @@
+"""What the training stages share: device and precision by rule, progress lines, checkpoints, scores, curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from edgekd.data.views import Views
+from edgekd.stages.context import Context
+from edgekd.tasks.task import Score
+from edgekd.train.evaluate import score
+from edgekd.train.precision import choose_device, choose_precision
+from edgekd.train.settings import TrainOverrides, TrainSettings
+from edgekd.train.trainer import Epoch, Run, train
+from edgekd.train.world import Optim, Phase, World
+
+_LR = {"sgd": 0.1, "adamw": 2e-3}
+
+
+def optim(settings: TrainSettings, *, scale: float = 1.0) -> Optim:
+    """The optimizer that the settings ask for; without `lr`, a default that grows with the batch for sgd."""
+    default = _LR[settings.optimizer] * (settings.batch / 128 if settings.optimizer == "sgd" else 1.0)
+    return Optim(
+        settings.optimizer,
+        lr=settings.lr if settings.lr is not None else default * scale,
+        schedule=settings.schedule,
+        warmup=settings.warmup,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum,
+        clip=settings.clip,
+    )
+
+
+def stage_train_settings(context: Context) -> TrainSettings:
+    """The pipeline's training settings with the stage's own in their place."""
+    return context.options(TrainOverrides).over(context.common.train)
+
+
+def run_phases(
+    context: Context, world: World, phases: Sequence[Phase], settings: TrainSettings, *, precision: str | None = None
+) -> list[dict[str, Any]]:
+    """Run phases with the stage's settings; progress goes to the log, checkpoints to the stage's work folder."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = choose_device(settings)
+    run = Run(
+        seed=context.common.seed,
+        batch=settings.batch,
+        device=device,
+        precision=precision or choose_precision(settings, device),
+        views=Views(context.common.data.settings.augment, context.common.seed),
+        folder=context.work,
+        tell=lambda epoch: context.tell(progress_line(context.stage, epoch)),
+    )
+    return train(world, phases, run)
+
+
+def progress_line(stage: str, epoch: Epoch) -> str:
+    """One line about an epoch."""
+    metrics = "".join(f"  {name} {value:.4f}" for name, value in epoch.metrics.items())
+    return (
+        f"{stage}: {epoch.phase} {epoch.epoch}/{epoch.epochs}  loss {epoch.loss:.4f}{metrics}"
+        f"  {epoch.samples_per_s:,.0f} samples/s  {epoch.seconds_left:.0f} s left"
+    )
+
+
+def validation_scores(world: World, model: str, settings: TrainSettings) -> tuple[dict[str, Score], str]:
+    """Scores on the validation split (the training split where there is none), and that split's name."""
+    split = "validation" if "validation" in world.tables else "train"
+    return score(world, model, world.tables[split], choose_device(settings)), split

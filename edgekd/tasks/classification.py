@@ -1,0 +1,52 @@
+"""Classification: cross-entropy, top-1 accuracy with a Wilson interval."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from edgekd.errors import DataError
+
+ScoreFields = tuple[str, float, str, int, tuple[float, float], int]
+
+
+def cross_entropy(student: Tensor, teacher: Tensor | None = None, *, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of logits (N, C) with class indices (N,); there is no teacher."""
+    return F.cross_entropy(student, target, label_smoothing=label_smoothing)
+
+
+def accuracy(output: Tensor, target: Tensor) -> ScoreFields:
+    """Top-1 accuracy of logits (N, C) against class indices (N,), a share of 1."""
+    return _share("accuracy", int((output.argmax(1) == target).sum()), len(target))
+
+
+def agreement(output: Tensor, reference: Tensor) -> ScoreFields:
+    """Share of samples whose top-1 class is that of reference logits (N, C): what is measured without labels."""
+    return _share("agreement", int((output.argmax(1) == reference.argmax(1)).sum()), len(reference))
+
+
+def check(output: Tensor, target: Tensor, where: str) -> None:
+    """Raise DataError when logits (N, C) and class indices (N,) cannot belong together."""
+    if output.dim() != 2:
+        raise DataError(
+            f"{where}: a classification output must be (N, classes), the network gives {tuple(output.shape)}",
+            hint="name several outputs by `task: {output: classification, ..}`, or flatten the output in the network",
+        )
+    if target.is_floating_point() or target.dim() != 1:
+        raise DataError(f"{where}: class labels must be whole numbers, one per sample", hint="is this a regression task?")
+    worst = int(target.max())
+    if worst >= output.shape[1]:
+        raise DataError(
+            f"{where}: label {worst} is out of range for a network with {output.shape[1]} classes",
+            hint="give the network's factory the right number of classes with `args:`, or correct the labels",
+        )
+
+
+def _share(name: str, hits: int, n: int) -> ScoreFields:
+    """A share with its 95% Wilson score interval (Wilson 1927): honest at small n and near 0 or 1."""
+    p, z2 = hits / n, 1.959964**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return name, p, "share", n, (max(0.0, centre - half), min(1.0, centre + half)), +1

@@ -1,0 +1,166 @@
+"""The plain data of training: a world of models and tables, and phases that change it (PHASES.md).
+
+A scheme of distillation is a list of phases; the one trainer (trainer.py) runs them all. Everything but the world is frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from edgekd.data.table import Normalization, Table
+from edgekd.tasks import HeadSettings
+
+Side = str | tuple[str, ...]
+
+
+@dataclass
+class Model:
+    """A network with named inputs and outputs; `fresh` builds an untrained one of the same kind."""
+
+    network: nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    fresh: Callable[[], nn.Module] | None = None
+
+    def __call__(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named inputs, each (N, ..), to named outputs; the network itself is called by position."""
+        return named_outputs(self.network(*(feeds[name] for name in self.inputs)), self.outputs)
+
+
+def named_outputs(result: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """What a network returned (a tensor, a tuple, a dictionary) as a dictionary by output names."""
+    if isinstance(result, Mapping):
+        return {name: result[name] for name in names}
+    values = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+    return dict(zip(names, values, strict=True))
+
+
+@dataclass
+class World:
+    """Everything that phases read and change: models by name, tables by name, and what is needed to feed them."""
+
+    models: dict[str, Model]
+    tables: dict[str, Table]
+    heads: tuple[HeadSettings, ...]
+    normalization: Mapping[str, Normalization] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One addend of a loss: weight * knowledge(student side, teacher side, **settings).
+
+    Sides are references (references.py): "student", "student[logits]", "student.layer2", "teacher.bn1:in".
+    The teacher side never gets a gradient unless `live`. `also` maps further keyword arguments to references, e.g.
+    {"target": "label"}. `ramp` (a, b): the weight rises linearly from 0 at epoch a to its full value at epoch b.
+    """
+
+    knowledge: str
+    student: Side
+    teacher: Side | None = None
+    weight: float = 1.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    also: Mapping[str, str] = field(default_factory=dict)
+    ramp: tuple[float, float] | None = None
+    live: bool = False
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """How the term is called in curves and messages."""
+        return self.label or self.knowledge
+
+
+@dataclass(frozen=True)
+class Optim:
+    """A model learns by gradient: optimizer, peak learning rate, schedule over the phase, weight decay, clipping."""
+
+    name: str = "sgd"
+    lr: float = 0.1
+    schedule: str = "cosine"
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    clip: float | None = None
+
+
+@dataclass(frozen=True)
+class Follow:
+    """A model learns by following another: an average of its weights with `decay`; 0 copies."""
+
+    source: str
+    decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Move:
+    """Who learns how, and from which terms; acts on every k-th step."""
+
+    learn: Mapping[str, Optim | Follow]
+    terms: tuple[Term, ...] = ()
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Score a model on a table after each epoch; the best state is kept under the name `keep`."""
+
+    model: str
+    table: str = "validation"
+    keep: str | None = None
+
+
+class Edit(Protocol):
+    """A change of the world at the start of a phase. Edits are frozen dataclasses, seeded by the trainer."""
+
+    def __call__(self, world: World, seed: int) -> None:
+        """Change the world."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """First the edits, then for some epochs the moves on batches of one table, in order."""
+
+    name: str
+    moves: tuple[Move, ...] = ()
+    epochs: int = 0
+    start: tuple[Edit, ...] = ()
+    data: str = "train"
+    watch: Watch | None = None
+
+    def learners(self) -> set[str]:
+        """Names of the models that change in this phase; all others are frozen guides."""
+        kept = {self.watch.keep} if self.watch and self.watch.keep else set()
+        return {name for move in self.moves for name in move.learn} | kept
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Edit: the target becomes a copy of the source."""
+
+    source: str
+    target: str
+
+    def __call__(self, world: World, seed: int) -> None:
+        import copy
+
+        world.models[self.target] = copy.deepcopy(world.models[self.source])
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Edit: a model starts again from seeded, untrained weights."""
+
+    model: str
+
+    def __call__(self, world: World, seed: int) -> None:
+        import torch
+
+        model = world.models[self.model]
+        if model.fresh is None:
+            raise ValueError(f"{self.model} has no recipe to build it afresh")
+        torch.default_generator.manual_seed(seed)
+        model.network = model.fresh()

@@ -1,0 +1,71 @@
+"""Small data sets that tests write for themselves."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from edgekd.config import validate
+from edgekd.data import DataSettings
+from edgekd.data.source import Data, open_data
+
+
+def opened(base: Path, seed: int = 0, memo: Path | None = None, **options: Any) -> Data:
+    value, problems = validate(DataSettings, options)
+    assert value is not None, problems
+    return open_data(value, base=base, seed=seed, memo=memo)
+
+
+def encoded(array: Any, form: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, form, **options)
+    return stream.getvalue()
+
+
+def picture(number: int, height: int = 8, width: int = 8) -> Any:
+    return np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write_parquet(path: Path, contents: list[bytes | None], labels: Any = None, *, raw: bool = False) -> None:
+    images: Any = pa.array(contents, pa.binary())
+    if not raw:
+        rows = [{"bytes": c, "path": f"{i}.png"} for i, c in enumerate(contents)]
+        images = pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    columns = {"img": images} | ({} if labels is None else {"label": labels})
+    pq.write_table(pa.table(columns), path, row_group_size=7)
+
+
+def parquet_set(folder: Path, train: int = 40, test: int = 10, **options: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    for split, start, n in (("train", 0, train), ("test", 1000, test)):
+        contents = [encoded(picture(start + i)) for i in range(n)]
+        write_parquet(folder / f"{split}.parquet", contents, pa.array([i % 4 for i in range(n)]), **options)
+    return folder
+
+
+PARQUET = {"path": "set", "image": "img", "label": "label"}
+
+
+def npz_set(folder: Path, n: int = 30, **arrays: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    x = np.random.default_rng(0).normal(size=(n, 5))
+    np.savez(folder / "train.npz", **({"x": x, "y": np.arange(n) % 3} | arrays))
+    return folder
+
+
+def image_folder(
+    root: Path, splits: tuple[str, ...] = ("train", "test"), classes: tuple[str, ...] = ("cat", "dog")
+) -> Path:
+    for split in splits:
+        for label in classes:
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for i in range(5):
+                Image.fromarray(picture(i)).save(folder / f"{i}.png")
+    return root

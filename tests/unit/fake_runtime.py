@@ -1,0 +1,66 @@
+"""An engine without an engine: a model file is JSON, `{"sleep_ms": 2, "spin_ms": 0}`, and a call does just that."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import time
+from pathlib import Path
+
+from edgekd.errors import CompileError, UnavailableError
+from edgekd.runtimes.protocol import TensorInfo
+
+
+class FakeSession:
+    outputs = ()
+
+    def __init__(self, told):
+        self.inputs = (TensorInfo(told.get("input", "x"), "float32", (-1, 3)),)
+        self.told = told
+        self.calls = 0
+
+    def bind(self, feeds):
+        assert all(array.dtype == "float32" for array in feeds.values())
+        if self.told.get("crash"):
+            ctypes.CDLL(None).abort()
+
+    def run(self):
+        self.calls += 1
+        sleep_ms = self.told.get("sleep_ms", 0)
+        if self.told.get("slow_every") and self.calls % self.told["slow_every"] == 0:
+            sleep_ms = self.told["slow_ms"]
+        if sleep_ms:
+            time.sleep(sleep_ms / 1e3)
+        end = time.thread_time_ns() + int(self.told.get("spin_ms", 0) * 1e6)
+        while time.thread_time_ns() < end:
+            pass
+
+    def close(self):
+        pass
+
+
+class FakeRuntime:
+    name = "fake"
+    precisions = ("f32",)
+
+    def version(self):
+        return "1.0"
+
+    def check(self, device, *, run):
+        if device == "MISSING":
+            raise UnavailableError("fake has no device MISSING", hint="use CPU")
+
+    def load(self, path, *, device, threads):
+        print("an engine that chatters on standard output")
+        os.write(1, b"natively, too\n")
+        told = json.loads(Path(path).read_text())
+        if told.get("pid_file"):
+            Path(told["pid_file"]).write_text(str(os.getpid()))
+        if told.get("refuse"):
+            raise CompileError("fake cannot read this file", hint="make another")
+        if told.get("bug"):
+            raise RuntimeError("deep inside the engine")
+        if told.get("grow_mb"):
+            self.memory = b"x" * (told["grow_mb"] * 2**20)
+        return FakeSession(told)

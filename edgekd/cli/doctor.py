@@ -26,7 +26,9 @@ def doctor(json_: JsonOption = False, quiet: QuietOption = False) -> None:
     for row in found["runtimes"]:
         words = [f"version {row['version']}"] if row["version"] else []
         words += ["builds" if row["builds"] else "does not build", "runs" if row["runs"] else "does not run"]
-        typer.echo(f"{row['name']:<14} {', '.join(words)}" + (f"  ({row['problem']}; {row['hint']})" if row["problem"] else ""))
+        typer.echo(
+            f"{row['name']:<14} {', '.join(words)}" + (f"  ({row['problem']}; {row['hint']})" if row["problem"] else "")
+        )
 
 
 def _runtimes() -> list[dict[str, Any]]:
@@ -35,7 +37,14 @@ def _runtimes() -> list[dict[str, Any]]:
     rows = []
     for name in RUNTIMES:
         engine = runtime(name)
-        row: dict[str, Any] = {"name": name, "version": None, "builds": False, "runs": False, "problem": None, "hint": None}
+        row: dict[str, Any] = {
+            "name": name,
+            "version": None,
+            "builds": False,
+            "runs": False,
+            "problem": None,
+            "hint": None,
+        }
         try:
             row["version"] = engine.version()
             engine.check(_DEVICES[name], run=False)

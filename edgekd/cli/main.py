@@ -1,4 +1,4 @@
-"""The command line: one file per command beside this one; here they are put together. Starts at once: nothing heavy loads."""
+"""The command line: one file per command beside this one; here they are put together. Nothing heavy loads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgekd.errors import EdgekdError
 app = typer.Typer(
     name="edgekd",
     cls=UsageGroup,
-    help="From a trained PyTorch network to a small, fast, verified artefact for an edge device, with the numbers to prove it.",
+    help="From a trained PyTorch network to a small, fast, verified artefact for an edge device.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

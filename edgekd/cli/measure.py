@@ -20,7 +20,9 @@ def measure(
     batch: Annotated[int, typer.Option("--batch", min=1, help="Rows of input in one call.")] = 1,
     threads: Annotated[int, typer.Option("--threads", min=0, help="Threads of the engine; 0 is its choice.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="A fifth of the time, for a first look.")] = False,
-    launches: Annotated[int, typer.Option("--launches", min=1, help="Processes that measure, one after the other.")] = 5,
+    launches: Annotated[
+        int, typer.Option("--launches", min=1, help="Processes that measure, one after the other.")
+    ] = 5,
     json_: JsonOption = False,
     log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
@@ -58,7 +60,8 @@ def _measure(models: list[Path], engine_name: str, device: str, settings: Any, s
     engine = runtime(engine_name)
     engine.version()
     engine.check(device, run=True)
-    subjects, feeds = [], {}
+    subjects: list[Subject] = []
+    feeds: dict[str, Any] = {}
     for index, model in enumerate(models):
         folder = scratch / str(index)
         folder.mkdir()
@@ -67,8 +70,12 @@ def _measure(models: list[Path], engine_name: str, device: str, settings: Any, s
         name = model.stem if [m.stem for m in models].count(model.stem) == 1 else f"{model.stem}#{index + 1}"
         subjects.append(Subject(name, "local", engine_name, device, "given", folder / build.file, settings.threads))
         shapes = {i.name: (i.dtype, (settings.batch, *(max(d, 1) for d in i.shape[1:]))) for i in build.inputs}
-        if feeds and {name: x.shape for name, x in feeds.items()} != {name: shape for name, (_, shape) in shapes.items()}:
-            raise ConfigError(f"{model} takes other inputs than {models[0]}", hint="compare models with the same inputs")
+        if feeds and {name: x.shape for name, x in feeds.items()} != {
+            name: shape for name, (_, shape) in shapes.items()
+        }:
+            raise ConfigError(
+                f"{model} takes other inputs than {models[0]}", hint="compare models with the same inputs"
+            )
         rng = np.random.default_rng(0)
         feeds = {name: rng.standard_normal(shape).astype(dtype) for name, (dtype, shape) in shapes.items()}
     return measure(subjects, feeds, settings=settings, folder=scratch, seed=0, progress=tell)

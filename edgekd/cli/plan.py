@@ -25,7 +25,8 @@ def plan(
     pipeline = load_pipeline(file, sets or ())
     steps = Planner.open(pipeline, Store(store.absolute())).all()
     rows = [
-        {"name": s.entry.name, "state": "cached" if s.cached else "would run", "key": s.key, "why": s.why} for s in steps
+        {"name": s.entry.name, "state": "cached" if s.cached else "would run", "key": s.key, "why": s.why}
+        for s in steps
     ]
     if json_:
         print_json({"pipeline": pipeline.settings.name, "stages": rows})

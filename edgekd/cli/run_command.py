@@ -27,7 +27,9 @@ def run(
     to: Annotated[str | None, typer.Option("--to", metavar="STAGE", help="Stop after this stage.")] = None,
     force: Annotated[list[str] | None, typer.Option("--force", metavar="STAGE", help="Run this stage again.")] = None,
     remeasure: Annotated[bool, typer.Option("--remeasure", help="Measure latency again.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the report and the artefacts [default: runs/NAME].")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the report and the artefacts [default: runs/NAME].")
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     json_: JsonOption = False,
     log_format: LogFormatOption = "text",

@@ -21,7 +21,8 @@ from edgekd.pipeline.log import Log
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, only results and errors.")]
 LogFormatOption = Annotated[
-    str, typer.Option("--log-format", envvar="EDGEKD_LOG_FORMAT", help="Form of progress on standard error: text or json.")
+    str,
+    typer.Option("--log-format", envvar="EDGEKD_LOG_FORMAT", help="Form of progress on standard error: text or json."),
 ]
 StoreOption = Annotated[
     Path, typer.Option("--store", envvar="EDGEKD_STORE", help="Folder of the store of artefacts.", show_default=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +17,7 @@ def ls(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False, quiet: Qui
     """List artefacts, the newest first."""
     from edgekd.store import Store
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "key": artifact.key,
             "stage": artifact.record.get("stage"),

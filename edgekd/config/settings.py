@@ -72,7 +72,11 @@ def _problem(cls: type[Settings], prefix: Location, detail: Any) -> Problem:
     kind, given = detail["type"], detail.get("input")
     if kind == "extra_forbidden":
         known = _fields_at(cls, detail["loc"][:-1])
-        return Problem(location, f"unknown key {detail['loc'][-1]!r} in {_parent(location)}", did_you_mean(str(detail["loc"][-1]), known))
+        return Problem(
+            location,
+            f"unknown key {detail['loc'][-1]!r} in {_parent(location)}",
+            did_you_mean(str(detail["loc"][-1]), known),
+        )
     if kind == "missing":
         return Problem(location, f"{name} is missing", f"add `{detail['loc'][-1]}:` there")
     if kind == "value_error":

@@ -71,7 +71,8 @@ def load_tree(path: Path) -> Tree:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot be read: {error.strerror}", hint="give the path of a pipeline file, e.g. pipelines/digits.yaml"
+            f"{path}: cannot be read: {error.strerror}",
+            hint="give the path of a pipeline file, e.g. pipelines/digits.yaml",
         ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8 text", hint="give the path of a YAML pipeline file") from None
@@ -90,7 +91,9 @@ def parse_tree(text: str, source: str) -> Tree:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         problem = (error.problem or error.context or "not valid YAML").splitlines()[0]
-        raise ConfigError(f"{where}: not valid YAML: {problem}", hint="check indentation, colons and quotes there") from None
+        raise ConfigError(
+            f"{where}: not valid YAML: {problem}", hint="check indentation, colons and quotes there"
+        ) from None
     except (YAMLError, RecursionError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{source}: not valid YAML: {first}", hint="a pipeline file is plain YAML text") from None
@@ -109,7 +112,7 @@ def raise_problems(tree: Tree, problems: Iterable[Problem]) -> None:
 
 
 def _numbers(text: str) -> tuple[int, int]:
-    parts = text.split(": ")[0].rsplit(":", 2)
+    parts = text.split(": ", maxsplit=1)[0].rsplit(":", 2)
     return (int(parts[1]), int(parts[2])) if len(parts) == 3 and parts[1].isdigit() and parts[2].isdigit() else (0, 0)
 
 

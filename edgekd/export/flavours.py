@@ -1,4 +1,4 @@
-"""One quantized model, several spellings: mechanical rewrites of a Q/DQ graph that keep every scale (ENGINES: two signs).
+"""One quantized model, several spellings: mechanical rewrites of a Q/DQ graph that keep every scale.
 
 f32        float32
 f16        float16 tensors inside, float32 at the borders: TensorRT's baseline

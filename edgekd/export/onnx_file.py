@@ -80,7 +80,9 @@ def write_onnx(
     save(model, path)
     written = next(entry.version for entry in model.opset_import if entry.domain == "")
     if written != opset:
-        raise ExportError(f"asked for opset {opset}, the exporter wrote {written}", hint=f"set export.opset to {written}")
+        raise ExportError(
+            f"asked for opset {opset}, the exporter wrote {written}", hint=f"set export.opset to {written}"
+        )
 
 
 def clean(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
@@ -109,7 +111,9 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"{path.name}: not valid ONNX: {first_line(error)}", hint="please report this network") from error
+        raise ExportError(
+            f"{path.name}: not valid ONNX: {first_line(error)}", hint="please report this network"
+        ) from error
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 

@@ -107,7 +107,9 @@ def _latency(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
 
 def _details(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     rows = [
-        {"kind": "loss_curves", "path": f"{ARTIFACTS}/{role}.curves.json"} for stage, role in _CURVES.items() if stage in done
+        {"kind": "loss_curves", "path": f"{ARTIFACTS}/{role}.curves.json"}
+        for stage, role in _CURVES.items()
+        if stage in done
     ]
     if "compile" in done:
         folders = [build["folder"] for build in done["compile"].facts["builds"]]
@@ -159,7 +161,12 @@ def _rejection(build: Mapping[str, Any], twin: Mapping[str, Any] | None, report:
     """Why a quantized build is not shipped, or None. What was not measured is no reason."""
     for gate in report["gates"]:
         about_target = gate["target"] in (None, build["target"])
-        if gate["measure"].startswith("metric") and gate["of"] == "quantized" and about_target and gate["verdict"] == "failed":
+        if (
+            gate["measure"].startswith("metric")
+            and gate["of"] == "quantized"
+            and about_target
+            and gate["verdict"] == "failed"
+        ):
             return f"breaks the budget: {gate['label']}, measured {gate['value']:.4f}"
     if twin is None:
         return None
@@ -167,7 +174,9 @@ def _rejection(build: Mapping[str, Any], twin: Mapping[str, Any] | None, report:
     return None if verdict in ("faster", None) else f"not faster than {twin['precision']}: {words}"
 
 
-def _verdict(build: Mapping[str, Any], twin: Mapping[str, Any] | None, report: Mapping[str, Any]) -> tuple[str | None, str]:
+def _verdict(
+    build: Mapping[str, Any], twin: Mapping[str, Any] | None, report: Mapping[str, Any]
+) -> tuple[str | None, str]:
     """Verdict on a build against another one of its target, and its words; None when they were not compared."""
     assert twin is not None
     names = [f"{b['model']}.{b['precision']}@{b['target']}" for b in (build, twin)]

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from edgekd.pipeline.runner import Outcome
 
 _PACKAGES = (
-    "torch", "torchao", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "numpy", "pydantic",
+    "torch", "torchao", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "numpy",
+    "pydantic",
 )  # fmt: skip
 
 
@@ -57,9 +58,7 @@ def _places(stage: str, artifact: Artifact, done: Mapping[str, Artifact]) -> Ite
 def draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float) -> dict[str, Any]:
     """Write report.json, report.html, report.md, junit.xml and manifest.json; returns the report as plain values."""
     content = assemble(pipeline, outcome.done)
-    failed = [
-        row for gate, row in zip(pipeline.settings.gates, content["gates"], strict=True) if broken(gate, row)
-    ]
+    failed = [row for gate, row in zip(pipeline.settings.gates, content["gates"], strict=True) if broken(gate, row)]
     code = outcome.exit_code or (5 if failed else 0)
     document: dict[str, Any] = {
         "edgekd_version": edgekd.__version__,
@@ -99,7 +98,11 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     try:
         commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
         status = subprocess.run(
-            [*command, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10, check=True
+            [*command, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -114,7 +117,11 @@ def _environment() -> dict[str, Any]:
 def _data(pipeline: Pipeline, outcome: Outcome) -> dict[str, Any] | None:
     if outcome.fingerprint is None:
         return None
-    return {"fingerprint": outcome.fingerprint, "licence": pipeline.settings.data.licence, "n": data_facts(outcome.done)}
+    return {
+        "fingerprint": outcome.fingerprint,
+        "licence": pipeline.settings.data.licence,
+        "n": data_facts(outcome.done),
+    }
 
 
 def _write_manifest(pipeline: Pipeline, out: Path, outcome: Outcome, document: Mapping[str, Any]) -> None:

@@ -51,7 +51,7 @@ class GateSettings(Settings):
     @model_validator(mode="after")
     def _limits(self) -> GateSettings:
         if (self.max is None) == (self.min is None):
-            raise ValueError("a gate has one limit, max or min | e.g. max: \"2 ms\"")
+            raise ValueError('a gate has one limit, max or min | e.g. max: "2 ms"')
         self.limit()
         return self
 
@@ -71,13 +71,15 @@ class GateSettings(Settings):
         try:
             return float(match[1]) * units[match[2]]
         except ValueError:
-            raise ValueError(f"{text!r} is no number | write e.g. \"2 ms\"") from None
+            raise ValueError(f'{text!r} is no number | write e.g. "2 ms"') from None
 
     def problems(self, stages: set[str], targets: set[str]) -> list[_Reason]:
         """What does not fit the rest of the file: (message, hint)."""
         found: list[_Reason] = []
         if self.target is not None and self.target not in targets:
-            found.append((f"the gate names an unknown target {self.target!r}", f"known are: {', '.join(sorted(targets))}"))
+            found.append(
+                (f"the gate names an unknown target {self.target!r}", f"known are: {', '.join(sorted(targets))}")
+            )
         if self.measure in (*_LATENCY, "speedup") and self.target is None:
             found.append((f"the gate on {self.measure} names no target", "add `target:`"))
         if self.measure in (*_LATENCY, "speedup") and "bench" not in stages:

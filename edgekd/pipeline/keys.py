@@ -1,4 +1,4 @@
-"""Keys of stages: the sha256 of everything that could change a stage's result, and what changed since last time (torch-free)."""
+"""Keys of stages: sha256 of all that could change a result, and what changed since last time (torch-free)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ _MAX_REMEMBERED = 2000
 
 
 def ingredients(
-    pipeline: Pipeline, entry: StageEntry, heads: tuple[HeadSettings, ...], data: Data, inputs: Mapping[str, Artifact], store: Store
+    pipeline: Pipeline,
+    entry: StageEntry,
+    heads: tuple[HeadSettings, ...],
+    data: Data,
+    inputs: Mapping[str, Artifact],
+    store: Store,
 ) -> dict[str, Any]:
     """Everything that enters a stage's key, as plain values: `plan` compares them to say why a stage runs again."""
     kind = KINDS[entry.name]
@@ -64,7 +69,7 @@ def key_of(found: Mapping[str, Any]) -> str:
 
 
 def room_digest(room: str, store: Store) -> str:
-    """Digest of a room's syntax trees, remembered by the bytes of its files, which are quicker to read than to parse."""
+    """Digest of a room's syntax trees, remembered by the bytes of its files, which are quicker to read."""
     folder = _ROOT / room
     content = sha256_json({p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*.py"))})
     memo = _SourceMemo(store.root / "sources.json")
@@ -174,5 +179,3 @@ def _architecture() -> dict[str, str]:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return f"{text[:12]}.." if len(text) > 40 else text
-
-

@@ -1,4 +1,4 @@
-"""What can be known before the first stage runs: that networks build and weights fit, that engines and devices are there."""
+"""What can be known before the first stage runs: networks build, weights fit, engines and devices are there."""
 
 from __future__ import annotations
 

@@ -106,7 +106,9 @@ class _Run:
         except Exception as error:
             # The one place where a bug of ours is caught: its traceback goes to the log, the user gets its name.
             where = self.log.bug(error)
-            self._failed(1, f"a bug in edgekd: {type(error).__name__}: {error}", f"the traceback is in {where}; please report it")
+            self._failed(
+                1, f"a bug in edgekd: {type(error).__name__}: {error}", f"the traceback is in {where}; please report it"
+            )
         finally:
             known = {state["name"] for state in self.outcome.states}
             for entry in self.pipeline.stages:
@@ -144,7 +146,9 @@ class _Run:
                 if artifact is None:
                     work = self.store.work(step.key)
                     state = "resumed" if any(work.iterdir()) else "ran"
-                    self.log.info(f"{step.entry.name}: {'going on from a checkpoint' if state == 'resumed' else step.why}")
+                    self.log.info(
+                        f"{step.entry.name}: {'going on from a checkpoint' if state == 'resumed' else step.why}"
+                    )
                     artifact = self._execute(step, work)
         seconds = time.monotonic() - started
         self.outcome.done[step.entry.name] = artifact
@@ -210,7 +214,8 @@ def _operating_system(error: OSError) -> tuple[str, str]:
 
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}no space left on the disk", "free some space (`edgekd store gc --keep 20`) and run the same command again"
+        return (
+            f"{where}no space left on the disk",
+            "free some space (`edgekd store gc --keep 20`) and run the same command again",
+        )
     return f"{where}{error.strerror or error}", "mend that and run the same command again: finished stages are kept"
-
-

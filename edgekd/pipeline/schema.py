@@ -1,4 +1,4 @@
-"""A pipeline file: read, overridden by --set, checked as a whole, with file:line:column for whatever is wrong (torch-free)."""
+"""A pipeline file: read, overridden by --set, checked as a whole; errors say file:line:column (torch-free)."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     """
     tree = load_tree(path)
     if not isinstance(tree.value, dict):
-        raise ConfigError(f"{path}:1:1: is no pipeline file", hint="start with `name:`, `data:` and `stages:`; `edgekd list stages`")
+        raise ConfigError(
+            f"{path}:1:1: is no pipeline file", hint="start with `name:`, `data:` and `stages:`; `edgekd list stages`"
+        )
     for override in overrides:
         _override(tree, override)
     top = {key: value for key, value in tree.value.items() if key != "stages"}
@@ -101,7 +103,11 @@ def _top_level(problem: Problem) -> Problem:
     if problem.message.startswith("unknown key") and problem.hint.startswith("known are"):
         return Problem(problem.location, problem.message, f"{problem.hint}, stages")
     if problem.message.startswith("unknown key") and len(problem.location) == 1:
-        return Problem(problem.location, problem.message, did_you_mean(str(problem.location[0]), [*PipelineSettings.model_fields, "stages"]))
+        return Problem(
+            problem.location,
+            problem.message,
+            did_you_mean(str(problem.location[0]), [*PipelineSettings.model_fields, "stages"]),
+        )
     return problem
 
 
@@ -129,7 +135,9 @@ def _override(tree: Tree, text: str) -> None:
     for part in path[:-1]:
         node = node.get(part) if isinstance(node, dict) else node[part] if isinstance(part, int) else 0
         if node is not None and not isinstance(node, (dict, list)):
-            raise ConfigError(f"{where}: {part!r} holds a plain value, nothing can be set inside it", hint="shorten the address")
+            raise ConfigError(
+                f"{where}: {part!r} holds a plain value, nothing can be set inside it", hint="shorten the address"
+            )
     tree.assign(tuple(path), value, where)
 
 
@@ -140,10 +148,9 @@ def _stages(tree: Tree) -> tuple[list[StageEntry], list[Problem]]:
         return [], [Problem(("stages",), "stages must be a list of stages", "e.g. - export: {}")]
     entries: list[StageEntry] = []
     problems: list[Problem] = []
-    for index, item in enumerate(listed):
+    for index, listed_item in enumerate(listed):
         location: Location = ("stages", index)
-        if isinstance(item, str):
-            item = {item: None}
+        item = {listed_item: None} if isinstance(listed_item, str) else listed_item
         if not isinstance(item, dict) or len(item) != 1:
             problems.append(Problem(location, "a stage is one name with its options", "e.g. - quantize: {weights: 8}"))
             continue
@@ -189,15 +196,21 @@ def _order(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree)
     for index, stage in enumerate(stages):
         location: Location = ("stages", listed.index(stage.name), stage.name)
         if stage.name in seen:
-            problems.append(Problem(("stages", index), f"the stage {stage.name!r} stands here twice", "remove one of the two"))
+            problems.append(
+                Problem(("stages", index), f"the stage {stage.name!r} stands here twice", "remove one of the two")
+            )
         later = [name for name in seen if ORDER.index(name) > ORDER.index(stage.name)]
         if later:
-            problems.append(Problem(location, f"{stage.name} stands after {later[0]}", f"the order is {', '.join(WRITABLE)}"))
+            problems.append(
+                Problem(location, f"{stage.name} stands after {later[0]}", f"the order is {', '.join(WRITABLE)}")
+            )
         for group in KINDS[stage.name].needs:
             given = [s.name for s in stages] + seen
             if not any(name in given for name in group):
                 wanted = " or ".join(f"`{name}`" if name != "model" else "`model:` at the top" for name in group)
-                problems.append(Problem(location, f"{stage.name} has nothing to work on", f"it needs {wanted} before it"))
+                problems.append(
+                    Problem(location, f"{stage.name} has nothing to work on", f"it needs {wanted} before it")
+                )
         seen.append(stage.name)
     if settings.model is not None and "teacher" in seen:
         problems.append(Problem(("model",), "`model:` and a teacher stage are both given", "keep one of them"))
@@ -208,16 +221,24 @@ def _target(name: str, target: TargetSettings, stages: set[str], location: Locat
     problems = []
     if "int8" in target.precision and "quantize" not in stages and "compile" in stages:
         problems.append(
-            Problem((*location, "precision"), f"target {name} asks for int8, and nothing is quantized", "add a `quantize` stage")
+            Problem(
+                (*location, "precision"),
+                f"target {name} asks for int8, and nothing is quantized",
+                "add a `quantize` stage",
+            )
         )
     if "f16" in target.precision and not target.runtime.startswith("tensorrt"):
         problems.append(
-            Problem((*location, "precision"), f"{target.runtime} builds f32 and int8 here, not f16", "leave f16 to TensorRT")
+            Problem(
+                (*location, "precision"), f"{target.runtime} builds f32 and int8 here, not f16", "leave f16 to TensorRT"
+            )
         )
     if target.compute_capabilities and target.runtime != "tensorrt_rtx":
         problems.append(
             Problem(
-                (*location, "compute_capabilities"), "only tensorrt_rtx builds for other GPUs", "use runtime: tensorrt_rtx"
+                (*location, "compute_capabilities"),
+                "only tensorrt_rtx builds for other GPUs",
+                "use runtime: tensorrt_rtx",
             )
         )
     return problems

@@ -59,7 +59,7 @@ def quantization_aware(
     task_weight: float,
     distill: bool,
 ) -> list[Phase]:
-    """Calibrate, then (with `epochs`) learn: KL to the float original at `temperature`, no labels needed, and/or the task.
+    """Calibrate, then (with `epochs`) learn: KL to the float original, no labels needed, and/or the task.
 
     Self-distillation with KL alone follows SQAKD (Zhao and Zhao 2024): cross-entropy beside it is optional.
     """

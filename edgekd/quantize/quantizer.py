@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from edgekd.errors import ExportError
 from edgekd.quantize.settings import QuantizationSettings
 
 _MAX_BATCH = 1 << 20
+_NOISY = ("torch.onnx._internal.exporter._registration", "torch.utils._pytree", "torch.export", "torchao", "root")
 
 
 class QuantizedNetwork(nn.Module):
@@ -37,7 +40,8 @@ class QuantizedNetwork(nn.Module):
 
     def fake_quants(self) -> list[Any]:
         """Every fake-quant module, each once."""
-        from edgekd.quantize.fake_quant import FakeQuant
+        with quiet():
+            from edgekd.quantize.fake_quant import FakeQuant
 
         return [m for m in self.graph_module.modules() if isinstance(m, FakeQuant)]
 
@@ -65,9 +69,10 @@ def capture(network: nn.Module, example: tuple[Tensor, ...]) -> GraphModule:
 
 def prepare(network: nn.Module, example: tuple[Tensor, ...], settings: QuantizationSettings) -> QuantizedNetwork:
     """A float network (eval mode) as one with fake-quant modules that still observe: `calibrate` comes next."""
-    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+    with quiet():  # torchao speaks while it is imported
+        from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-    from edgekd.quantize.placement import Placement
+        from edgekd.quantize.placement import Placement
 
     graph = capture(network, example)
     with quiet():
@@ -94,20 +99,26 @@ def calibrate(network: QuantizedNetwork, batches: Iterable[tuple[Tensor, ...]]) 
 
 def convert(network: QuantizedNetwork) -> GraphModule:
     """The network with explicit quantize/dequantize operations and stored int8 weights, ready for ONNX."""
-    import copy
-
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
-
     with quiet():
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
         return convert_pt2e(copy.deepcopy(network.graph_module))
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the deprecation notes of torch's own internals from the user: nothing in them is theirs to mend."""
+    """Keep the notes of torch's own internals from the user: nothing in them is theirs to mend."""
+    loggers = [logging.getLogger(name) for name in _NOISY]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
 
 
 def first_line(error: BaseException) -> str:

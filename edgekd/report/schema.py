@@ -197,6 +197,8 @@ class Build(Part):
     """Agreement with a reference; null when it was not checked."""
     executed_precision: dict[str, int] = Field({})
     """Number of layers that the engine runs in each precision."""
+    executed_convolutions: dict[str, int] = Field({})
+    """Of these the convolutions; with 8 bits everywhere, int8 is the only key."""
 
 
 class Latency(Part):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +76,7 @@ class _Session:
         self._session = _open(path, device, threads, None)
         self._binding = self._session.io_binding()
         self.inputs, self.outputs = _tensors(self._session.get_inputs()), _tensors(self._session.get_outputs())
-        self._bound: Dict[str, Any] = {}
+        self._bound: dict[str, Any] = {}
         self._rows = -1
 
     def bind(self, feeds: Mapping[str, NDArray[Any]]) -> None:
@@ -94,7 +95,7 @@ class _Session:
 
     def fetch(self) -> Arrays:
         arrays = self._binding.copy_outputs_to_cpu()
-        return {info.name: np.array(array) for info, array in zip(self.outputs, arrays)}
+        return {info.name: np.array(array) for info, array in zip(self.outputs, arrays)}  # noqa: B905  3.8 has no strict=
 
     def close(self) -> None:
         del self._binding, self._session
@@ -128,14 +129,14 @@ def _open(path: Path, device: str, threads: int, optimized: Any) -> Any:
     return session
 
 
-def _tensors(arguments: Any) -> Tuple[TensorInfo, ...]:
+def _tensors(arguments: Any) -> tuple[TensorInfo, ...]:
     return tuple(
         TensorInfo(a.name, _NUMPY.get(a.type, a.type), tuple(d if isinstance(d, int) else -1 for d in a.shape))
         for a in arguments
     )
 
 
-def _layers(path: Path) -> List[Layer]:
+def _layers(path: Path) -> list[Layer]:
     """Executed layers from the graph that ONNX Runtime optimized: integer kernels have names of their own."""
     import onnx
 
@@ -144,7 +145,11 @@ def _layers(path: Path) -> List[Layer]:
     layers = []
     for node in graph.node:
         if node.op_type in _NOT_COMPUTE:
-            eight_bit |= set(node.output) if node.input and node.input[0] in eight_bit and node.op_type != "DequantizeLinear" else set()
+            eight_bit |= (
+                set(node.output)
+                if node.input and node.input[0] in eight_bit and node.op_type != "DequantizeLinear"
+                else set()
+            )
             continue
         integer = node.op_type.startswith(_INTEGER)
         if node.op_type in _SAME_NAME and node.input[0] in eight_bit:

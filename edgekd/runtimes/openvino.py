@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,18 @@ from edgekd.runtimes.protocol import Arrays, Build, Layer, TensorInfo, executed_
 
 _FLAVOURS = {"f32": "f32", "int8": "uint8"}
 # Kinds of the runtime graph that compute; the rest moves or reinterprets data.
-_NOT_COMPUTE = {"Input", "Output", "Reorder", "Reshape", "Const", "Constant", "Convert", "Result", "Parameter", "Memory"}
+_NOT_COMPUTE = {
+    "Input",
+    "Output",
+    "Reorder",
+    "Reshape",
+    "Const",
+    "Constant",
+    "Convert",
+    "Result",
+    "Parameter",
+    "Memory",
+}
 
 
 class OpenVino:
@@ -31,7 +43,7 @@ class OpenVino:
     def check(self, device: str, *, run: bool) -> None:
         core = _core()
         found = core.available_devices
-        if device.split(".")[0] not in {name.split(".")[0] for name in found}:
+        if device.split(".", maxsplit=1)[0] not in {name.split(".")[0] for name in found}:
             raise UnavailableError(
                 f"OpenVINO has no device {device} here (it has {', '.join(found)})",
                 hint="choose one of these, or install the device's driver; `edgekd doctor` shows what is there",
@@ -64,7 +76,7 @@ class _Session:
         self._compiled = _core().compile_model(str(path), device, _properties(device, threads))
         self._request = self._compiled.create_infer_request()
         self.inputs, self.outputs = _tensors(self._compiled.inputs), _tensors(self._compiled.outputs)
-        self._bound: Dict[str, Any] = {}
+        self._bound: dict[str, Any] = {}
 
     def bind(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         import openvino
@@ -91,9 +103,9 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def _properties(device: str, threads: int) -> Dict[str, Any]:
+def _properties(device: str, threads: int) -> dict[str, Any]:
     """Latency of one request; float32 is float32 (the CPU plugin would run bf16 where the hardware has it)."""
-    properties: Dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if device.startswith("CPU"):
         properties["NUM_STREAMS"] = "1"
         if threads:
@@ -101,7 +113,7 @@ def _properties(device: str, threads: int) -> Dict[str, Any]:
     return properties
 
 
-def _tensors(ports: Any) -> Tuple[TensorInfo, ...]:
+def _tensors(ports: Any) -> tuple[TensorInfo, ...]:
     found = []
     for port in ports:
         shape = tuple(-1 if dimension.is_dynamic else dimension.get_length() for dimension in port.partial_shape)
@@ -109,7 +121,7 @@ def _tensors(ports: Any) -> Tuple[TensorInfo, ...]:
     return tuple(found)
 
 
-def _layers(compiled: Any) -> List[Layer]:
+def _layers(compiled: Any) -> list[Layer]:
     """Executed layers from the runtime graph: what ran, not what was asked for."""
     layers = []
     for node in compiled.get_runtime_model().get_ops():

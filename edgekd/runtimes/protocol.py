@@ -6,16 +6,17 @@ numpy and the engine; no other room but `errors`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Mapping, Protocol, Tuple
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import UnavailableError
 
-Arrays = Dict[str, NDArray[Any]]
+Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class TensorInfo:
 
     name: str
     dtype: str
-    shape: Tuple[int, ...]
+    shape: tuple[int, ...]
 
-    def as_dict(self) -> Dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Plain values, as they stand in report.json."""
         return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
 
@@ -45,17 +46,17 @@ class Build:
     """What `compile` left in a folder: the file to load and the facts that loading must check."""
 
     file: str
-    inputs: Tuple[TensorInfo, ...]
-    outputs: Tuple[TensorInfo, ...]
-    layers: Tuple[Layer, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    layers: tuple[Layer, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Session(Protocol):
-    """A loaded build. Tensors are bound once and `run` is called many times, so that a call is the engine's work alone."""
+    """A loaded build. Tensors are bound once and `run` is called many times: a call is the engine's work alone."""
 
-    inputs: Tuple[TensorInfo, ...]
-    outputs: Tuple[TensorInfo, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
 
     def bind(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         """Bind one array to every input; shapes may differ from the last call in the batch axis."""
@@ -74,7 +75,7 @@ class Runtime(Protocol):
     """One inference engine. Methods raise `UnavailableError` when the engine or device is missing."""
 
     name: str
-    precisions: Tuple[str, ...]
+    precisions: tuple[str, ...]
 
     def version(self) -> str:
         """Version of the installed engine; raises UnavailableError with the install command when there is none."""

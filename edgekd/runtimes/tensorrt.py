@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,12 +108,12 @@ class TensorRt:
 
     def _describe(self, trt: Any, logger: _Log, network: Any, folder: Path, options: Mapping[str, Any]) -> Build:
         """Inputs, outputs, layers (where a GPU lets the engine be opened), and the manifest that loading checks."""
-        facts: Dict[str, Any] = {"runtime": self.name, "version": self.version(), "gpu": _gpu_name()}
+        facts: dict[str, Any] = {"runtime": self.name, "version": self.version(), "gpu": _gpu_name()}
         facts["compute_capabilities"] = [str(c) for c in options.get("compute_capabilities", ())]
         (folder / _MANIFEST).write_text(json.dumps(facts, sort_keys=True, indent=1))
         inputs = tuple(_info(trt, network.get_input(i)) for i in range(network.num_inputs))
         outputs = tuple(_info(trt, network.get_output(i)) for i in range(network.num_outputs))
-        layers: Tuple[Layer, ...] = ()
+        layers: tuple[Layer, ...] = ()
         if has_gpu():
             engine = trt.Runtime(logger.native).deserialize_cuda_engine((folder / "engine.plan").read_bytes())
             layers = tuple(_inspect(trt, engine)) if engine is not None else ()
@@ -139,12 +140,15 @@ class TensorRtRtx(TensorRt):
 
     def _configure(self, trt: Any, builder: Any, network: Any, config: Any, options: Mapping[str, Any]) -> None:
         super()._configure(trt, builder, network, config, options)
-        names = [f"SM{str(c).replace('.', '').upper().replace('SM', '')}" for c in options.get("compute_capabilities", ())]
+        names = [
+            f"SM{str(c).replace('.', '').upper().replace('SM', '')}" for c in options.get("compute_capabilities", ())
+        ]
         known = [n for n in dir(trt.ComputeCapability) if n.startswith("SM")]
         for name in names:
             if name not in known:
                 raise CompileError(
-                    f"tensorrt_rtx cannot build for {name}", hint=f"compute_capabilities may hold: {', '.join(sorted(known))}"
+                    f"tensorrt_rtx cannot build for {name}",
+                    hint=f"compute_capabilities may hold: {', '.join(sorted(known))}",
                 )
         if names:
             config.num_compute_capabilities = len(names)
@@ -167,7 +171,7 @@ class _Session:
         self._context = self._engine.create_execution_context()
         self._stream = self._cuda.Stream()
         self._trt = trt
-        self._device: Dict[str, Any] = {}
+        self._device: dict[str, Any] = {}
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self.inputs = tuple(self._tensor(n) for n in names if self._is_input(n))
         self.outputs = tuple(self._tensor(n) for n in names if not self._is_input(n))
@@ -204,10 +208,10 @@ class _Log:
     """TensorRT's logger, kept quiet; remembers the last error for our message."""
 
     def __init__(self, trt: Any) -> None:
-        lines: List[str] = []
+        lines: list[str] = []
         self.lines = lines
 
-        class Native(trt.ILogger):  # type: ignore[misc]
+        class Native(trt.ILogger):
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
 
@@ -249,7 +253,7 @@ def _info(trt: Any, tensor: Any) -> TensorInfo:
     return TensorInfo(tensor.name, np.dtype(trt.nptype(tensor.dtype)).name, tuple(int(d) for d in tensor.shape))
 
 
-def _inspect(trt: Any, engine: Any) -> List[Layer]:
+def _inspect(trt: Any, engine: Any) -> list[Layer]:
     """Layers of a built engine with the format of their first output, from the engine inspector."""
     inspector = engine.create_engine_inspector()
     document = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))

@@ -1,0 +1,1 @@
+"""The chain, one file per stage."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from edgekd.bench.measure import Subject, measure
 from edgekd.stages.context import Context
 from edgekd.stages.settings import BenchStage
@@ -31,12 +33,18 @@ def run(context: Context) -> None:
         rng = np.random.default_rng(context.common.seed)
         # What a network computes does not change how long it takes: noise of the right shape needs no data set.
         feeds = {
-            i["name"]: rng.standard_normal((options.batch, *i["shape"][1:])).astype(i["dtype"]) for i in builds[0]["inputs"]
+            i["name"]: rng.standard_normal((options.batch, *i["shape"][1:])).astype(i["dtype"])
+            for i in builds[0]["inputs"]
         }
         folder = context.draft.folder / target
         folder.mkdir()
         rows, pairs = measure(
-            subjects, feeds, settings=options, folder=folder, seed=context.common.seed, progress=context.tell
+            subjects,
+            feeds,
+            settings=options,
+            folder=folder,
+            seed=context.common.seed,
+            progress=_teller(context, target),
         )
         for row in rows:
             if row.get("samples_path"):
@@ -44,3 +52,10 @@ def run(context: Context) -> None:
         latency += rows
         comparisons += [{**pair, "target": target} for pair in pairs]
     context.draft.facts.update(latency=latency, comparisons=comparisons)
+
+
+def _teller(context: Context, target: str) -> Callable[[str], None]:
+    """One line a launch; what a launch does inside stays out of the log."""
+    return lambda line: (
+        context.tell(f"bench: {target}  {line}") if line.startswith("launch") and ":" not in line else None
+    )

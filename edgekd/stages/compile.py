@@ -1,4 +1,4 @@
-"""compile: one build for each target, precision and network; which precision every layer executes in is read off the engine."""
+"""compile: one build for each target, precision and network, with the precision that each layer executes in."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class Order:
     @property
     def folder(self) -> str:
         """`<target>.<precision>`, with the network's role between for the one that is there to be compared with."""
-        return f"{self.target}.{self.precision}" if self.model != "teacher" else f"{self.target}.teacher.{self.precision}"
+        return (
+            f"{self.target}.{self.precision}" if self.model != "teacher" else f"{self.target}.teacher.{self.precision}"
+        )
 
 
 def run(context: Context) -> None:
@@ -65,7 +67,9 @@ def _build(context: Context, order: Order, export: Artifact) -> dict[str, Any]:
     folder.mkdir(parents=True)
     flavour = engine.flavour(order.precision)
     onnx = _source(order, flavour, export, folder)
-    options = order.settings.model_dump(include={"compute_capabilities", "max_batch", "workspace_bytes", "optimization_level"})
+    options = order.settings.model_dump(
+        include={"compute_capabilities", "max_batch", "workspace_bytes", "optimization_level"}
+    )
     started = time.monotonic()
     build = engine.compile(onnx, folder, device=order.settings.device, threads=1, options=options)
     context.draft.record[order.folder] = {"seconds": time.monotonic() - started}
@@ -79,7 +83,9 @@ def _source(order: Order, flavour: str, export: Artifact, folder: Path) -> Path:
     """The ONNX file of a flavour; float16 ones are made from their float32 originals here."""
     original = _FROM_FLOAT.get(flavour, flavour)
     name = next(
-        name for name, facts in export.facts["files"].items() if facts["model"] == order.model and facts["flavour"] == original
+        name
+        for name, facts in export.facts["files"].items()
+        if facts["model"] == order.model and facts["flavour"] == original
     )
     if original == flavour:
         source = export.path(name)
@@ -118,7 +124,7 @@ def _facts(order: Order, flavour: str, build: Build, folder: Path, export: Artif
         "inputs": [info.as_dict() for info in build.inputs],
         "outputs": [info.as_dict() for info in build.outputs],
         "opset": export.facts["opset"],
-        "built_on": f"{platform.machine()} {', '.join(f'{k} {v}' for k, v in sorted(build.facts.items()) if isinstance(v, str))}",
+        "built_on": " ".join([platform.machine(), *(f"{k} {v}" for k, v in sorted(build.facts.items()) if v)]),
         "executed_precision": count_precisions(build.layers),
         "executed_convolutions": count_precisions(layer for layer in build.layers if "conv" in layer.kind.lower()),
     }

@@ -57,7 +57,7 @@ class Context:
 
 
 def role_of(stage: str, inputs: Mapping[str, Artifact]) -> str:
-    """A network's part in the report. A network given by `model:` is the teacher of a student, else the student itself."""
+    """A network's part in the report. What `model:` gives is the teacher of a student, else the student itself."""
     if stage == "distill" or (stage == "model" and "distill" not in inputs):
         return "student"
     return "quantized" if stage == "quantize" else "teacher"

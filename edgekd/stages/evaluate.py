@@ -23,7 +23,7 @@ _CPU = torch.device("cpu")
 
 
 def run(context: Context) -> None:
-    """Score the networks in PyTorch and the builds in their engines; without targets, agreement with the float network."""
+    """Score the networks in PyTorch and the builds in their engines; without targets, agreement with the float one."""
     options = context.options(EvaluateStage)
     table = context.common.data.load(options.split)
     world = make_world(context.common, tables={options.split: table})
@@ -82,7 +82,9 @@ def _evaluate_build(
     session.close()
     result = {name: torch.from_numpy(np.asarray(array, dtype=np.float32)) for name, array in arrays.items()}
     reference = found[build["model"]]
-    agreement = {h.output: task_named(h.task).agreement(result[h.output], reference[h.output]).value for h in world.heads}
+    agreement = {
+        h.output: task_named(h.task).agreement(result[h.output], reference[h.output]).value for h in world.heads
+    }
     return {
         "metrics": metrics(_scores(world, result, targets, found[shipped]), options.split),
         "parity": {

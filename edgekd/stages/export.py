@@ -1,4 +1,4 @@
-"""export: ONNX files of every network, the quantized one in both sign flavours, each compared with PyTorch on real data."""
+"""export: ONNX files of every network, the quantized one in both signs, each compared with PyTorch on real data."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def _metadata(context: Context, flavour: str) -> dict[str, str]:
 
     common = context.common
     preprocessing = {
-        name: {"scale": n.scale, "mean": list(n.mean), "std": list(n.std)} for name, n in common.data.normalization().items()
+        name: {"scale": n.scale, "mean": list(n.mean), "std": list(n.std)}
+        for name, n in common.data.normalization().items()
     }
     labels = {name: list(info.names) for name, info in common.data.classes().items() if info.names}
     return {
@@ -96,9 +97,7 @@ def _outputs(model: Model, feeds: Arrays) -> Arrays:
     return {name: value.numpy() for name, value in named_outputs(result, model.outputs).items()}
 
 
-def _checked(
-    context: Context, path: Path, model: str, flavour: str, expected: Arrays, feeds: Arrays
-) -> dict[str, Any]:
+def _checked(context: Context, path: Path, model: str, flavour: str, expected: Arrays, feeds: Arrays) -> dict[str, Any]:
     """Facts of a file, after it proved to say what PyTorch says.
 
     Raises:
@@ -111,7 +110,8 @@ def _checked(
     context.tell(f"export: {path.name}  relative error {relative:.1e}  agreement {min(agreement.values()):.4f}")
     if not np.isfinite(relative) or (flavour == "f32" and relative > options.max_error):
         raise ParityError(
-            f"{path.name} differs from PyTorch by {relative:.2e} of its largest output; the limit is {options.max_error:.0e}",
+            f"{path.name} differs from PyTorch by {relative:.2e} of its largest output; "
+            f"the limit is {options.max_error:.0e}",
             hint="an operation that ONNX writes differently? raise export.max_error only if that is meant",
         )
     worst = min(agreement, key=lambda name: agreement[name])

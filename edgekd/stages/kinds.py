@@ -1,4 +1,4 @@
-"""The chain: every stage's name, options, order, needs and the rooms and packages that its result depends on (torch-free)."""
+"""The chain: each stage's name, options, order, needs, and what its result depends on (torch-free)."""
 
 from __future__ import annotations
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from edgekd.data.table import Table
-from edgekd.errors import ConfigError, DataError
+from edgekd.errors import ConfigError
 from edgekd.files import write_atomic
 from edgekd.models.facts import input_names, macs, parameter_count
 from edgekd.models.resolve import build
 from edgekd.models.settings import ModelSettings
 from edgekd.models.weights import apply_state, load_state, save_state
-from edgekd.quantize.quantizer import prepare
+from edgekd.quantize.quantizer import first_line, prepare
 from edgekd.quantize.settings import QuantizationSettings
 from edgekd.stages.context import Common, Context
 from edgekd.store import Artifact
@@ -80,7 +80,9 @@ def load_quantized(common: Common, artifact: Artifact, original: Artifact) -> Mo
     return Model(network, model.inputs, model.outputs)
 
 
-def save_model(context: Context, model: Model, settings: ModelSettings, scores: Mapping[str, Score], split: str) -> None:
+def save_model(
+    context: Context, model: Model, settings: ModelSettings, scores: Mapping[str, Score], split: str
+) -> None:
     """Write a network into the stage's draft: weights, and the facts that rebuild and describe it."""
     network, draft = model.network.to(_CPU), context.draft
     save_state(network, draft.folder / WEIGHTS)
@@ -131,7 +133,15 @@ def example_inputs(common: Common, model: Model, rows: int = 2) -> dict[str, Ten
 def metrics(scores: Mapping[str, Score], split: str) -> list[dict[str, Any]]:
     """Scores in the form of report.json."""
     return [
-        {"name": name, "value": s.value, "unit": s.unit, "split": split, "n": s.n, "ci95": list(s.ci95), "better": s.better}
+        {
+            "name": name,
+            "value": s.value,
+            "unit": s.unit,
+            "split": split,
+            "n": s.n,
+            "ci95": list(s.ci95),
+            "better": s.better,
+        }
         for name, s in scores.items()
     ]
 
@@ -183,7 +193,7 @@ def _try(common: Common, model: Model, reference: str) -> None:
     except Exception as error:  # the user's own forward may raise anything
         shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in inputs.items())
         raise ConfigError(
-            f"{reference} fails on the data ({shapes}): {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            f"{reference} fails on the data ({shapes}): {first_line(error)}",
             hint="check `args:` and the network's input size and channels",
         ) from error
     finally:

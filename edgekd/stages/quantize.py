@@ -9,7 +9,7 @@ from edgekd.stages.networks import load_model, make_world, save_curves, save_qua
 from edgekd.stages.settings import QuantizeStage
 from edgekd.stages.training import optim, run_phases, stage_train_settings, validation_scores
 
-# Scales and folded weights start where calibration left them: a hundredth of a from-scratch learning rate moves them well.
+# Scales and folded weights start where calibration left them: a hundredth of a from-scratch rate moves them well.
 _LR_SCALE = 0.01
 
 

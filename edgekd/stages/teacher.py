@@ -21,7 +21,9 @@ def run(context: Context) -> None:
     if options.passes():
         if not any(head.target for head in context.common.heads):
             raise ConfigError("a teacher cannot be trained without targets", hint="give `weights`, or labelled data")
-        phases = supervised("teacher", context.common.heads, optim(settings), options.passes(), keep_name(options.select, "teacher"))
+        phases = supervised(
+            "teacher", context.common.heads, optim(settings), options.passes(), keep_name(options.select, "teacher")
+        )
     world = make_world(context.common, tables=training_tables(context.common))
     world.models["teacher"] = model
     curves = run_phases(context, world, phases, settings)

@@ -61,7 +61,7 @@ def progress_line(stage: str, epoch: Epoch) -> str:
     """One line about an epoch."""
     metrics = "".join(f"  {name} {value:.4f}" for name, value in epoch.metrics.items())
     return (
-        f"{stage}: {epoch.phase} {epoch.epoch}/{epoch.epochs}  loss {epoch.loss:.4f}{metrics}"
+        f"{stage}: {epoch.phase} {epoch.epoch}/{epoch.epochs}  loss {epoch.loss:.3g}{metrics}"
         f"  {epoch.samples_per_s:,.0f} samples/s  {epoch.seconds_left:.0f} s left"
     )
 

@@ -1,10 +1,10 @@
 """Artefacts by key: published whole by one rename, verified by sha256 when read, kept apart from work in progress.
 
-    objects/ab/abcd../meta.json   every file's sha256, the artefact's digest, facts
-    objects/ab/abcd../..          the files
-    work/<key>/                   checkpoints of a stage that has not finished
-    locks/<key>                   held while a stage works on that key
-    memo.json                     digests of data files by path, size and time
+objects/ab/abcd../meta.json   every file's sha256, the artefact's digest, facts
+objects/ab/abcd../..          the files
+work/<key>/                   checkpoints of a stage that has not finished
+locks/<key>                   held while a stage works on that key
+memo.json                     digests of data files by path, size and time
 """
 
 from __future__ import annotations
@@ -117,7 +117,11 @@ class Store:
     @contextlib.contextmanager
     def locked(self, key: str, *, timeout_s: float) -> Iterator[None]:
         """Hold a key, so that two runs on one store never build it both."""
-        with lock(self.root / "locks" / key, timeout_s=timeout_s, holder_hint="another run builds this; wait for it, or use another --store"):
+        with lock(
+            self.root / "locks" / key,
+            timeout_s=timeout_s,
+            holder_hint="another run builds this; wait for it, or use another --store",
+        ):
             yield
 
     def discard(self, key: str) -> None:

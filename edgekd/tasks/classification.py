@@ -12,7 +12,9 @@ from edgekd.errors import DataError
 ScoreFields = tuple[str, float, str, int, tuple[float, float], int]
 
 
-def cross_entropy(student: Tensor, teacher: Tensor | None = None, *, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    student: Tensor, teacher: Tensor | None = None, *, target: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
     """Mean cross-entropy of logits (N, C) with class indices (N,); there is no teacher."""
     return F.cross_entropy(student, target, label_smoothing=label_smoothing)
 
@@ -35,7 +37,9 @@ def check(output: Tensor, target: Tensor, where: str) -> None:
             hint="name several outputs by `task: {output: classification, ..}`, or flatten the output in the network",
         )
     if target.is_floating_point() or target.dim() != 1:
-        raise DataError(f"{where}: class labels must be whole numbers, one per sample", hint="is this a regression task?")
+        raise DataError(
+            f"{where}: class labels must be whole numbers, one per sample", hint="is this a regression task?"
+        )
     worst = int(target.max())
     if worst >= output.shape[1]:
         raise DataError(

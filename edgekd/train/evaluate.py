@@ -42,7 +42,7 @@ def score_outputs(world: World, found: Mapping[str, Tensor], targets: Mapping[st
     """Scores of given outputs against targets, named as `score` does."""
     result = {}
     for head in world.heads:
-        if head.target in targets:
+        if head.target is not None and head.target in targets:
             metric = task_named(head.task).metric(found[head.output], targets[head.target])
             result[metric.name if len(world.heads) == 1 else f"{head.output}.{metric.name}"] = metric
     return result

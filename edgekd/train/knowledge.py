@@ -1,7 +1,7 @@
 """The table of knowledges: names that terms use, and the pure functions behind them.
 
-A knowledge is a function(student, teacher, **settings) -> scalar tensor. Rooms above register theirs here; a user's own is
-named by an import string "package.module:function".
+A knowledge is a function(student, teacher, **settings) -> scalar tensor. Rooms above register theirs here; a user's own
+is named by an import string "package.module:function".
 """
 
 from __future__ import annotations
@@ -49,5 +49,7 @@ def knowledge_named(name: str) -> Knowledge:
         try:
             return Knowledge(name, getattr(importlib.import_module(module), attribute))
         except (ImportError, AttributeError) as error:
-            raise ConfigError(f"knowledge {name!r} does not import: {error}", hint="write package.module:function") from None
+            raise ConfigError(
+                f"knowledge {name!r} does not import: {error}", hint="write package.module:function"
+            ) from None
     raise ConfigError(f"unknown knowledge {name!r}", hint=f"known are: {', '.join(sorted(_TABLE))}")

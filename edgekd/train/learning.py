@@ -74,5 +74,5 @@ def _follow(model: Model, source: Model, decay: float) -> None:
     """Weights move to decay * own + (1 - decay) * source; buffers are copied."""
     for own, other in zip(model.network.parameters(), source.network.parameters(), strict=True):
         own.lerp_(other, 1.0 - decay)
-    for own, other in zip(model.network.buffers(), source.network.buffers(), strict=True):
-        own.copy_(other)
+    for mine, theirs in zip(model.network.buffers(), source.network.buffers(), strict=True):
+        mine.copy_(theirs)

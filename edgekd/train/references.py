@@ -1,11 +1,11 @@
 """References: how terms name tensors of a world, and their values in one step.
 
-    label                  a column of the batch
-    student                the only output of a model
-    student[logits]        one of several outputs
-    student.layer2         what a submodule returns (a tap, by forward hook on the unmodified network)
-    teacher.bn1:in         what a submodule is given
-    student(image_noisy)   the model on another input
+label                  a column of the batch
+student                the only output of a model
+student[logits]        one of several outputs
+student.layer2         what a submodule returns (a tap, by forward hook on the unmodified network)
+teacher.bn1:in         what a submodule is given
+student(image_noisy)   the model on another input
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class Values:
             return self._tapped[reference.name, reference.argument, reference.path, reference.given].float()
         if reference.output is None and len(outputs) > 1:
             raise ConfigError(
-                f"{text!r} has several outputs: {', '.join(outputs)}", hint=f"write e.g. {reference.name}[{next(iter(outputs))}]"
+                f"{text!r} has several outputs: {', '.join(outputs)}",
+                hint=f"write e.g. {reference.name}[{next(iter(outputs))}]",
             )
         return outputs[reference.output or next(iter(outputs))].float()
 
@@ -113,4 +114,5 @@ def submodule(network: nn.Module, model: str, path: str) -> nn.Module:
     if path not in modules:
         near = difflib.get_close_matches(path, modules, n=3, cutoff=0.3) or [n for n in modules if n][:5]
         raise ConfigError(f"{model} has no module {path!r}", hint=f"near are: {', '.join(near)}")
-    return modules[path]
+    found: nn.Module = modules[path]
+    return found

@@ -1,7 +1,7 @@
 """The one trainer: runs phases over a world. Every scheme of distillation is a list of phases for it (PHASES.md).
 
-Randomness is a counter: (seed, phase, step, move) seeds each move, (seed, epoch, sample) chooses each view and order. So a
-checkpoint holds no generator state, and a run that was killed ends with the same bytes as one that was not.
+Randomness is a counter: (seed, phase, step, move) seeds each move, (seed, epoch, sample) chooses each view and
+order. So a checkpoint holds no generator state, and a run that was killed ends with the same bytes as one that was not.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class _PhaseRun:
         self.steps = len(self.table) // self.batch
         for move in phase.moves:
             for name in move.learn:
-                world.models[name].network.to(memory_format=_memory_format(world.models[name]))
+                _channels_last(world.models[name])
         total = self.steps * phase.epochs
         self.learners = [
             [Learner(world.models[name], rule, self.steps, total) for name, rule in move.learn.items()]
@@ -133,9 +133,7 @@ class _PhaseRun:
     def _resume(self) -> None:
         if self.progress.epoch == 0:
             self.progress.best, self.progress.kept = None, None
-            self.progress.curves.append(
-                {"name": self.phase.name, "epochs": [], "terms": {}, "metrics": {}, "lr": []}
-            )
+            self.progress.curves.append({"name": self.phase.name, "epochs": [], "terms": {}, "metrics": {}, "lr": []})
             return
         _restore_networks(self.world, self.progress)
         for learners, states in zip(self.learners, self.progress.learners, strict=True):
@@ -161,7 +159,14 @@ class _PhaseRun:
         return {name: float(total) / self.steps for name, total in sums.items()}
 
     def _move(
-        self, number: int, move: Move, batch: Mapping[str, Tensor], taps: Taps, epoch: int, step: int, sums: dict[str, Tensor]
+        self,
+        number: int,
+        move: Move,
+        batch: Mapping[str, Tensor],
+        taps: Taps,
+        epoch: int,
+        step: int,
+        sums: dict[str, Tensor],
     ) -> None:
         at = epoch * self.steps + step
         torch.default_generator.manual_seed(_mix(self.run.seed, self.index, f"{at}/{number}"))
@@ -205,15 +210,15 @@ class _PhaseRun:
         if watch is None or watch.table not in self.world.tables:
             return {}
         scores = score(self.world, watch.model, self.world.tables[watch.table], self.run.device)
-        for name, value in scores.items():
-            curve["metrics"].setdefault(name, []).append(value.value)
+        for name, found in scores.items():
+            curve["metrics"].setdefault(name, []).append(found.value)
         if watch.keep and scores:
             first = next(iter(scores.values()))
-            value = first.value * first.better
-            if self.progress.best is None or value > self.progress.best:
-                self.progress.best = value
+            merit = first.value * first.better
+            if self.progress.best is None or merit > self.progress.best:
+                self.progress.best = merit
                 self.progress.kept = _snapshot(self.world.models[watch.model])
-        return {name: value.value for name, value in scores.items()}
+        return {name: found.value for name, found in scores.items()}
 
     def _keep_best(self) -> None:
         watch = self.phase.watch
@@ -285,9 +290,10 @@ def _snapshot(model: Model) -> dict[str, Any]:
     return {name: value.detach().cpu().clone() for name, value in model.network.state_dict().items()}
 
 
-def _memory_format(model: Model) -> torch.memory_format:
-    ranks = {p.dim() for p in model.network.parameters()}
-    return torch.preserve_format if 5 in ranks else torch.channels_last
+def _channels_last(model: Model) -> None:
+    """Kernels of images run faster with channels last; networks of volumes have no such layout."""
+    if all(parameter.dim() != 5 for parameter in model.network.parameters()):
+        model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _mix(seed: int, phase: int, what: str) -> int:

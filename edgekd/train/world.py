@@ -1,6 +1,7 @@
 """The plain data of training: a world of models and tables, and phases that change it (PHASES.md).
 
-A scheme of distillation is a list of phases; the one trainer (trainer.py) runs them all. Everything but the world is frozen.
+A scheme of distillation is a list of phases; the one trainer (trainer.py) runs them all. Everything but the world
+is frozen.
 """
 
 from __future__ import annotations

@@ -18,7 +18,9 @@ def task_terms(model: str, heads: Sequence[HeadSettings], weight: float) -> tupl
         if head.target is not None and weight > 0:
             name = task_named(head.task).loss
             also = {"target": head.target}
-            terms.append(Term(name, f"{model}[{head.output}]", weight=weight, also=also, label=_label(name, head, heads)))
+            terms.append(
+                Term(name, f"{model}[{head.output}]", weight=weight, also=also, label=_label(name, head, heads))
+            )
     return tuple(terms)
 
 

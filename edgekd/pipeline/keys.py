@@ -15,7 +15,7 @@ from edgekd.files import sha256_bytes, sha256_file, sha256_json, write_atomic
 from edgekd.models.resolve import code_digest
 from edgekd.models.source import source_digest
 from edgekd.pipeline.schema import Pipeline, StageEntry, network_settings
-from edgekd.stages.kinds import KINDS
+from edgekd.stages.kinds import KINDS, StageKind
 from edgekd.store import Artifact, Store
 from edgekd.tasks import HeadSettings
 
@@ -39,7 +39,7 @@ def ingredients(
         "seed": pipeline.settings.seed,
         "settings": _effective(entry),
         "inputs": {name: artifact.digest for name, artifact in sorted(inputs.items())},
-        "source": {room: room_digest(room, store) for room in (*kind.rooms, "stages")},
+        "source": _sources(kind, store),
         "packages": {name: package_version(name) for name in kind.packages},
         "python": platform.python_version(),
     }
@@ -68,17 +68,13 @@ def key_of(found: Mapping[str, Any]) -> str:
     return sha256_json(found)
 
 
-def room_digest(room: str, store: Store) -> str:
-    """Digest of a room's syntax trees, remembered by the bytes of its files, which are quicker to read."""
-    folder = _ROOT / room
-    content = sha256_json({p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*.py"))})
+def _sources(kind: StageKind, store: Store) -> dict[str, str]:
+    """Digests of the rooms and the stage files that a stage's result depends on."""
     memo = _SourceMemo(store.root / "sources.json")
-    name = f"{room}/{platform.python_version()}/{content}"
-    known = memo.get(name)
-    if known is None:
-        known = source_digest([folder], root=folder)
-        memo.put(name, known)
-    return known
+    found = {room: memo.digest(room, [_ROOT / room]) for room in kind.rooms}
+    own = kind.function.partition(":")[0].rsplit(".", 1)[-1]
+    files = sorted({_ROOT / "stages" / f"{name}.py" for name in (own, *kind.shares)})
+    return {**found, "stages": memo.digest(f"stages/{kind.name}", files)}
 
 
 @cache
@@ -144,13 +140,16 @@ class _SourceMemo:
         except (OSError, ValueError):
             self._known = {}
 
-    def get(self, name: str) -> str | None:
-        return self._known.get(name)
-
-    def put(self, name: str, digest: str) -> None:
-        kept = dict(list(self._known.items())[-_MAX_REMEMBERED:])
-        self._known = {**kept, name: digest}
-        write_atomic(self._path, json.dumps(self._known))
+    def digest(self, name: str, places: list[Path]) -> str:
+        """Digest of syntax trees below some places, remembered by the bytes of the files, which are quicker to read."""
+        files = sorted(path for place in places for path in (place.rglob("*.py") if place.is_dir() else [place]))
+        content = sha256_json({path.relative_to(_ROOT).as_posix(): sha256_file(path) for path in files})
+        name = f"{name}/{platform.python_version()}/{content}"
+        if name not in self._known:
+            kept = dict(list(self._known.items())[-_MAX_REMEMBERED:])
+            self._known = {**kept, name: source_digest(files, root=_ROOT)}
+            write_atomic(self._path, json.dumps(self._known))
+        return self._known[name]
 
 
 def _effective(entry: StageEntry) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class PipelineSettings(Settings):
     """Keyword arguments for the factory of `model`."""
     weights: str | None = None
     """File with the weights of `model`, relative to the pipeline file."""
+    python_path: tuple[str, ...] = ()
+    """Folders, relative to this file, that networks are imported from besides the file's own folder."""
     targets: dict[str, TargetSettings] = Field(default_factory=dict)
     """Devices and engines to build for, by a name of your own."""
     gates: tuple[GateSettings, ...] = ()
@@ -95,7 +98,21 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     if settings.model is not None:
         given = ModelStage(model=settings.model, args=settings.args, weights=settings.weights)
         stages.insert(0, StageEntry("model", given))
-    return Pipeline(path, settings, tuple(stages), tree)
+    pipeline = Pipeline(path, settings, tuple(stages), tree)
+    _extend_import_path(pipeline)
+    return pipeline
+
+
+def _extend_import_path(pipeline: Pipeline) -> None:
+    for index, folder in enumerate(pipeline.settings.python_path):
+        path = (pipeline.base / folder).resolve()
+        if not path.is_dir():
+            problem = Problem(
+                ("python_path", index), f"{folder}: no such folder", "paths are relative to the pipeline file"
+            )
+            raise_problems(pipeline.tree, [problem])
+        if str(path) not in sys.path:
+            sys.path.insert(0, str(path))
 
 
 def _top_level(problem: Problem) -> Problem:

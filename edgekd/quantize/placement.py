@@ -59,7 +59,8 @@ def _spec(bits: int, axis: int | None, ranges: str, scheme: torch.qscheme) -> Qu
 
 class Placement(Quantizer):
     """Marks what is quantized: inputs and weights of convolutions and linear layers, both inputs of additions,
-    inputs of pools, and the output of each convolution (after its activation), without which an engine leaves it in float."""
+    inputs of pools, and the output of each convolution (after its activation), without which
+    an engine leaves it in float."""
 
     def __init__(self, settings: QuantizationSettings) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from edgekd.stages.settings import (
 )
 
 _TRAINING = ("data", "tasks", "models", "train", "distill")
+_SHARED = ("networks", "training")
 _TORCH = ("torch", "numpy", "pillow", "pyarrow", "scikit-learn")
 _ENGINES = ("onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
@@ -26,6 +27,7 @@ class StageKind:
     """One kind of stage.
 
     `needs`: groups of earlier artefacts, one of each group must be there. `rooms` and `packages`: what enters the key.
+    `shares`: files of this room that the stage's own file imports; they enter the key too.
     `reads_data` and `on_device`: whether the data's fingerprint and the machine's enter it.
     """
 
@@ -36,6 +38,7 @@ class StageKind:
     packages: tuple[str, ...]
     needs: tuple[tuple[str, ...], ...] = ()
     takes: tuple[str, ...] = ()
+    shares: tuple[str, ...] = ()
     reads_data: bool = True
     on_device: bool = False
 
@@ -45,8 +48,8 @@ _NETWORKS = ("model", "teacher", "distill")
 KINDS: dict[str, StageKind] = {
     kind.name: kind
     for kind in (
-        StageKind("model", ModelStage, "edgekd.stages.teacher:run_model", ("data", "models"), ("torch",)),
-        StageKind("teacher", TeacherStage, "edgekd.stages.teacher:run", _TRAINING, _TORCH),
+        StageKind("model", ModelStage, "edgekd.stages.teacher:run_model", _TRAINING, _TORCH, shares=_SHARED),
+        StageKind("teacher", TeacherStage, "edgekd.stages.teacher:run", _TRAINING, _TORCH, shares=_SHARED),
         StageKind(
             "distill",
             DistillStage,
@@ -55,6 +58,7 @@ KINDS: dict[str, StageKind] = {
             _TORCH,
             needs=(("model", "teacher"),),
             takes=("model", "teacher"),
+            shares=("teacher", *_SHARED),
         ),
         StageKind(
             "quantize",
@@ -64,6 +68,7 @@ KINDS: dict[str, StageKind] = {
             (*_TORCH, "torchao"),
             needs=(_NETWORKS,),
             takes=_NETWORKS,
+            shares=_SHARED,
         ),
         StageKind(
             "export",
@@ -73,6 +78,7 @@ KINDS: dict[str, StageKind] = {
             ("torch", "torchao", "onnx", "onnxscript", "onnxruntime"),
             needs=(_NETWORKS,),
             takes=(*_NETWORKS, "quantize"),
+            shares=("networks",),
         ),
         StageKind(
             "compile",
@@ -92,6 +98,7 @@ KINDS: dict[str, StageKind] = {
             (*_TORCH, *_ENGINES),
             needs=(_NETWORKS,),
             takes=(*_NETWORKS, "quantize", "export", "compile"),
+            shares=("networks",),
         ),
         StageKind(
             "bench",

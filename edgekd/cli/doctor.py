@@ -6,13 +6,13 @@ from typing import Any
 
 import typer
 
-from edgekd.cli.shared import JsonOption, QuietOption, print_json
+from edgekd.cli.shared import JsonOption, LogFormatOption, QuietOption, print_json
 from edgekd.errors import UnavailableError
 
 _DEVICES = {"openvino": "CPU", "onnxruntime": "CPU", "tensorrt": "GPU", "tensorrt_rtx": "GPU"}
 
 
-def doctor(json_: JsonOption = False, quiet: QuietOption = False) -> None:
+def doctor(json_: JsonOption = False, log_format: LogFormatOption = "text", quiet: QuietOption = False) -> None:
     """Show the machine, and for every engine whether it can build and run here."""
     from edgekd.bench.machine import environment
 

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgekd.cli.shared import JsonOption, QuietOption, print_json
-from edgekd.config.settings import did_you_mean
+from edgekd.cli.shared import JsonOption, LogFormatOption, QuietOption, print_json
 from edgekd.errors import ConfigError
 
 Rows = list[dict[str, Any]]
@@ -17,10 +16,13 @@ Rows = list[dict[str, Any]]
 def list_(
     what: Annotated[str, typer.Argument(metavar="WHAT", help="knowledge, schemes, models, runtimes, stages or tasks.")],
     json_: JsonOption = False,
+    log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
 ) -> None:
     """List what there is, with every option."""
     if what not in _LISTS:
+        from edgekd.config.settings import did_you_mean
+
         raise ConfigError(f"list {what}: there is no such list", hint=did_you_mean(what, _LISTS))
     rows = _LISTS[what]()
     if json_:

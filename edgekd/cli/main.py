@@ -1,19 +1,44 @@
-"""The command line: one file per command beside this one; here they are put together. Nothing heavy loads."""
+"""The command line: one file per command beside this one, each loaded when it is called. Nothing heavy loads here."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import typer
 
 import edgekd
-from edgekd.cli import doctor, listing, measure, plan, report, run_command, store
-from edgekd.cli.shared import UsageGroup, say_error
+from edgekd.cli.lazy import Command, LazyGroup
+from edgekd.cli.shared import explain_usage, keep_traceback, say_error
 from edgekd.errors import EdgekdError
+
+# The help is the first line of the command's docstring (a test holds it): `edgekd --help` loads no command.
+COMMANDS = {
+    "run": Command(
+        "edgekd.cli.run_command:run",
+        "Run a pipeline file: every stage from the store or anew, then the report and the budgets.",
+    ),
+    "plan": Command("edgekd.cli.plan:plan", "Show each stage as cached or to run, and why."),
+    "measure": Command(
+        "edgekd.cli.measure:measure",
+        "Measure latency in processes of their own; several models are interleaved and compared.",
+    ),
+    "report": Command("edgekd.cli.report:report", "Draw report.html, report.md and junit.xml again from report.json."),
+    "list": Command("edgekd.cli.listing:list_", "List what there is, with every option."),
+    "doctor": Command("edgekd.cli.doctor:doctor", "Show the machine, and for every engine whether it can build and run."),
+    "store": Command("edgekd.cli.store:app", "Look after the store of artefacts."),
+}
+
+
+class Edgekd(LazyGroup):
+    """The group of all commands."""
+
+    table = COMMANDS
+
 
 app = typer.Typer(
     name="edgekd",
-    cls=UsageGroup,
+    cls=Edgekd,
     help="From a trained PyTorch network to a small, fast, verified artefact for an edge device.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -35,21 +60,19 @@ def _root(
     pass
 
 
-app.command("run")(run_command.run)
-app.command("plan")(plan.plan)
-app.command("measure")(measure.measure)
-app.command("report")(report.report)
-app.command("list")(listing.list_)
-app.command("doctor")(doctor.doctor)
-app.add_typer(store.app, name="store")
+def run(argv: Sequence[str] | None = None) -> None:
+    """Entry point. Errors of ours become one line, one line of help and their exit code.
 
+    With `--json` an error is one document on standard output too: {"error": {message, hint, exit_code, problems}}.
 
-def run() -> None:
-    """Entry point. Errors of ours become one line, one line of help and their exit code."""
+    Raises:
+        SystemExit: always, with the exit code of DESIGN.md.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = app(standalone_mode=False)
+        code = app(args=words, prog_name="edgekd", standalone_mode=False)
     except EdgekdError as error:
-        say_error(error)
+        say_error(error, words)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
@@ -59,17 +82,25 @@ def run() -> None:
         sys.stderr.close()
         sys.exit(0)
     except Exception as error:
-        sys.exit(_usage_or_bug(error))
+        sys.exit(_usage_or_bug(error, words))
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _usage_or_bug(error: Exception) -> int:
-    """Exit code for what typer raises on a wrong command line, or for a bug of ours, whose traceback goes to a file."""
-    from edgekd.cli.shared import explain_usage, keep_traceback
+def _usage_or_bug(error: Exception, words: Sequence[str]) -> int:
+    """Exit code for what typer raises on a wrong command line, for a system that refuses a file, or for a bug of ours."""
+    usage = explain_usage(error)
+    if usage is not None:
+        say_error(usage, words)
+        return usage.exit_code
+    if isinstance(error, OSError):
+        from edgekd.pipeline.failures import explain_os_error
 
-    if explain_usage(error):
-        return 2
+        refused = explain_os_error(error)
+        say_error(refused, words)
+        return refused.exit_code
     path = keep_traceback(error)
-    print(f"error: a bug in edgekd: {type(error).__name__}: {error}", file=sys.stderr)
-    print(f"help: the traceback is in {path}; please report it", file=sys.stderr)
-    return 1
+    bug = EdgekdError(
+        f"a bug in edgekd: {type(error).__name__}: {error}", hint=f"the traceback is in {path}; please report it"
+    )
+    say_error(bug, words)
+    return bug.exit_code

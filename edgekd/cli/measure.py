@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from edgekd.cli.shared import JsonOption, LogFormatOption, QuietOption, make_log, print_json
-from edgekd.config.settings import did_you_mean
 from edgekd.errors import ConfigError
 
 
@@ -32,6 +31,8 @@ def measure(
     from edgekd.runtimes.registry import RUNTIMES
 
     if runtime not in RUNTIMES:
+        from edgekd.config.settings import did_you_mean
+
         raise ConfigError(f"--runtime {runtime}: is not known", hint=did_you_mean(runtime, RUNTIMES))
     for model in models:
         if not model.is_file():

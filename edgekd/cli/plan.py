@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from edgekd.cli.shared import DEFAULT_STORE, FileArgument, JsonOption, QuietOption, SetOption, StoreOption, print_json
+from edgekd.cli.shared import (
+    DEFAULT_STORE,
+    FileArgument,
+    JsonOption,
+    LogFormatOption,
+    QuietOption,
+    SetOption,
+    StoreOption,
+    print_json,
+)
 
 
 def plan(
@@ -15,6 +24,7 @@ def plan(
     store: StoreOption = DEFAULT_STORE,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="End with 1 if anything would run.")] = False,
     json_: JsonOption = False,
+    log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
 ) -> int:
     """Show each stage as cached or to run, and why."""
@@ -30,7 +40,7 @@ def plan(
     ]
     if json_:
         print_json({"pipeline": pipeline.settings.name, "stages": rows})
-    elif not quiet:
+    else:
         for row in rows:
             typer.echo(f"{row['name']:<10} {row['state']:<10} {row['why']}")
     return int(exit_code and not all(step.cached for step in steps))

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from edgekd.cli.shared import JsonOption, QuietOption, print_json
+from edgekd.cli.shared import JsonOption, LogFormatOption, QuietOption, print_json
 
 
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
     json_: JsonOption = False,
+    log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
 ) -> None:
     """Draw report.html, report.md and junit.xml again from report.json."""
@@ -23,5 +24,5 @@ def report(
     draw(found, folder if folder.is_dir() else folder.parent)
     if json_:
         print_json(found.model_dump(mode="json"))
-    elif not quiet:
+    else:
         typer.echo(render_text(found))

@@ -1,51 +1,48 @@
-"""What the commands share: common options, output, and errors as one line with one line of help."""
+"""What the commands share: common options, output, and errors as one line with one line of help. Loads nothing heavy."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
 
-from edgekd.config.settings import did_you_mean
 from edgekd.errors import ConfigError, EdgekdError
-from edgekd.pipeline.log import Log
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+if TYPE_CHECKING:
+    from edgekd.pipeline.log import Log
+
+LogFormat = Literal["text", "json"]
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document on standard output and nothing else; errors are one too."),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, only results and errors.")]
 LogFormatOption = Annotated[
-    str,
-    typer.Option("--log-format", envvar="EDGEKD_LOG_FORMAT", help="Form of progress on standard error: text or json."),
+    LogFormat,
+    typer.Option("--log-format", envvar="EDGEKD_LOG_FORMAT", help="Form of progress and errors on standard error."),
 ]
 StoreOption = Annotated[
     Path, typer.Option("--store", envvar="EDGEKD_STORE", help="Folder of the store of artefacts.", show_default=True)
 ]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A pipeline file.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value; stages are addressed by name.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="A.B=C", help="Override a value; stages by name, `data.path` is that of the data source."
+    ),
 ]
 DEFAULT_STORE = Path(".edgekd/store")
 
 
-class UsageGroup(TyperGroup):
-    """Shows commands in the order of their use."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Commands in the order in which they were registered."""
-        return list(self.commands)
-
-
 def make_log(log_format: str, quiet: bool) -> Log:
-    """The log that the options ask for. Raises ConfigError for an unknown form."""
-    if log_format not in ("text", "json"):
-        raise ConfigError(f"--log-format {log_format}: is not known", hint=did_you_mean(log_format, ("text", "json")))
+    """The log that the options ask for."""
+    from edgekd.pipeline.log import Log
+
     return Log(form=log_format, quiet=quiet)
 
 
@@ -54,30 +51,43 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=1) + "\n")
 
 
-def say_error(error: EdgekdError) -> None:
-    """An error of ours on standard error: what is wrong, how to mend it. In a GitHub job also as an annotation."""
+def say_error(error: EdgekdError, words: Sequence[str] = ()) -> None:
+    """Say an error in the form that the words of the command line (and EDGEKD_LOG_FORMAT) ask for.
+
+    Standard error gets `error: ..` and `help: ..` for each problem, or a JSON object per problem; with `--json`
+    standard output gets {"error": {message, hint, exit_code, problems[{message, hint}]}} as its one document.
+    """
     problems = error.problems if isinstance(error, ConfigError) else ((error.message, error.hint),)
     for message, hint in problems:
+        if _log_form(words) == "json":
+            print(json.dumps({"level": "error", "message": message, "hint": hint}), file=sys.stderr)
+            continue
         print(f"error: {message}", file=sys.stderr)
         if hint:
             print(f"help: {hint}", file=sys.stderr)
+    if "--json" in words:
+        rows = [{"message": message, "hint": hint} for message, hint in problems]
+        print_json({"error": {**rows[0], "exit_code": error.exit_code, "problems": rows}})
 
 
-def explain_usage(error: Exception) -> bool:
-    """Say what is wrong with a command line; False when the error is not about one."""
+def explain_usage(error: Exception) -> ConfigError | None:
+    """What is wrong with a command line; None when the error is not about one."""
     message = getattr(error, "format_message", None)
     if message is None:
-        return False
-    text = " ".join(str(message()).split())
+        return None
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "edgekd"
-    print(f"error: {text}", file=sys.stderr)
-    print(f"help: `{path} --help` shows what it takes", file=sys.stderr)
-    return True
+    text = " ".join(str(message()).split())
+    if type(error).__name__ == "NoArgsIsHelpError":
+        text = f"{path} needs a command: {', '.join(context.command.commands)}" if context else "a command is missing"
+    return ConfigError(text[0].lower() + text[1:], hint=f"`{path} --help` shows what it takes")
 
 
 def keep_traceback(error: BaseException) -> Path:
     """Write a traceback to a file of its own and return its path."""
+    import tempfile
+    import traceback
+
     handle, name = tempfile.mkstemp(prefix="edgekd-bug-", suffix=".txt")
     with os.fdopen(handle, "w") as stream:
         stream.write("".join(traceback.format_exception(error)))
@@ -86,6 +96,19 @@ def keep_traceback(error: BaseException) -> Path:
 
 def check_stage_names(option: str, given: Sequence[str], known: Sequence[str]) -> None:
     """Raise ConfigError for a stage that the pipeline file does not have."""
+    from edgekd.config.settings import did_you_mean
+
     for name in given:
         if name not in known:
             raise ConfigError(f"{option} {name}: this file has no such stage", hint=did_you_mean(name, known))
+
+
+def _log_form(words: Sequence[str]) -> str:
+    """The form of messages that a command line asks for, read before (or without) parsing it."""
+    form = os.environ.get("EDGEKD_LOG_FORMAT", "text")
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--log-format":
+            form = following
+        elif word.startswith("--log-format="):
+            form = word.partition("=")[2]
+    return form

@@ -7,13 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from edgekd.cli.shared import DEFAULT_STORE, JsonOption, QuietOption, StoreOption, print_json
+from edgekd.cli.shared import DEFAULT_STORE, JsonOption, LogFormatOption, QuietOption, StoreOption, print_json
 
 app = typer.Typer(help="Look after the store of artefacts.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command("ls")
-def ls(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False, quiet: QuietOption = False) -> None:
+def ls(
+    store: StoreOption = DEFAULT_STORE,
+    json_: JsonOption = False,
+    log_format: LogFormatOption = "text",
+    quiet: QuietOption = False,
+) -> None:
     """List artefacts, the newest first."""
     from edgekd.store import Store
 
@@ -40,6 +45,7 @@ def gc(
     keep: Annotated[int, typer.Option("--keep", min=0, help="How many of the newest artefacts stay.")] = 50,
     store: StoreOption = DEFAULT_STORE,
     json_: JsonOption = False,
+    log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
 ) -> None:
     """Delete old artefacts and abandoned work."""
@@ -48,12 +54,17 @@ def gc(
     count, size = Store(store).collect(keep=keep)
     if json_:
         print_json({"removed": count, "bytes": size})
-    elif not quiet:
+    else:
         typer.echo(f"removed {count} artefacts, {size:,} bytes")
 
 
 @app.command("verify")
-def verify(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False, quiet: QuietOption = False) -> int:
+def verify(
+    store: StoreOption = DEFAULT_STORE,
+    json_: JsonOption = False,
+    log_format: LogFormatOption = "text",
+    quiet: QuietOption = False,
+) -> int:
     """Check every artefact against its digests; changed ones are named (a run would build them again)."""
     from edgekd.store import Store
 
@@ -62,6 +73,6 @@ def verify(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False, quiet:
     problems = [problem for artifact in artifacts for problem in place.problems(artifact)]
     if json_:
         print_json({"artefacts": len(artifacts), "problems": problems})
-    elif not quiet:
+    else:
         typer.echo("\n".join(problems) if problems else f"{len(artifacts)} artefacts are as they were written")
     return 4 if problems else 0

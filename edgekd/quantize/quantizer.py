@@ -52,11 +52,12 @@ def capture(network: nn.Module, example: tuple[Tensor, ...]) -> GraphModule:
     Raises:
         ExportError: torch.export cannot follow the network; the message names the line of its code.
     """
+    network = copy.deepcopy(network).eval()  # a graph shares its parameters with what it was captured from
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
     shapes = tuple({0: batch} for _ in example)
     try:
         with quiet():
-            program = torch.export.export(network.eval(), example, dynamic_shapes=shapes)
+            program = torch.export.export(network, example, dynamic_shapes=shapes)
             module = program.module()
     except Exception as error:  # torch.export raises many kinds, all of them about the user's network
         raise ExportError(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from edgekd.files import replace_atomic
+from edgekd.files import write_atomic
 
 _FILE = "checkpoint.pt"
+_DIGEST_BYTES = 32
 
 
 @dataclass
@@ -27,18 +30,21 @@ class Progress:
 
 
 def save(progress: Progress, folder: Path) -> None:
-    """Write a checkpoint in place of the last one."""
-    state = vars(progress)
-    replace_atomic(folder / _FILE, lambda path: torch.save(state, path))
+    """Write a checkpoint in place of the last one; its digest goes before it."""
+    buffer = io.BytesIO()
+    torch.save(vars(progress), buffer)
+    content = buffer.getvalue()
+    write_atomic(folder / _FILE, hashlib.sha256(content).digest() + content)
 
 
 def load(folder: Path) -> Progress | None:
-    """The last checkpoint, or None. A file that cannot be read is no checkpoint: training starts over."""
+    """The last checkpoint, or None. One whose digest is wrong is no checkpoint: training starts over."""
     path = folder / _FILE
     if not path.exists():
         return None
-    try:
-        return Progress(**torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, TypeError, EOFError, ValueError, OSError):
-        path.unlink(missing_ok=True)
+    data = path.read_bytes()
+    digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        path.unlink()
         return None
+    return Progress(**torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))

@@ -105,9 +105,8 @@ class _PhaseRun:
         self.table = world.tables[phase.data]
         self.batch = min(run.batch, len(self.table))
         self.steps = len(self.table) // self.batch
-        for move in phase.moves:
-            for name in move.learn:
-                _channels_last(world.models[name])
+        for model in world.models.values():  # guides too: another layout is another kernel, and other bits after a resume
+            _channels_last(model)
         total = self.steps * phase.epochs
         self.learners = [
             [Learner(world.models[name], rule, self.steps, total) for name, rule in move.learn.items()]

@@ -1,0 +1,160 @@
+"""Quantization: LSQ against the published fixture, ranges, placement, saved scales."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgekd.errors import ExportError
+from edgekd.models.weights import load_state, save_state
+from edgekd.quantize.fake_quant import FakeQuant, lsq
+from edgekd.quantize.quantizer import calibrate, capture, convert, prepare
+from edgekd.quantize.settings import QuantizationSettings
+
+
+class Residual(nn.Module):
+    """A residual block between convolutions, a pool and a linear layer."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(channels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(self.pool(torch.relu(x + self.body(x))).flatten(1))
+
+
+def example(rows: int = 32) -> Tensor:
+    return torch.randn(rows, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def quantized(settings: QuantizationSettings | None = None) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    network = Residual().eval()
+    x = example()
+    result = prepare(network, (x[:2],), settings or QuantizationSettings())
+    calibrate(result, [(x[:16],), (x[16:],)])
+    return network, result
+
+
+def test_lsq_has_the_published_values_and_gradients() -> None:
+    x, scale = torch.tensor([0.9, -0.3, 0.1], dtype=torch.float64), torch.tensor([0.25], dtype=torch.float64)
+    scale.requires_grad_()
+    found = lsq(x, scale, -2, 1)
+    assert found.tolist() == [0.25, -0.25, 0.0]
+    factor = 1 / math.sqrt(3 * 1)
+    assert factor == pytest.approx(0.57735, abs=1e-5)
+    for value, expected in zip(found, [1.0, 0.2, -0.4], strict=True):
+        (gradient,) = torch.autograd.grad(value, scale, retain_graph=True)
+        assert gradient.item() == pytest.approx(expected * factor, rel=1e-9)
+
+
+def test_lsq_passes_gradients_inside_its_range_and_none_outside() -> None:
+    x = torch.tensor([0.9, -0.3, 0.1], requires_grad=True)
+    lsq(x, torch.tensor([0.25]), -2, 1).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("ranges", ["mse", "percentile"])
+def test_a_single_outlier_does_not_spoil_the_range(ranges: str) -> None:
+    x = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    x[0] = 30.0
+    scales = {}
+    for name in (ranges, "minmax"):
+        fake_quant = FakeQuant(bits=4, ranges=name)
+        fake_quant(x[:50_000])
+        fake_quant(x[50_000:])
+        fake_quant.finish_calibration()
+        scales[name] = float(fake_quant.scale)
+    assert scales["minmax"] == pytest.approx(30 / 7)
+    assert scales[ranges] < scales["minmax"] / 3
+
+
+def test_ranges_by_mse_are_near_the_best_scale() -> None:
+    x = torch.randn(50_000, generator=torch.Generator().manual_seed(0))
+    fake_quant = FakeQuant(bits=4, ranges="mse")
+    fake_quant(x)
+    fake_quant.finish_calibration()
+
+    def error(scale: float) -> float:
+        return float((lsq(x, torch.tensor([scale]), -8, 7) - x).square().mean())
+
+    best = min(error(s) for s in torch.linspace(0.05, 1.0, 400).tolist())
+    assert error(float(fake_quant.scale.detach())) < best * 1.03
+
+
+def test_the_quantized_network_stays_near_the_float_one_and_every_parameter_learns() -> None:
+    network, result = quantized()
+    x = example()
+    with torch.no_grad():
+        expected = network(x)
+        error = (result(x) - expected).abs().max() / expected.abs().max()
+    assert 0 < error < 0.05
+    result(x).square().mean().backward()
+    assert [name for name, p in result.named_parameters() if p.grad is None] == []
+
+
+def test_calibration_leaves_the_float_network_as_it_was() -> None:
+    torch.manual_seed(0)
+    network = Residual().eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    result = prepare(network, (example()[:2],), QuantizationSettings())
+    calibrate(result, [(example(),)])
+    with torch.no_grad():
+        for parameter in result.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_saved_weights_and_scales_load_into_a_fresh_preparation(tmp_path: Path) -> None:
+    network, result = quantized()
+    save_state(result, tmp_path / "q.safetensors")
+    again = prepare(network, (example()[:2],), QuantizationSettings())
+    again.load_state_dict(load_state(tmp_path / "q.safetensors"))
+    with torch.no_grad():
+        assert torch.equal(again(example()), result(example()))
+
+
+def test_both_inputs_of_an_addition_and_the_pool_are_quantized() -> None:
+    _, result = quantized()
+    graph = convert(result).graph  # type: ignore[arg-type]
+    for node in graph.nodes:
+        name = str(node.target)
+        if "conv2d" in name or "aten.add" in name or "adaptive_avg_pool" in name or "linear" in name:
+            sources = [a for a in node.args[:2] if isinstance(a, torch.fx.Node)]
+            assert all("dequantize" in str(source.target) for source in sources), node
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_fewer_bits_mean_fewer_levels(bits: int) -> None:
+    _, result = quantized(QuantizationSettings(weights=bits, activations=bits))
+    assert {f.quant_max for f in result.fake_quants()} == {2 ** (bits - 1) - 1}  # type: ignore[operator]
+    weights = [f for f in result.fake_quants() if f.axis == 0]  # type: ignore[operator]
+    levels = weights[0](torch.randn(8, 3, 3, 3)) / weights[0].scale.reshape(-1, 1, 1, 1)
+    assert len(levels.round().unique()) <= 2**bits
+
+
+def test_a_network_that_branches_on_values_is_refused_with_the_line_of_its_code() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) if float(x.sum()) > 0 else x
+
+    with pytest.raises(ExportError, match=r"cannot be captured as a graph: .*\(test_quantize.py:\d+\)"):
+        capture(Branches(), (example()[:2],))
+
+
+def test_a_network_without_anything_to_quantize_is_refused() -> None:
+    with pytest.raises(ExportError, match="nothing in the network can be quantized"):
+        prepare(nn.Flatten(), (example()[:2],), QuantizationSettings())

@@ -1,0 +1,198 @@
+"""The whole chain on real data: what it leaves, what it takes from the store, what it proves."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import onnx
+import pytest
+from chain import MICRO, Result, Workshop
+
+from edgekd.files import sha256_file
+from edgekd.report.schema import json_schema
+
+pytestmark = [pytest.mark.xdist_group("chain"), pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    made = Workshop(tmp_path_factory.mktemp("micro"))
+    made.write(MICRO)
+    return made
+
+
+@pytest.fixture(scope="module")
+def first(workshop: Workshop) -> Result:
+    result = workshop.run()
+    assert result.code == 0, result.err
+    return result
+
+
+def build(result: Result, target: str, model: str) -> dict[str, Any]:
+    return next(b for b in result.report["builds"] if b["target"] == target and b["model"] == model)
+
+
+def test_the_report_is_valid_and_every_stage_ran(first: Result) -> None:
+    jsonschema.validate(first.report, json_schema())
+    assert set(first.states().values()) == {"ran"}
+    assert [m["role"] for m in first.report["models"]] == ["teacher", "student", "quantized"]
+    assert first.report["status"] == "ok"
+    assert first.report["data"]["n"] == {"train": 320, "validation": 100, "test": 797}
+
+
+def test_the_table_is_on_standard_output_and_progress_on_standard_error(first: Result) -> None:
+    assert "quantized" in first.out
+    assert "report.html" in first.out
+    assert "supervised 4/4" in first.err
+    assert "supervised" not in first.out
+
+
+def test_every_file_of_the_report_is_there_with_its_digest(workshop: Workshop, first: Result) -> None:
+    for row in first.report["builds"]:
+        assert sha256_file(workshop.out / row["path"]) == row["sha256"]
+    for row in [*first.report["details"], *({"path": r["samples_path"]} for r in first.report["latency"])]:
+        assert (workshop.out / row["path"]).is_file()
+    manifest = json.loads((workshop.out / "manifest.json").read_text())
+    for name, facts in manifest["files"].items():
+        assert sha256_file(workshop.out / name) == facts["sha256"]
+    names = {"report.json", "report.html", "report.md", "junit.xml", "manifest.json", "log.jsonl"}
+    assert names <= {p.name for p in workshop.out.iterdir()}
+
+
+@pytest.mark.parametrize("target", ["ov", "ort"])
+def test_every_convolution_of_the_int8_build_runs_in_8_bits(first: Result, target: str) -> None:
+    assert build(first, target, "quantized")["executed_convolutions"] == {"int8": 3}
+    assert build(first, target, "student")["executed_convolutions"] == {"f32": 3}
+    assert build(first, target, "quantized")["executed_precision"]["int8"] >= 3
+
+
+def test_weights_are_stored_as_int8(workshop: Workshop) -> None:
+    def initializer_bytes(name: str) -> int:
+        model = onnx.load(str(workshop.out / "artifacts" / name))
+        return sum(onnx.numpy_helper.to_array(t).nbytes for t in model.graph.initializer)
+
+    for flavour in ("int8", "uint8"):
+        assert initializer_bytes(f"student.{flavour}.onnx") <= 0.30 * initializer_bytes("student.f32.onnx")
+
+
+def test_exported_files_carry_what_a_device_needs_and_nothing_of_this_machine(workshop: Workshop) -> None:
+    for path in (workshop.out / "artifacts").glob("*.onnx"):
+        model = onnx.load(str(path))
+        facts = {entry.key: entry.value for entry in model.metadata_props}
+        assert json.loads(facts["edgekd.preprocessing"])["image"].keys() == {"scale", "mean", "std"}
+        assert model.graph.input[0].name == "image"
+        assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+        assert model.graph.output[0].name == "logits"
+        assert [o.version for o in model.opset_import if not o.domain] == [20]
+        content = path.read_bytes()
+        for trace in (str(Path(__file__).parents[2]), str(workshop.folder), "site-packages", "pkg.torch"):
+            assert trace.encode() not in content
+
+
+def test_builds_agree_with_the_networks_they_were_made_from(first: Result) -> None:
+    for row in first.report["builds"]:
+        assert row["parity"]["n"] == 797
+        assert row["parity"]["agreement"]["logits"] >= (0.999 if row["precision"] == "f32" else 0.95)
+        assert row["metrics"][0]["name"] == "accuracy"
+        assert row["metrics"][0]["n"] == 797
+
+
+def test_teacher_student_and_quantized_are_measured_interleaved_on_each_target(first: Result) -> None:
+    for target in ("ov", "ort"):
+        models = {r["model"] for r in first.report["latency"] if r["target"] == target}
+        assert models == {"teacher", "student", "quantized"}
+        pairs = [c for c in first.report["comparisons"] if c["target"] == target]
+        assert len(pairs) == 3
+        assert sum(b["chosen"] for b in first.report["builds"] if b["target"] == target) == 1
+
+
+def without_what_may_differ(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: without_what_may_differ(v) for k, v in value.items() if k not in ("created", "seconds", "state", "why")}
+    return [without_what_may_differ(v) for v in value] if isinstance(value, list) else value
+
+
+def test_the_same_command_again_takes_everything_from_the_store(workshop: Workshop, first: Result) -> None:
+    again = workshop.run()
+    assert set(again.states().values()) == {"cached"}
+    assert without_what_may_differ(again.report) == without_what_may_differ(first.report)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "# a comment\n" + text,
+        lambda text: text.replace("50 pt", "40 pt"),
+        lambda text: text.replace("{quick: true, launches: 1,", "{launches: 1, quick: true,"),
+    ],
+    ids=["comment", "budget", "order of keys"],
+)
+def test_what_changes_no_result_runs_nothing(workshop: Workshop, first: Result, change: Any) -> None:
+    workshop.write(change(MICRO))
+    try:
+        assert set(workshop.run().states().values()) == {"cached"}
+    finally:
+        workshop.write(MICRO)
+
+
+def test_a_changed_option_runs_its_stage_and_what_depends_on_it_and_says_why(workshop: Workshop, first: Result) -> None:
+    result = workshop.run("--set", "evaluate.batch=32", "--out", str(workshop.folder / "other"))
+    report = json.loads((workshop.folder / "other" / "report.json").read_text())
+    assert result.code == 0
+    states = {stage["name"]: (stage["state"], stage["why"]) for stage in report["stages"]}
+    assert states["evaluate"] == ("ran", "changed: settings.batch 64 -> 32")
+    assert {state for name, (state, _) in states.items() if name != "evaluate"} == {"cached"}
+
+
+def test_a_flipped_bit_in_the_store_is_found_and_built_again(workshop: Workshop, first: Result) -> None:
+    key = next(s["key"] for s in first.report["stages"] if s["name"] == "distill")
+    weights = workshop.folder / "store" / "objects" / key[:2] / key / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(bytes(data))
+    again = workshop.run("--to", "quantize")
+    assert again.states()["distill"] == "ran"
+    assert again.states()["quantize"] == "cached"  # the same bytes came out, so nothing after it has to run
+
+
+def test_a_broken_budget_ends_with_5_and_says_which(workshop: Workshop, first: Result) -> None:
+    workshop.write(MICRO.replace('max: "50 pt"', 'max: "-99 pt"'))
+    try:
+        result = workshop.run()
+    finally:
+        workshop.write(MICRO)
+    assert result.code == 5
+    assert result.report["status"] == "gate_failed"
+    assert "budget broken: metric_drop of quantized against student at most -99 pt" in result.err
+    assert 'failures="1"' in (workshop.out / "junit.xml").read_text()
+
+
+def test_a_run_that_was_killed_ends_with_the_same_bytes_as_one_that_was_not(tmp_path: Path) -> None:
+    text = MICRO.replace("args: {width: 8}, epochs: 4", "args: {width: 8}, epochs: 40")
+    whole, killed = Workshop(tmp_path / "whole"), Workshop(tmp_path / "killed")
+    for made in (whole, killed):
+        made.folder.mkdir()
+        made.write(text)
+    assert whole.run("--to", "distill").code == 0
+
+    process = subprocess.Popen(killed.command("--to", "distill"), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "offline 5/40" in line:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stderr.close()
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    time.sleep(0.1)
+    resumed = killed.run("--to", "distill")
+    assert resumed.states()["teacher"] == "cached"
+    assert resumed.states()["distill"] == "resumed"
+    assert "offline 5/40" not in resumed.err
+    name = "artifacts/student.safetensors"
+    assert (killed.out / name).read_bytes() == (whole.out / name).read_bytes()

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from edgekd.pipeline.schema import load_pipeline
 
@@ -83,6 +85,19 @@ def test_quantize_only_compresses_a_network_without_training(tmp_path: Path) -> 
     assert {build["metrics"][0]["name"] for build in found.values()} == {"accuracy"}
     assert min(accuracy.values()) > 0.95
     assert max(accuracy.values()) - min(accuracy.values()) <= 0.01
+
+
+@pytest.mark.slow
+def test_quantize_only_reports_agreement_where_there_are_no_labels(tmp_path: Path) -> None:
+    images = load_digits().images[:, None].astype(np.float32) / 16
+    np.savez(tmp_path / "train.npz", x=images[:300])
+    np.savez(tmp_path / "test.npz", x=images[300:500])
+    unlabelled = f"data={{npz: {{path: {json.dumps(str(tmp_path))}, targets: []}}, normalize: none}}"
+    report = run("quantize_only", tmp_path, "--set", unlabelled, "--to", "evaluate")
+    for name, build in builds(report).items():
+        (metric,) = build["metrics"]
+        assert (metric["name"], metric["n"]) == ("agreement", 200)
+        assert metric["value"] >= (0.97 if build["model"] == "quantized" else 1.0), name
 
 
 @pytest.mark.slow

@@ -1,0 +1,201 @@
+"""One quantized network in every engine: executed precision, sign flavours, TensorRT's rules."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from edgekd.errors import CompileError, ExportError, UnavailableError
+from edgekd.export import parity
+from edgekd.export.flavours import tensorrt_violations, to_f16, to_uint8
+from edgekd.export.onnx_file import load, save, write_onnx
+from edgekd.models.resolve import build
+from edgekd.quantize.quantizer import calibrate, convert, prepare
+from edgekd.quantize.settings import QuantizationSettings
+from edgekd.runtimes.protocol import Layer, infer_batched
+from edgekd.runtimes.registry import runtime
+from edgekd.runtimes.tensorrt import has_gpu
+from edgekd.stages.compile import count_precisions, refuse_for_tensorrt
+
+pytestmark = [pytest.mark.xdist_group("engines"), pytest.mark.slow]
+ZOO = ["resnet8", "vgg8", "mobilenetv2", "shufflenetv2"]
+
+
+@dataclass(frozen=True)
+class Files:
+    """A network of the zoo in every flavour, its outputs, and the inputs that gave them."""
+
+    folder: Path
+    feeds: dict[str, NDArray[Any]]
+    expected: NDArray[Any]
+    quantized: NDArray[Any]
+
+    def path(self, flavour: str) -> Path:
+        """The ONNX file of a flavour."""
+        return self.folder / f"{flavour}.onnx"
+
+
+def make(name: str, folder: Path, bits: int = 8) -> Files:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    network = build(name, {}, folder, {"num_classes": 10, "in_channels": 3, "image_size": 32}).train()
+    x = torch.randn(16, 3, 32, 32)
+    with torch.no_grad():
+        network(x)  # BatchNorm statistics that are not 0 and 1
+    quantized = prepare(network.eval(), (x[:2],), QuantizationSettings(weights=bits, activations=bits))
+    calibrate(quantized, [(x,)])
+    write_onnx(network, {"image": x[:2]}, ("logits",), folder / "f32.onnx", opset=20, metadata={"a": "b"})
+    write_onnx(convert(quantized), {"image": x[:2]}, ("logits",), folder / "int8.onnx", opset=20, metadata={})
+    save(to_uint8(load(folder / "int8.onnx")), folder / "uint8.onnx")
+    save(to_f16(load(folder / "f32.onnx")), folder / "f16.onnx")
+    save(to_f16(load(folder / "int8.onnx")), folder / "int8_f16.onnx")
+    with torch.no_grad():
+        return Files(folder, {"image": x.numpy()}, network(x).numpy(), quantized(x).numpy())
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return make("resnet8", tmp_path_factory.mktemp("resnet8"))
+
+
+def convolutions(layers: tuple[Layer, ...]) -> dict[str, int]:
+    return count_precisions(layer for layer in layers if "conv" in layer.kind.lower())
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_all_convolutions_of_the_zoo_run_in_8_bits_in_both_signs(name: str, tmp_path: Path) -> None:
+    files = make(name, tmp_path)
+    expected = sum(node.op_type == "Conv" for node in load(files.path("f32")).graph.node)
+    assert tensorrt_violations(load(files.path("int8"))) == []
+    for engine, flavour in (("openvino", "int8"), ("openvino", "uint8"), ("onnxruntime", "uint8")):
+        folder = tmp_path / f"{engine}.{flavour}"
+        folder.mkdir()
+        built = runtime(engine).compile(files.path(flavour), folder, device="CPU", threads=1, options={})
+        assert convolutions(built.layers) == {"int8": expected}, (engine, flavour)
+
+
+@pytest.mark.parametrize(
+    ("flavour", "reference", "tolerance"),
+    [("f32", "expected", 1e-5), ("f16", "expected", 5e-3), ("int8", "quantized", 0.02), ("uint8", "quantized", 0.05), ("int8_f16", "quantized", 0.05)],
+)
+def test_every_flavour_says_what_its_network_says(resnet: Files, flavour: str, reference: str, tolerance: float) -> None:
+    found = parity.run_reference(resnet.path(flavour), resnet.feeds)
+    assert parity.relative_error(found, {"logits": getattr(resnet, reference)}) < tolerance
+
+
+def scales(path: Path) -> Counter[float]:
+    model = load(path)
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    found: Counter[float] = Counter()
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            found.update(np.atleast_1d(constants[node.input[1]]).tolist())
+    return found
+
+
+def test_the_uint8_rewrite_keeps_every_scale_and_shifts_what_may_be_negative(resnet: Files) -> None:
+    assert scales(resnet.path("uint8")) == scales(resnet.path("int8"))
+    model = load(resnet.path("uint8"))
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    producers = {name: node.op_type for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            zero = constants[node.input[2]]
+            assert zero.dtype == np.uint8
+            if producers.get(node.input[0]) == "Relu":
+                assert zero == 0
+            if node.input[0] == "image":
+                assert zero == 128
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_engines_take_any_batch_and_agree_with_the_reference(resnet: Files, engine: str, tmp_path: Path) -> None:
+    adapter = runtime(engine)
+    built = adapter.compile(resnet.path("f32"), tmp_path, device="CPU", threads=1, options={})
+    assert [i.as_dict() for i in built.inputs] == [{"name": "image", "dtype": "float32", "shape": [-1, 3, 32, 32]}]
+    assert convolutions(built.layers) == {"f32": 9}
+    session = adapter.load(tmp_path / built.file, device="CPU", threads=1)
+    for batch in (1, 5, 16):
+        found = infer_batched(session, resnet.feeds, batch)["logits"]
+        assert np.abs(found - resnet.expected).max() < 1e-4 * np.abs(resnet.expected).max()
+    session.close()
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_a_file_that_is_no_graph_is_a_compile_error_of_one_line(engine: str, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"this is no graph")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CompileError, match=r"refused broken\.onnx on CPU") as caught:
+        runtime(engine).compile(broken, tmp_path / "out", device="CPU", threads=1, options={})
+    assert "\n" not in caught.value.message
+
+
+def test_a_device_that_is_not_here_is_named_with_those_that_are() -> None:
+    with pytest.raises(UnavailableError, match=r"no device NPU here \(it has CPU"):
+        runtime("openvino").check("NPU", run=True)
+    with pytest.raises(UnavailableError, match="no provider for CUDA here"):
+        runtime("onnxruntime").check("CUDA", run=True)
+
+
+def test_our_own_check_refuses_the_uint8_flavour_for_tensorrt(resnet: Files) -> None:
+    refuse_for_tensorrt(resnet.path("int8"))
+    refuse_for_tensorrt(resnet.path("int8_f16"))
+    with pytest.raises(CompileError, match=r"uint8\.onnx is not for TensorRT: .*UINT8"):
+        refuse_for_tensorrt(resnet.path("uint8"))
+
+
+def test_a_weight_that_does_not_fit_float16_is_named(resnet: Files) -> None:
+    model = load(resnet.path("f32"))
+    tensor = next(t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1e9, tensor.name))
+    with pytest.raises(ExportError, match=f"{tensor.name} does not fit float16"):
+        to_f16(model)
+
+
+def test_without_tensorrt_the_error_is_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name, extra in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt-rtx")):
+        with pytest.raises(UnavailableError) as caught:
+            runtime(name).version()
+        assert caught.value.hint == f"pip install 'edgekd[{extra}]'"
+        assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("precision", ["f32", "f16", "int8"])
+def test_tensorrt_rtx_builds_for_two_architectures_without_a_gpu(resnet: Files, precision: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="the extra edgekd[tensorrt-rtx] is not installed")
+    engine = runtime("tensorrt_rtx")
+    options = {"compute_capabilities": ["8.6", "8.9"], "max_batch": 16}
+    built = engine.compile(resnet.path(engine.flavour(precision)), tmp_path, device="GPU", threads=1, options=options)
+    assert (tmp_path / built.file).stat().st_size > 10_000
+    assert [o.name for o in built.outputs] == ["logits"]
+    if not has_gpu():
+        with pytest.raises(UnavailableError, match="run on an NVIDIA GPU, and none is here"):
+            engine.load(tmp_path / built.file, device="GPU", threads=1)
+
+
+def test_tensorrt_rtx_says_which_architectures_it_knows(resnet: Files, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="the extra edgekd[tensorrt-rtx] is not installed")
+    with pytest.raises(CompileError, match="cannot build for SM90") as caught:
+        runtime("tensorrt_rtx").compile(
+            resnet.path("f32"), tmp_path, device="GPU", threads=1, options={"compute_capabilities": ["9.0"]}
+        )
+    assert "SM89" in str(caught.value.hint)
+
+
+def test_an_engine_of_another_version_is_refused_before_it_is_loaded(resnet: Files, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="the extra edgekd[tensorrt-rtx] is not installed")
+    (tmp_path / "engine.json").write_text('{"version": "0.1"}')
+    (tmp_path / "engine.plan").write_bytes(b"")
+    with pytest.raises(UnavailableError, match=r"built by tensorrt_rtx 0\.1, here is"):
+        runtime("tensorrt_rtx").load(tmp_path / "engine.plan", device="GPU", threads=1)

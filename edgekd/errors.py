@@ -16,6 +16,12 @@ EdgekdError
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Loggers that speak of the insides of libraries.
+_NOISY = ("torch.onnx._internal.exporter._registration", "torch.utils._pytree", "torch.export", "torchao", "root")
+
 
 class EdgekdError(Exception):
     """Root of all: `message` says in one line what is wrong, `hint` in one line how to mend it."""
@@ -86,3 +92,28 @@ class TryAgainError(EdgekdError):
     """Something that may well work later: a lock, a device, the network."""
 
     exit_code = 75
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, for a message of one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the notes of torch's own internals from the user: nothing in them is theirs to mend."""
+    import logging
+    import warnings
+
+    loggers = [logging.getLogger(name) for name in _NOISY]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)

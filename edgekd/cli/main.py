@@ -25,7 +25,9 @@ COMMANDS = {
     ),
     "report": Command("edgekd.cli.report:report", "Draw report.html, report.md and junit.xml again from report.json."),
     "list": Command("edgekd.cli.listing:list_", "List what there is, with every option."),
-    "doctor": Command("edgekd.cli.doctor:doctor", "Show the machine, and for every engine whether it can build and run."),
+    "doctor": Command(
+        "edgekd.cli.doctor:doctor", "Show the machine, and for every engine whether it can build and run."
+    ),
     "store": Command("edgekd.cli.store:app", "Look after the store of artefacts."),
 }
 
@@ -87,7 +89,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 def _usage_or_bug(error: Exception, words: Sequence[str]) -> int:
-    """Exit code for what typer raises on a wrong command line, for a system that refuses a file, or for a bug of ours."""
+    """Exit code for what typer raises on a wrong command line, for a file that the system refuses, or a bug."""
     usage = explain_usage(error)
     if usage is not None:
         say_error(usage, words)

@@ -31,6 +31,10 @@ def run(
         Path | None, typer.Option("--out", help="Folder for the report and the artefacts [default: runs/NAME].")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", envvar="EDGEKD_OFFLINE", help="Use no network; no stage does, with or without it."),
+    ] = False,
     json_: JsonOption = False,
     log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
@@ -56,5 +60,6 @@ def run(
     from edgekd.report.table import render_text
 
     typer.echo(render_text(Report.model_validate(outcome.report)))
-    typer.echo(f"report: {folder / 'report.html'}  (also report.md, report.json, junit.xml)")
+    if (folder / "report.html").is_file():
+        typer.echo(f"report: {folder / 'report.html'}  (also report.md, report.json, junit.xml)")
     return outcome.exit_code

@@ -1,4 +1,4 @@
-"""What the commands share: common options, output, and errors as one line with one line of help. Loads nothing heavy."""
+"""What the commands share: common options, output, and errors in two lines. Loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def say_error(error: EdgekdError, words: Sequence[str] = ()) -> None:
 
     Standard error gets `error: ..` and `help: ..` for each problem, or a JSON object per problem; with `--json`
     standard output gets {"error": {message, hint, exit_code, problems[{message, hint}]}} as its one document.
+    In a GitHub job a message with a place in a file becomes an annotation of that line too.
     """
     problems = error.problems if isinstance(error, ConfigError) else ((error.message, error.hint),)
     for message, hint in problems:
@@ -65,9 +66,21 @@ def say_error(error: EdgekdError, words: Sequence[str] = ()) -> None:
         print(f"error: {message}", file=sys.stderr)
         if hint:
             print(f"help: {hint}", file=sys.stderr)
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            _annotate(message)
     if "--json" in words:
         rows = [{"message": message, "hint": hint} for message, hint in problems]
         print_json({"error": {**rows[0], "exit_code": error.exit_code, "problems": rows}})
+
+
+def _annotate(message: str) -> None:
+    import re
+
+    found = re.match(r"([^:\s]+):(\d+):(\d+): (.*)", message)
+    if found is not None:
+        file, line, column, text = found.groups()
+        text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+        print(f"::error file={file},line={line},col={column}::{text}", file=sys.stderr)
 
 
 def explain_usage(error: Exception) -> ConfigError | None:
@@ -77,7 +90,7 @@ def explain_usage(error: Exception) -> ConfigError | None:
         return None
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "edgekd"
-    text = " ".join(str(message()).split())
+    text = " ".join(str(message()).split()).replace("Value error, ", "").rstrip(".")
     if type(error).__name__ == "NoArgsIsHelpError":
         text = f"{path} needs a command: {', '.join(context.command.commands)}" if context else "a command is missing"
     return ConfigError(text[0].lower() + text[1:], hint=f"`{path} --help` shows what it takes")
@@ -106,7 +119,7 @@ def check_stage_names(option: str, given: Sequence[str], known: Sequence[str]) -
 def _log_form(words: Sequence[str]) -> str:
     """The form of messages that a command line asks for, read before (or without) parsing it."""
     form = os.environ.get("EDGEKD_LOG_FORMAT", "text")
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         if word == "--log-format":
             form = following
         elif word.startswith("--log-format="):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -27,6 +27,18 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=Settings)
+_WORDS = {
+    "Input should": "it should",
+    "String should": "it should",
+    "be an object": "be a mapping, e.g. {key: value}",
+    "a valid dictionary": "a mapping, e.g. {key: value}",
+    "a valid array": "a list, e.g. [a, b]",
+    "a valid tuple": "a list, e.g. [a, b]",
+    "a valid string": "text",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+}
 
 
 def validate(cls: type[S], value: Any, location: Location = ()) -> tuple[S | None, list[Problem]]:
@@ -39,7 +51,8 @@ def validate(cls: type[S], value: Any, location: Location = ()) -> tuple[S | Non
         # JSON is the strict reading in which a list may still become a tuple and a text a path.
         return cls.model_validate_json(json.dumps(value)), []
     except ValidationError as error:
-        return None, [_problem(cls, location, detail) for detail in error.errors(include_url=False)]
+        details = _one_per_place(value, error.errors(include_url=False))
+        return None, [_problem(cls, location, detail) for detail in details]
 
 
 def describe(cls: type[Settings]) -> list[dict[str, Any]]:
@@ -66,9 +79,37 @@ def did_you_mean(word: str, options: typing.Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
 
 
+def _one_per_place(value: Any, details: Sequence[Any]) -> list[Any]:
+    """The details with places as the file has them, and of those that the members of a union gave, the nearest one."""
+    chosen: dict[Location, Any] = {}
+    for detail in details:
+        place, union = _place(value, detail["loc"], missing=detail["type"] == "missing")
+        # What a member of a union says of something inside the value is nearer than "it should be a text".
+        if union not in chosen or len(place) > len(chosen[union]["loc"]):
+            chosen[union] = {**detail, "loc": place}
+    return list(chosen.values())
+
+
+def _place(value: Any, location: Location, *, missing: bool) -> tuple[Location, Location]:
+    """A location without the tags of unions; and the same up to the first tag (the whole of it, if it has none)."""
+    place: Location = ()
+    union: Location | None = None
+    for index, part in enumerate(location):
+        last = index == len(location) - 1
+        if isinstance(value, dict) and part in value:
+            value = value[str(part)]
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        elif not (last and missing):
+            union = place if union is None else union
+            continue
+        place = (*place, part)
+    return place, place if union is None else union
+
+
 def _problem(cls: type[Settings], prefix: Location, detail: Any) -> Problem:
     location: Location = (*prefix, *detail["loc"])
-    name = ".".join(str(part) for part in location if part != "__root__") or "the file"
+    name = ".".join(str(part) for part in location) or "the file"
     kind, given = detail["type"], detail.get("input")
     if kind == "extra_forbidden":
         known = _fields_at(cls, detail["loc"][:-1])
@@ -83,11 +124,18 @@ def _problem(cls: type[Settings], prefix: Location, detail: Any) -> Problem:
         message = str(detail["ctx"]["error"])
         text, _, hint = message.partition(" | ")
         return Problem(location, f"{_parent((*location, ''))}: {text}", hint or "see `edgekd list stages`")
-    hint = detail["msg"][0].lower() + detail["msg"][1:]
+    hint = _in_words(detail["msg"])
     if kind == "literal_error":
         options = [str(o).strip("'") for o in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         hint = did_you_mean(given, options) if isinstance(given, str) else f"known are: {', '.join(options)}"
-    return Problem(location, f"{name}: {_short(given)} is not allowed here", hint.replace("input should", "it should"))
+    return Problem(location, f"{name}: {_short(given)} is not allowed here", hint)
+
+
+def _in_words(message: str) -> str:
+    """A hint in the words of YAML instead of those of JSON and Python."""
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
+    return message[0].lower() + message[1:]
 
 
 def _parent(location: Location) -> str:

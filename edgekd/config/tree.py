@@ -14,6 +14,9 @@ Location = tuple[str | int, ...]
 
 _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 40
+_MAX_NODES = 100_000
+_MAX_INT = 1 << 63
+_SCALARS = {"str", "null", "bool", "int", "float", "timestamp"}
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,12 @@ def parse_tree(text: str, source: str) -> Tree:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         problem = (error.problem or error.context or "not valid YAML").splitlines()[0]
-        raise ConfigError(
-            f"{where}: not valid YAML: {problem}", hint="check indentation, colons and quotes there"
-        ) from None
+        if problem.startswith("but ") and error.context:
+            problem = f"{error.context}, {problem}"
+        hint = (
+            "indent with spaces, not with tabs" if "'\\t'" in problem else "check indentation, colons and quotes there"
+        )
+        raise ConfigError(f"{where}: not valid YAML: {problem}", hint=hint) from None
     except (YAMLError, RecursionError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{source}: not valid YAML: {first}", hint="a pipeline file is plain YAML text") from None
@@ -121,6 +127,7 @@ class _Reader:
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
+        self.nodes = 0
 
     def fail(self, node: Any, message: str, hint: str) -> ConfigError:
         return ConfigError(f"{self.position(node)}: {message}", hint=hint)
@@ -132,6 +139,9 @@ class _Reader:
         from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
         self.tree.positions.setdefault(location, self.position(node))
+        self.nodes += 1
+        if self.nodes > _MAX_NODES:
+            raise self.fail(node, "too much of it", "aliases that repeat aliases? a pipeline file is a page of YAML")
         if len(location) > _MAX_DEPTH:
             raise self.fail(node, "nested too deeply", "an alias that contains itself? write it out")
         if isinstance(node, MappingNode) and node.tag == "tag:yaml.org,2002:map":
@@ -155,9 +165,9 @@ class _Reader:
         return result
 
     def scalar(self, node: Any) -> Any:
-        kind = node.tag.rsplit(":", 1)[-1]
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
         text: str = node.value
-        if not node.tag.startswith("tag:yaml.org,2002:") or kind in {"binary", "merge"}:
+        if kind not in _SCALARS:
             raise self.fail(node, f"the YAML tag {node.tag} is not allowed", "a pipeline file is plain data")
         if kind == "null":
             return None
@@ -170,7 +180,10 @@ class _Reader:
     def number(self, node: Any, kind: str, text: str) -> int | float | str:
         try:
             if kind == "int":
-                return int(text, 0) if text.lstrip("+-")[:2].lower() in {"0x", "0o", "0b"} else int(text)
+                whole = int(text, 0) if text.lstrip("+-")[:2].lower() in {"0x", "0o", "0b"} else int(text)
+                if abs(whole) >= _MAX_INT:
+                    raise self.fail(node, "too large a number", "numbers have at most 63 bits")
+                return whole
             value = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
         except ValueError:
             return str(node.value)

@@ -23,6 +23,8 @@ QUANTIZED = ("int8", "uint8", "int8_f16")
 _KEEP_SIGN = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Flatten", "Transpose",
               "ReduceMean", "ReduceMax", "Squeeze", "Unsqueeze", "Identity", "Concat", "Slice", "Split",
               "QuantizeLinear", "DequantizeLinear"}  # fmt: skip
+# Inputs that ONNX defines as float32 whatever the data is: Resize's region and scales.
+_FLOAT_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
 _NOT_NEGATIVE = {"Relu", "Sigmoid", "Softmax", "HardSigmoid"}
 
 
@@ -54,8 +56,11 @@ def to_f16(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     model = _copy(model)
     graph = model.graph
+    float_only = {
+        node.input[i] for node in graph.node for i in _FLOAT_INPUTS.get(node.op_type, ()) if i < len(node.input)
+    }
     for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
+        if tensor.data_type == TensorProto.FLOAT and tensor.name not in float_only:
             tensor.CopyFrom(numpy_helper.from_array(_half(numpy_helper.to_array(tensor), tensor.name), tensor.name))
     for node in graph.node:
         _half_attributes(node)

@@ -10,8 +10,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from edgekd.errors import ExportError
-from edgekd.quantize.quantizer import first_line, quiet
+from edgekd.errors import ExportError, first_line, quiet
 
 _PRODUCER = "edgekd"
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from edgekd.errors import ConfigError
-from edgekd.files import replace_atomic
+from edgekd.errors import ConfigError, first_line
+from edgekd.files import write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -98,7 +98,7 @@ def save_state(model_or_state: nn.Module | Mapping[str, Tensor], path: Path) -> 
         ConfigError: the state holds something other than tensors (the extra state of a module).
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     state = model_or_state.state_dict() if isinstance(model_or_state, torch.nn.Module) else model_or_state
     tensors: dict[str, Tensor] = {}
@@ -111,7 +111,8 @@ def save_state(model_or_state: nn.Module | Mapping[str, Tensor], path: Path) -> 
         storage = tensor.untyped_storage().data_ptr()
         tensors[name] = tensor.clone() if storage in stored else tensor
         stored.add(storage)
-    replace_atomic(path, lambda temporary: save_file(tensors, str(temporary), metadata={"format": "pt"}))
+    # Bytes first: a full disk is then an OSError with the name of the file, and no error of the library's own.
+    write_atomic(path, save(tensors, metadata={"format": "pt"}))
 
 
 def _load_safetensors(path: Path) -> Any:
@@ -121,7 +122,7 @@ def _load_safetensors(path: Path) -> Any:
     try:
         return load_file(str(path), device="cpu")
     except (SafetensorError, OSError, KeyError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise ConfigError(
             f"{path}: not a safetensors file, or damaged: {reason}", hint="save or copy it again"
         ) from None
@@ -143,7 +144,7 @@ def _load_pickle(path: Path) -> Any:
     except _DAMAGED as error:
         # What PyTorch says of TorchScript ends in the advice to load without any safety: not passed on.
         torchscript = "TorchScript" in str(error)
-        reason = f"not a file of weights, or damaged: {_first_line(error)}"
+        reason = f"not a file of weights, or damaged: {first_line(error)}"
         message = "a TorchScript archive, not a state dict" if torchscript else reason
         raise ConfigError(f"{path}: {message}", hint=_SAFE_WAY) from None
 
@@ -185,8 +186,3 @@ def _listed(names: list[Any]) -> str:
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a single value"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from edgekd.pipeline.gates import judge
@@ -12,7 +12,13 @@ from edgekd.store import Artifact
 
 ARTIFACTS = "artifacts"
 _CURVES = {"teacher": "teacher", "distill": "student", "quantize": "quantized"}
-_ROUNDED = 6
+_RANK = {"f32": 0, "f16": 1, "int8": 2}
+_WORDS = {
+    "faster": "faster than",
+    "slower": "slower than",
+    "equivalent": "only as fast as",
+    "inconclusive": "not shown to be faster than",
+}
 
 
 def assemble(pipeline: Pipeline, done: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -123,61 +129,42 @@ def _choose(report: dict[str, Any]) -> None:
     It did when it was measured to be faster than its float twin and no accuracy budget of it is broken.
     """
     for target in dict.fromkeys(build["target"] for build in report["builds"]):
-        builds = [b for b in report["builds"] if b["target"] == target and not _is_reference(b, report)]
-        floats = [b for b in builds if b["model"] != "quantized"]
-        quantized = [b for b in builds if b["model"] == "quantized"]
-        best = _fastest(floats, report)
-        for build in quantized:
+        builds = [b for b in report["builds"] if b["target"] == target]
+        candidates = sorted((b for b in builds if not _is_reference(b, report)), key=lambda b: _RANK[b["precision"]])
+        # From float32 to float16 to int8: each must beat what was best before it.
+        best = candidates[0] if candidates else None
+        for build in candidates[1:]:
             reason = _rejection(build, best, report)
             if reason is None:
-                best, loser = build, best
-                if loser is not None:
-                    loser["rejected_because"] = f"slower than {build['precision']}"
+                assert best is not None
+                verdict, words = _verdict(best, build, report)
+                best["rejected_because"] = words if verdict else f"{build['precision']} is preferred; not measured"
+                best = build
             else:
                 build["rejected_because"] = reason
         for build in builds:
             build["chosen"] = build is best
-            build.setdefault("rejected_because", None if build is best else "not the fastest")
-    for build in report["builds"]:
-        build.setdefault("chosen", False)
-        build.setdefault("rejected_because", None if build["chosen"] else "the teacher, built to be compared with")
+            build.setdefault("rejected_because", None if build is best else "the teacher, built to be compared with")
 
 
 def _is_reference(build: Mapping[str, Any], report: Mapping[str, Any]) -> bool:
     return build["model"] == "teacher" and any(m["role"] == "student" for m in report["models"])
 
 
-def _fastest(builds: Sequence[dict[str, Any]], report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The float build to ship: f16 where it was built (TensorRT's baseline) and not measured slower, else the first."""
-    best = builds[0] if builds else None
-    for build in builds[1:]:
-        verdict, _ = _verdict(build, best, report)
-        if verdict in ("faster", None):
-            best = build
-    return best
-
-
 def _rejection(build: Mapping[str, Any], twin: Mapping[str, Any] | None, report: Mapping[str, Any]) -> str | None:
-    """Why a quantized build is not shipped, or None. What was not measured is no reason."""
+    """Why a build of fewer bits is not shipped in place of its twin, or None. What was not measured is no reason."""
     for gate in report["gates"]:
-        about_target = gate["target"] in (None, build["target"])
-        if (
-            gate["measure"].startswith("metric")
-            and gate["of"] == "quantized"
-            and about_target
-            and gate["verdict"] == "failed"
-        ):
+        meant = gate["of"] == build["model"] == "quantized" and gate["target"] in (None, build["target"])
+        if meant and gate["measure"].startswith("metric") and gate["verdict"] == "failed":
             return f"breaks the budget: {gate['label']}, measured {gate['value']:.4f}"
-    if twin is None:
-        return None
     verdict, words = _verdict(build, twin, report)
-    return None if verdict in ("faster", None) else f"not faster than {twin['precision']}: {words}"
+    return None if verdict in ("faster", None) else words
 
 
 def _verdict(
     build: Mapping[str, Any], twin: Mapping[str, Any] | None, report: Mapping[str, Any]
 ) -> tuple[str | None, str]:
-    """Verdict on a build against another one of its target, and its words; None when they were not compared."""
+    """Verdict on a build against another one of its target, and its words; no verdict when they were not compared."""
     assert twin is not None
     names = [f"{b['model']}.{b['precision']}@{b['target']}" for b in (build, twin)]
     turned = {"faster": "slower", "slower": "faster"}
@@ -185,5 +172,5 @@ def _verdict(
         if {row["a"], row["b"]} == set(names):
             ratio = row["ratio"] if row["a"] == names[0] else 1 / row["ratio"]
             verdict = row["verdict"] if row["a"] == names[0] else turned.get(row["verdict"], row["verdict"])
-            return verdict, f"{verdict}, {ratio:.2f} times its time"
+            return verdict, f"{_WORDS[verdict]} {twin['precision']}: {ratio:.2f} times its time"
     return None, ""

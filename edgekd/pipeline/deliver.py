@@ -55,8 +55,8 @@ def _places(stage: str, artifact: Artifact, done: Mapping[str, Artifact]) -> Ite
             yield name, f"latency/{name}"
 
 
-def draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float) -> dict[str, Any]:
-    """Write report.json, report.html, report.md, junit.xml and manifest.json; returns the report as plain values."""
+def draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float) -> None:
+    """Write report.json, report.html, report.md, junit.xml and manifest.json; `outcome.report` gets its values."""
     content = assemble(pipeline, outcome.done)
     failed = [row for gate, row in zip(pipeline.settings.gates, content["gates"], strict=True) if broken(gate, row)]
     code = outcome.exit_code or (5 if failed else 0)
@@ -77,10 +77,9 @@ def draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float)
         **content,
     }
     report = Report.model_validate_json(json.dumps(document))
+    outcome.report = report.model_dump(mode="json")  # kept also when the disk is too full to write it
     draw(report, out)
     _write_manifest(pipeline, out, outcome, document)
-    plain: dict[str, Any] = json.loads((out / "report.json").read_text())
-    return plain
 
 
 def measured(row: Mapping[str, Any]) -> str:

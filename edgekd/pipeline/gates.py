@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
@@ -88,8 +88,13 @@ class GateSettings(Settings):
             found.append((f"the gate on {self.measure} needs the stage evaluate", "add `- evaluate: {}`"))
         if self.measure in ("metric_drop", "speedup") and self.against is None:
             found.append((f"the gate on {self.measure} names nothing to compare with", "add `against: student`"))
-        if self.of == "quantized" and "quantize" not in stages:
+        if "quantized" in (self.of, self.against) and "quantize" not in stages:
             found.append(("the gate is on the quantized network, and nothing is quantized", "add a `quantize` stage"))
+        made = _roles(stages)
+        for role in (self.of, self.against):
+            if role in ("teacher", "student") and role not in made:
+                hint = f"known are: {', '.join(made)}" if made else "add a `teacher` stage"
+                found.append((f"the gate names a {role}, and this file makes none", hint))
         return found
 
     def label(self) -> str:
@@ -98,6 +103,14 @@ class GateSettings(Settings):
         against = f" against {self.against}" if self.against else ""
         target = f" on {self.target}" if self.target else ""
         return f"{self.measure} of {self.of}{against}{target} {side} {self.max if self.max is not None else self.min}"
+
+
+def _roles(stages: Collection[str]) -> list[str]:
+    """The networks that a file's stages make: what `model:` gives is the student itself where nothing is distilled."""
+    teacher = "teacher" in stages or {"model", "distill"} <= set(stages)
+    student = "distill" in stages or "model" in stages
+    made = {"teacher": teacher, "student": student, "quantized": "quantize" in stages}
+    return [role for role, is_made in made.items() if is_made]
 
 
 def judge(gate: GateSettings, report: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from edgekd.data.source import Data, open_data
 from edgekd.errors import ConfigError
 from edgekd.pipeline.keys import LastRuns, explain, ingredients, key_of
-from edgekd.pipeline.schema import Pipeline, StageEntry
+from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_settings, stage_location
 from edgekd.stages.kinds import KINDS
 from edgekd.store import Artifact, Store
 from edgekd.tasks import HeadSettings, heads_of
@@ -45,7 +45,11 @@ class Planner:
     def open(cls, pipeline: Pipeline, store: Store) -> Planner:
         """Open the pipeline's data; raises ConfigError for paths that are not there."""
         settings = pipeline.settings
-        data = open_data(settings.data, base=pipeline.base, seed=settings.seed, memo=store.memo)
+        try:
+            data = open_data(settings.data, base=pipeline.base, seed=settings.seed, memo=store.memo)
+        except ConfigError as error:
+            address = error.message.partition(":")[0].split(".")  # "data.npz.path: .."
+            raise located(pipeline, tuple(address) if address[0] == "data" else ("data",), error) from None
         heads = heads_of(settings.task, data.target_names)
         _check_weights(pipeline)
         return cls(pipeline, store, data, heads, LastRuns(store, pipeline))
@@ -80,14 +84,8 @@ class Planner:
 
 def _check_weights(pipeline: Pipeline) -> None:
     """Weight files that are named must be there: known before the first stage."""
-    from edgekd.pipeline.schema import network_settings
-
-    for index, entry in enumerate(pipeline.stages):
+    for entry in pipeline.stages:
         network = network_settings(entry)
         if network is not None and network.weights and not (pipeline.base / network.weights).is_file():
-            offset = 1 if pipeline.stages[0].name == "model" else 0
-            location = ("weights",) if entry.name == "model" else ("stages", index - offset, entry.name, "weights")
-            raise ConfigError(
-                f"{pipeline.tree.where(location)}: {network.weights}: no such file",
-                hint="paths are relative to the pipeline file",
-            )
+            missing = ConfigError(f"{network.weights}: no such file", hint="paths are relative to the pipeline file")
+            raise located(pipeline, stage_location(pipeline, entry, "weights"), missing)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 
-from edgekd.errors import StageError
+from edgekd.errors import ConfigError, StageError, UnavailableError
 from edgekd.pipeline.plan import Planner
-from edgekd.pipeline.schema import Pipeline, StageEntry, network_settings
+from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_settings, stage_location
 
 _FREE_BYTES = 50_000_000
 
@@ -36,10 +36,15 @@ def preflight(pipeline: Pipeline, planner: Planner, first: StageEntry, stages: l
 def _engines(pipeline: Pipeline, *, run: bool) -> None:
     from edgekd.runtimes.registry import runtime
 
-    for target in pipeline.settings.targets.values():
+    for name, target in pipeline.settings.targets.items():
         engine = runtime(target.runtime)
-        engine.version()
-        engine.check(target.device, run=run)
+        key = "runtime"
+        try:
+            engine.version()
+            key = "device" if "device" in target.model_fields_set else "runtime"
+            engine.check(target.device, run=run)
+        except UnavailableError as error:
+            raise located(pipeline, ("targets", name, key), error) from None
 
 
 def _networks(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) -> None:
@@ -49,8 +54,11 @@ def _networks(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) ->
         return
     from edgekd.models.resolve import load_factory
 
-    for _, network in named:  # factories first: they need no data
-        load_factory(network.model, pipeline.base)
+    for entry, network in named:  # factories first: they need no data
+        try:
+            load_factory(network.model, pipeline.base)
+        except ConfigError as error:
+            raise located(pipeline, stage_location(pipeline, entry, _key(entry)), error) from error.__cause__
     from edgekd.stages.context import Common
     from edgekd.stages.networks import fresh_model
 
@@ -58,5 +66,15 @@ def _networks(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) ->
     common = Common(
         settings.name, settings.seed, pipeline.base, planner.heads, settings.train, settings.targets, planner.data
     )
-    for _, network in named:
-        fresh_model(common, network, seed=settings.seed)
+    for entry, network in named:
+        try:
+            fresh_model(common, network, seed=settings.seed)
+        except ConfigError as error:
+            # A message about a file of weights begins with its path.
+            weights = bool(network.weights) and error.message.startswith(str(pipeline.base / str(network.weights)))
+            key = "weights" if weights else "args" if network.args else _key(entry)
+            raise located(pipeline, stage_location(pipeline, entry, key), error) from error.__cause__
+
+
+def _key(entry: StageEntry) -> str:
+    return "student" if entry.name == "distill" else "model"

@@ -11,14 +11,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from edgekd.errors import EdgekdError
+from edgekd.errors import DataError, EdgekdError, TryAgainError
 from edgekd.files import lock
 from edgekd.pipeline import deliver
+from edgekd.pipeline.failures import check_folders, explain_os_error
 from edgekd.pipeline.gates import broken
 from edgekd.pipeline.log import Log
 from edgekd.pipeline.plan import Planner, Step
 from edgekd.pipeline.preflight import preflight
-from edgekd.pipeline.schema import Pipeline, StageEntry
+from edgekd.pipeline.schema import Pipeline, StageEntry, located, stage_location
 from edgekd.stages.context import Common, Context
 from edgekd.stages.kinds import KINDS
 from edgekd.store import Artifact, Draft, Store
@@ -59,8 +60,10 @@ def run(pipeline: Pipeline, options: RunOptions, log: Log) -> Outcome:
     """Run a pipeline and leave its report and artefacts in `options.out`; errors end up in the outcome, not here.
 
     Raises:
+        ConfigError: the output folder or the store cannot be written.
         TryAgainError: another run works in that folder.
     """
+    check_folders(options.out, options.store)
     with lock(options.out / ".lock", timeout_s=0, holder_hint="wait for the other run, or choose another --out"):
         log.open(options.out / "log.jsonl")
         outcome, started = Outcome(), time.time()
@@ -70,7 +73,7 @@ def run(pipeline: Pipeline, options: RunOptions, log: Log) -> Outcome:
         finally:
             signal.signal(signal.SIGTERM, previous)
             outcome.seconds = time.time() - started
-        outcome.report = deliver.draw_report(pipeline, options.out, outcome, started)
+        _draw_report(pipeline, options.out, outcome, started, log)
         _judge_gates(pipeline, outcome, log)
         return outcome
 
@@ -96,13 +99,22 @@ class _Run:
             self.outcome.fingerprint = self.planner.data.fingerprint
             self._stages()
         except EdgekdError as error:
-            self._failed(error.exit_code, error.message, error.hint)
+            self._failed(error.exit_code, self._located(error), error.hint)
         except KeyboardInterrupt:
-            self._failed(130, "interrupted", "the last checkpoint is kept: the same command goes on from there")
+            self._failed(
+                130,
+                self._located(EdgekdError("interrupted")),
+                "the last checkpoint is kept: the same command goes on from there",
+            )
         except Terminated:
-            self._failed(143, "terminated", "the last checkpoint is kept: the same command goes on from there")
+            self._failed(
+                143,
+                self._located(EdgekdError("terminated")),
+                "the last checkpoint is kept: the same command goes on from there",
+            )
         except OSError as error:
-            self._failed(4, *_operating_system(error))
+            refused = explain_os_error(error)
+            self._failed(refused.exit_code, refused.message if error.filename else self._located(refused), refused.hint)
         except Exception as error:
             # The one place where a bug of ours is caught: its traceback goes to the log, the user gets its name.
             where = self.log.bug(error)
@@ -184,6 +196,19 @@ class _Run:
         inputs = {name: self.outcome.done[name] for name in KINDS[step.entry.name].takes if name in self.outcome.done}
         return Context(step.entry.name, step.entry.settings, common, inputs, draft, work, self.log.info)
 
+    def _located(self, error: EdgekdError) -> str:
+        """The message with the place in the pipeline file: of the data, or of the stage it happened in."""
+        entry, path = self.current, str(self.pipeline.path)
+        if error.message.startswith((path, "--set ")) or isinstance(error, TryAgainError):
+            return error.message
+        if isinstance(error, DataError):
+            data = self.pipeline.settings.data
+            return located(self.pipeline, ("data", data.source), error).message
+        if entry is None:
+            return located(self.pipeline, (), error).message
+        named = EdgekdError(f"{entry.name}: {error.message}")
+        return located(self.pipeline, stage_location(self.pipeline, entry), named).message
+
     def _failed(self, code: int, message: str, hint: str | None) -> None:
         self.outcome.exit_code = code
         stage = self.current.name if self.current is not None else None
@@ -199,23 +224,29 @@ class _Run:
         self.outcome.states.append(row)
 
 
+def _draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float, log: Log) -> None:
+    """Draw the report; a disk that is too full for it fails the run, but does not hide an earlier error."""
+    try:
+        deliver.draw_report(pipeline, out, outcome, started)
+    except OSError as error:
+        refused = explain_os_error(error)
+        if outcome.error is not None:
+            log.info(f"the report is not complete: {refused.message}")
+            return
+        outcome.exit_code = refused.exit_code
+        outcome.error = {"message": refused.message, "hint": refused.hint, "stage": None, "log": "log.jsonl"}
+        outcome.report |= {"status": "failed", "exit_code": refused.exit_code, "error": outcome.error}
+        log.error(refused.message, refused.hint)
+
+
 def _judge_gates(pipeline: Pipeline, outcome: Outcome, log: Log) -> None:
-    rows = outcome.report["gates"]
     if outcome.exit_code != 0:
         return
-    for gate, row in zip(pipeline.settings.gates, rows, strict=True):
+    for index, (gate, row) in enumerate(zip(pipeline.settings.gates, outcome.report["gates"], strict=True)):
         if broken(gate, row):
             outcome.exit_code = 5
-            log.error(f"budget broken: {row['label']}, measured {deliver.measured(row)} ({row['verdict']})", None)
-
-
-def _operating_system(error: OSError) -> tuple[str, str]:
-    import errno
-
-    where = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"{where}no space left on the disk",
-            "free some space (`edgekd store gc --keep 20`) and run the same command again",
-        )
-    return f"{where}{error.strerror or error}", "mend that and run the same command again: finished stages are kept"
+            where = pipeline.tree.where(("gates", index))
+            log.error(
+                f"{where}: budget broken: {row['label']}, measured {deliver.measured(row)} ({row['verdict']})",
+                "improve the network, or change the limit there",
+            )

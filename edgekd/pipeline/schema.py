@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from edgekd.config import Problem, Settings, Tree, load_tree, parse_tree, raise_problems, validate
+from edgekd.config import Problem, Settings, Tree, load_tree, raise_problems, validate
 from edgekd.config.settings import did_you_mean
 from edgekd.config.tree import Location
 from edgekd.data import DataSettings
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, EdgekdError
 from edgekd.models.settings import ModelReference, ModelSettings
 from edgekd.pipeline.gates import GateSettings
+from edgekd.pipeline.overrides import apply_override
 from edgekd.stages.kinds import KINDS, ORDER, WRITABLE
 from edgekd.stages.settings import ModelStage, TargetSettings
 from edgekd.tasks.settings import TaskName
 from edgekd.train.settings import TrainSettings
 
-NamePattern = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+
+
+E = TypeVar("E", bound=EdgekdError)
+
+
+def _checked_name(name: str) -> str:
+    if re.fullmatch(NAME_PATTERN, name) is None:
+        raise ValueError(
+            f"{name!r} cannot name a folder | use at most 64 letters, digits, `_`, `-` and `.`, no mark first"
+        )
+    return name
 
 
 class PipelineSettings(Settings):
     """Everything at the top of a pipeline file but its stages."""
 
-    name: str = Field(pattern=NamePattern)
+    name: Annotated[str, AfterValidator(_checked_name)]
     """Name of the pipeline: letters, digits, `_`, `-`, `.`; reports and the run's folder carry it."""
     seed: int = Field(default=0, ge=0)
     """All randomness comes from it."""
@@ -87,7 +100,7 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
             f"{path}:1:1: is no pipeline file", hint="start with `name:`, `data:` and `stages:`; `edgekd list stages`"
         )
     for override in overrides:
-        _override(tree, override)
+        apply_override(tree, override, known=PipelineSettings.model_fields)
     top = {key: value for key, value in tree.value.items() if key != "stages"}
     settings, problems = validate(PipelineSettings, top)
     problems = [_top_level(p) for p in problems]
@@ -117,45 +130,12 @@ def _extend_import_path(pipeline: Pipeline) -> None:
 
 def _top_level(problem: Problem) -> Problem:
     """`stages` is known too: it is read apart from the rest."""
-    if problem.message.startswith("unknown key") and problem.hint.startswith("known are"):
+    if len(problem.location) != 1 or not problem.message.startswith("unknown key"):
+        return problem
+    if problem.hint.startswith("known are"):
         return Problem(problem.location, problem.message, f"{problem.hint}, stages")
-    if problem.message.startswith("unknown key") and len(problem.location) == 1:
-        return Problem(
-            problem.location,
-            problem.message,
-            did_you_mean(str(problem.location[0]), [*PipelineSettings.model_fields, "stages"]),
-        )
-    return problem
-
-
-def _override(tree: Tree, text: str) -> None:
-    """Apply one `--set a.b=c`: stages by name, everything else by key."""
-    address, equals, value_text = text.partition("=")
-    where = f"--set {address}"
-    if not equals or not address:
-        raise ConfigError(f"--set {text}: is not of the form a.b=c", hint="e.g. --set distill.epochs=5")
-    value = parse_tree(value_text, where).value
-    path: list[str | int] = list(address.split("."))
-    stages = tree.value.get("stages")
-    if isinstance(stages, list) and path[0] not in PipelineSettings.model_fields:
-        for index, item in enumerate(stages):
-            if isinstance(item, dict) and path[0] in item:
-                path = ["stages", index, *path]
-                break
-        else:
-            names = [next(iter(item)) for item in stages if isinstance(item, dict) and item]
-            raise ConfigError(
-                f"{where}: {path[0]!r} is neither a key nor a stage of this file",
-                hint=did_you_mean(str(path[0]), [*names, *PipelineSettings.model_fields]),
-            )
-    node: Any = tree.value
-    for part in path[:-1]:
-        node = node.get(part) if isinstance(node, dict) else node[part] if isinstance(part, int) else 0
-        if node is not None and not isinstance(node, (dict, list)):
-            raise ConfigError(
-                f"{where}: {part!r} holds a plain value, nothing can be set inside it", hint="shorten the address"
-            )
-    tree.assign(tuple(path), value, where)
+    known = [*PipelineSettings.model_fields, "stages"]
+    return Problem(problem.location, problem.message, did_you_mean(str(problem.location[0]), known))
 
 
 def _stages(tree: Tree) -> tuple[list[StageEntry], list[Problem]]:
@@ -198,8 +178,9 @@ def _whole(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree)
     for name, target in settings.targets.items():
         location: Location = ("targets", name)
         problems += _target(name, target, names, location)
+    made = names | ({"model"} if settings.model is not None else set())
     for index, gate in enumerate(settings.gates):
-        problems += [Problem(("gates", index), *words) for words in gate.problems(names, set(settings.targets))]
+        problems += [Problem(("gates", index), *words) for words in gate.problems(made, set(settings.targets))]
     if (settings.args or settings.weights) and settings.model is None:
         key = "weights" if settings.weights else "args"
         problems.append(Problem((key,), f"{key} without a model", "add `model: package.module:factory`"))
@@ -259,6 +240,19 @@ def _target(name: str, target: TargetSettings, stages: set[str], location: Locat
             )
         )
     return problems
+
+
+def located(pipeline: Pipeline, location: Location, error: E) -> E:
+    """An error with the place in the pipeline file that it is about."""
+    return type(error)(f"{pipeline.tree.where(location)}: {error.message}", hint=error.hint)
+
+
+def stage_location(pipeline: Pipeline, entry: StageEntry, *keys: str) -> Location:
+    """Where a stage's options stand; `model:` at the top has its own."""
+    if entry.name == "model":
+        return keys
+    offset = 1 if pipeline.stages[0].name == "model" else 0
+    return ("stages", pipeline.stages.index(entry) - offset, entry.name, *keys)
 
 
 def network_settings(entry: StageEntry) -> ModelSettings | None:

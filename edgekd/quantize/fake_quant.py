@@ -107,7 +107,7 @@ class FakeQuant(FakeQuantizeBase):
         top = max(amax, float(self._amax) if self._amax is not None else 0.0, _MIN_SCALE)
         counts = torch.histc(x.abs().float(), _BINS, 0.0, top).double()
         if self._histogram is not None and self._amax is not None:
-            centres = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * float(self._amax) / _BINS
+            centres = _centres(float(self._amax), x.device)
             moved = (centres / top * _BINS).long().clamp_max(_BINS - 1)
             counts = counts.index_add(0, moved, self._histogram)
         self._histogram = counts
@@ -116,11 +116,11 @@ class FakeQuant(FakeQuantizeBase):
         """The clipping value that serves the observed histogram best, by `ranges`."""
         assert self._histogram is not None and self._amax is not None
         top, counts = float(self._amax), self._histogram
-        centres = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * top / _BINS
+        centres = _centres(top, counts.device)
         if self.ranges == "percentile":
-            index = int(torch.searchsorted(counts.cumsum(0) / counts.sum(), torch.tensor(0.9999, dtype=torch.float64)))
-            return torch.tensor([top * (min(index, _BINS - 1) + 1) / _BINS], dtype=torch.float32)
-        candidates = top * torch.linspace(0.02, 1.0, 99, dtype=torch.float64)
+            index = int((counts.cumsum(0) < 0.9999 * counts.sum()).sum())
+            return self._amax * ((min(index, _BINS - 1) + 1) / _BINS)
+        candidates = top * torch.linspace(0.02, 1.0, 99, dtype=torch.float64, device=counts.device)
         scale = (candidates / self.quant_max).unsqueeze(1)
         rounded = (centres / scale).round().clamp_max(self.quant_max) * scale
         error = ((rounded - centres).square() * counts).sum(1)
@@ -141,3 +141,8 @@ class FakeQuant(FakeQuantizeBase):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if bool(self.calibrated):
             self._observing = False
+
+
+def _centres(top: float, device: torch.device) -> Tensor:
+    """Middles of the histogram's bins from 0 to `top`."""
+    return (torch.arange(_BINS, dtype=torch.float64, device=device) + 0.5) * (top / _BINS)

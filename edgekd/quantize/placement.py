@@ -90,7 +90,7 @@ class Placement(Quantizer):
             # A weight that is computed (tied, normalised) is an activation of its own; ours are stored parameters.
             return {_node(node.args[0]): activation, _node(weight): self.specs.weight}
         if node.target in _BINARY:
-            nodes = [a for a in node.args[:2] if isinstance(a, Node)]
+            nodes = [a for a in node.args[:2] if isinstance(a, Node) and _is_float(a)]
             return dict.fromkeys(nodes, activation) if len(nodes) == 2 else {}
         if node.target in _POOLS:
             return {_node(node.args[0]): activation}
@@ -101,6 +101,12 @@ def _after_activation(node: Node) -> Node:
     """The node itself, or the activation that is its only user."""
     users = list(node.users)
     return users[0] if len(users) == 1 and users[0].target in _FUSED else node
+
+
+def _is_float(node: Node) -> bool:
+    """Whether a node computes real numbers: sums of indices and masks are not to be rounded."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _annotate(node: Node, inputs: dict[Node, QuantizationSpec], output: QuantizationSpec | None) -> None:

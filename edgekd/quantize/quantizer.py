@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from edgekd.errors import ExportError
+from edgekd.errors import ExportError, first_line, quiet
 from edgekd.quantize.settings import QuantizationSettings
 
 _MAX_BATCH = 1 << 20
-_NOISY = ("torch.onnx._internal.exporter._registration", "torch.utils._pytree", "torch.export", "torchao", "root")
 
 
 class QuantizedNetwork(nn.Module):
@@ -104,28 +100,6 @@ def convert(network: QuantizedNetwork) -> GraphModule:
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
         return convert_pt2e(copy.deepcopy(network.graph_module))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the notes of torch's own internals from the user: nothing in them is theirs to mend."""
-    loggers = [logging.getLogger(name) for name in _NOISY]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, before, strict=True):
-                logger.setLevel(level)
-
-
-def first_line(error: BaseException) -> str:
-    """An exception's first line of text."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(error).__name__
 
 
 def _code_line(error: BaseException, network: nn.Module) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import CompileError, UnavailableError
-from edgekd.runtimes.protocol import Arrays, Build, Layer, TensorInfo, first_line, installed_version
+from edgekd.runtimes.protocol import Arrays, Build, Layer, TensorInfo, engine_message, installed_version
 
 _FLAVOURS = {"f32": "f32", "int8": "uint8"}
 _PROVIDERS = {"CPU": "CPUExecutionProvider", "CUDA": "CUDAExecutionProvider"}
@@ -58,7 +58,7 @@ class OnnxRuntime:
                 raise
             except Exception as error:  # ONNX Runtime's errors share no base class but Exception
                 raise CompileError(
-                    f"ONNX Runtime {self.version()} refused {onnx.name} on {device}: {first_line(error)}",
+                    f"ONNX Runtime {self.version()} refused {onnx.name} on {device}: {engine_message(error)}",
                     hint="`edgekd doctor` shows providers and versions",
                 ) from error
             layers = tuple(_layers(optimized)) if optimized.exists() else ()

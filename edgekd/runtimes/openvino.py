@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import CompileError, UnavailableError
-from edgekd.runtimes.protocol import Arrays, Build, Layer, TensorInfo, executed_name, first_line, installed_version
+from edgekd.runtimes.protocol import Arrays, Build, Layer, TensorInfo, engine_message, executed_name, installed_version
 
 _FLAVOURS = {"f32": "f32", "int8": "uint8"}
 # Kinds of the runtime graph that compute; the rest moves or reinterprets data.
@@ -59,7 +59,7 @@ class OpenVino:
             compiled = core.compile_model(str(folder / "model.xml"), device, _properties(device, threads))
         except RuntimeError as error:
             raise CompileError(
-                f"OpenVINO {self.version()} refused {onnx.name} on {device}: {first_line(error)}",
+                f"OpenVINO {self.version()} refused {onnx.name} on {device}: {engine_message(error)}",
                 hint="`edgekd doctor` shows devices and versions",
             ) from error
         inputs, outputs = _tensors(compiled.inputs), _tensors(compiled.outputs)

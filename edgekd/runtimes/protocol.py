@@ -120,7 +120,7 @@ def executed_name(text: str) -> str:
     return _EXECUTED.get(text.strip().lower(), text.strip().lower() or "unknown")
 
 
-def first_line(error: BaseException) -> str:
+def engine_message(error: BaseException) -> str:
     """The most telling line of an engine's error text: the last one that is not empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__

@@ -31,13 +31,12 @@ class Order:
     settings: TargetSettings
     model: str
     precision: str
+    shipped: bool = True
 
     @property
     def folder(self) -> str:
         """`<target>.<precision>`, with the network's role between for the one that is there to be compared with."""
-        return (
-            f"{self.target}.{self.precision}" if self.model != "teacher" else f"{self.target}.teacher.{self.precision}"
-        )
+        return ".".join([self.target, *([] if self.shipped else [self.model]), self.precision])
 
 
 def run(context: Context) -> None:
@@ -56,7 +55,8 @@ def orders(context: Context, export: Artifact) -> Iterator[Order]:
     shipped = "student" if "student" in roles else "teacher"
     for name, target in context.common.targets.items():
         if shipped == "student" and "teacher" in roles:
-            yield Order(name, target, "teacher", target.precision[0] if target.precision[0] != "int8" else "f32")
+            first = target.precision[0]
+            yield Order(name, target, "teacher", first if first != "int8" else "f32", shipped=False)
         for precision in target.precision:
             yield Order(name, target, "quantized" if precision == "int8" else shipped, precision)
 

@@ -12,14 +12,13 @@ from torch import Tensor
 from edgekd.runtimes.protocol import infer_batched
 from edgekd.runtimes.registry import runtime
 from edgekd.stages.context import Context, networks
-from edgekd.stages.networks import load_model, load_quantized, make_world, metrics
+from edgekd.stages.networks import CPU, load_model, make_world, metrics
+from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import EvaluateStage
 from edgekd.tasks.task import Score, task_named
 from edgekd.train.batches import to_input
 from edgekd.train.evaluate import outputs, score_outputs
 from edgekd.train.world import World
-
-_CPU = torch.device("cpu")
 
 
 def run(context: Context) -> None:
@@ -28,7 +27,7 @@ def run(context: Context) -> None:
     table = context.common.data.load(options.split)
     world = make_world(context.common, tables={options.split: table})
     _load_networks(context, world)
-    found = {role: outputs(world, role, table, _CPU) for role in world.models}
+    found = {role: outputs(world, role, table, CPU) for role in world.models}
     shipped, _ = context.shipped()
     scores = {role: _scores(world, result, table.targets, found[shipped]) for role, result in found.items()}
     context.draft.facts.update(
@@ -38,7 +37,7 @@ def run(context: Context) -> None:
         builds={},
         data={"n": context.common.data.counts()},
     )
-    feeds = {name: to_input(world, name, x, _CPU).contiguous().numpy() for name, x in table.inputs.items()}
+    feeds = {name: to_input(world, name, x, CPU).contiguous().numpy() for name, x in table.inputs.items()}
     for build in context.inputs["compile"].facts["builds"] if "compile" in context.inputs else ():
         facts = _evaluate_build(context, build, world, feeds, found, table.targets, shipped)
         context.draft.facts["builds"][build["folder"]] = facts

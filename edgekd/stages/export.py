@@ -15,7 +15,8 @@ from edgekd.export.flavours import tensorrt_violations, to_uint8
 from edgekd.export.onnx_file import load, save, stored_bytes, write_onnx
 from edgekd.quantize.quantizer import QuantizedNetwork, convert
 from edgekd.stages.context import Context, networks
-from edgekd.stages.networks import example_inputs, load_model, load_quantized, make_world
+from edgekd.stages.networks import example_inputs, load_model, make_world
+from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import ExportStage
 from edgekd.train.batches import to_input
 from edgekd.train.world import Model, named_outputs

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from edgekd.data.table import Table
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, first_line
 from edgekd.files import write_atomic
 from edgekd.models.facts import input_names, macs, parameter_count
 from edgekd.models.resolve import build
 from edgekd.models.settings import ModelSettings
 from edgekd.models.weights import apply_state, load_state, save_state
-from edgekd.quantize.quantizer import first_line, prepare
-from edgekd.quantize.settings import QuantizationSettings
 from edgekd.stages.context import Common, Context
 from edgekd.store import Artifact
 from edgekd.tasks.task import Score, task_named
@@ -26,7 +24,7 @@ from edgekd.train.world import Model, World, named_outputs
 
 WEIGHTS = "weights.safetensors"
 CURVES = "curves.json"
-_CPU = torch.device("cpu")
+CPU = torch.device("cpu")
 
 
 def make_world(common: Common, *, tables: Mapping[str, Table]) -> World:
@@ -70,21 +68,11 @@ def load_model(common: Common, artifact: Artifact) -> Model:
     return Model(network.eval(), tuple(facts["inputs"]), tuple(facts["outputs"]))
 
 
-def load_quantized(common: Common, artifact: Artifact, original: Artifact) -> Model:
-    """The fake-quantized network of an artefact: the float network's graph with the trained weights and scales."""
-    model = load_model(common, original)
-    example = example_inputs(common, model)
-    settings = QuantizationSettings.model_validate_json(json.dumps(artifact.facts["quantization"]))
-    network = prepare(model.network, tuple(example.values()), settings)
-    network.load_state_dict(load_state(artifact.path(WEIGHTS)))
-    return Model(network, model.inputs, model.outputs)
-
-
 def save_model(
     context: Context, model: Model, settings: ModelSettings, scores: Mapping[str, Score], split: str
 ) -> None:
     """Write a network into the stage's draft: weights, and the facts that rebuild and describe it."""
-    network, draft = model.network.to(_CPU), context.draft
+    network, draft = model.network.to(CPU), context.draft
     save_state(network, draft.folder / WEIGHTS)
     example = example_inputs(context.common, model)
     draft.facts.update(
@@ -100,24 +88,6 @@ def save_model(
     )
 
 
-def save_quantized(
-    context: Context, model: Model, settings: QuantizationSettings, scores: Mapping[str, Score], split: str
-) -> None:
-    """Write a fake-quantized network into the stage's draft: it is rebuilt over the float network's recipe."""
-    network = model.network.to(_CPU)
-    save_state(network, context.draft.folder / WEIGHTS)
-    # Matrices and kernels are stored in `weights` bits, everything else (biases, scales) in 32.
-    bits = sum(p.numel() * (settings.weights if p.dim() > 1 else 32) for p in network.parameters())
-    context.draft.facts.update(
-        inputs=model.inputs,
-        outputs=model.outputs,
-        quantization={name: getattr(settings, name) for name in QuantizationSettings.model_fields},
-        size_bytes=bits // 8,
-        metrics=metrics(scores, split),
-        data=data_facts(context.common),
-    )
-
-
 def save_curves(context: Context, curves: list[dict[str, Any]]) -> None:
     """Write the training curves beside the weights."""
     write_atomic(context.draft.folder / CURVES, json.dumps({"phases": curves}, indent=1))
@@ -127,7 +97,7 @@ def example_inputs(common: Common, model: Model, rows: int = 2) -> dict[str, Ten
     """Named inputs of the first training samples as the network sees them, contiguous."""
     table = common.data.load("train").take(torch.arange(rows))
     world = make_world(common, tables={})
-    return {name: to_input(world, name, table.inputs[name], _CPU).contiguous() for name in model.inputs}
+    return {name: to_input(world, name, table.inputs[name], CPU).contiguous() for name in model.inputs}
 
 
 def metrics(scores: Mapping[str, Score], split: str) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from edgekd.errors import ConfigError
 from edgekd.quantize.phases import Quantize, quantization_aware
 from edgekd.stages.context import Context
-from edgekd.stages.networks import load_model, make_world, save_curves, save_quantized, training_tables
+from edgekd.stages.networks import load_model, make_world, save_curves, training_tables
+from edgekd.stages.quantized import save_quantized
 from edgekd.stages.settings import QuantizeStage
 from edgekd.stages.training import optim, run_phases, stage_train_settings, validation_scores
 

@@ -20,7 +20,7 @@ def outputs(world: World, name: str, table: Table, device: torch.device) -> dict
     """All outputs of a model over the rows of a table, concatenated on the CPU in float32."""
     model = world.models[name]
     training = model.network.training
-    model.network.eval()
+    model.network.to(device).eval()
     parts = []
     for start in range(0, len(table), _BATCH):
         rows = {key: value[start : start + _BATCH] for key, value in table.inputs.items()}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgekd.data.table import Table
 from edgekd.data.views import Views, permutation
@@ -105,8 +105,10 @@ class _PhaseRun:
         self.table = world.tables[phase.data]
         self.batch = min(run.batch, len(self.table))
         self.steps = len(self.table) // self.batch
-        for model in world.models.values():  # guides too: another layout is another kernel, and other bits after a resume
-            _channels_last(model)
+        for (
+            model
+        ) in world.models.values():  # guides too: another layout is another kernel, and other bits after a resume
+            _channels_last(model.network.to(run.device))
         total = self.steps * phase.epochs
         self.learners = [
             [Learner(world.models[name], rule, self.steps, total) for name, rule in move.learn.items()]
@@ -289,10 +291,10 @@ def _snapshot(model: Model) -> dict[str, Any]:
     return {name: value.detach().cpu().clone() for name, value in model.network.state_dict().items()}
 
 
-def _channels_last(model: Model) -> None:
+def _channels_last(network: nn.Module) -> None:
     """Kernels of images run faster with channels last; networks of volumes have no such layout."""
-    if all(parameter.dim() != 5 for parameter in model.network.parameters()):
-        model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if all(parameter.dim() != 5 for parameter in network.parameters()):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _mix(seed: int, phase: int, what: str) -> int:

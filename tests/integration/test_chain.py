@@ -114,7 +114,9 @@ def test_teacher_student_and_quantized_are_measured_interleaved_on_each_target(f
 
 def without_what_may_differ(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: without_what_may_differ(v) for k, v in value.items() if k not in ("created", "seconds", "state", "why")}
+        return {
+            k: without_what_may_differ(v) for k, v in value.items() if k not in ("created", "seconds", "state", "why")
+        }
     return [without_what_may_differ(v) for v in value] if isinstance(value, list) else value
 
 

@@ -85,9 +85,17 @@ def test_all_convolutions_of_the_zoo_run_in_8_bits_in_both_signs(name: str, tmp_
 
 @pytest.mark.parametrize(
     ("flavour", "reference", "tolerance"),
-    [("f32", "expected", 1e-5), ("f16", "expected", 5e-3), ("int8", "quantized", 0.02), ("uint8", "quantized", 0.05), ("int8_f16", "quantized", 0.05)],
+    [
+        ("f32", "expected", 1e-5),
+        ("f16", "expected", 5e-3),
+        ("int8", "quantized", 0.02),
+        ("uint8", "quantized", 0.05),
+        ("int8_f16", "quantized", 0.05),
+    ],
 )
-def test_every_flavour_says_what_its_network_says(resnet: Files, flavour: str, reference: str, tolerance: float) -> None:
+def test_every_flavour_says_what_its_network_says(
+    resnet: Files, flavour: str, reference: str, tolerance: float
+) -> None:
     found = parity.run_reference(resnet.path(flavour), resnet.feeds)
     assert parity.relative_error(found, {"logits": getattr(resnet, reference)}) < tolerance
 

@@ -1,4 +1,4 @@
-"""Networks and data that are not one image and one label: several inputs and outputs, sensor windows, no labels at all."""
+"""Networks and data beyond one image and one label: several inputs and outputs, sensor windows, no labels."""
 
 from __future__ import annotations
 

@@ -22,7 +22,9 @@ Y = torch.tensor([0, 1])
 
 @pytest.mark.parametrize(("temperature", "expected"), [(1.0, 1.505805), (4.0, 1.846057), (1e4, 1.771667)])
 def test_kd_has_the_published_values(temperature: float, expected: float) -> None:
-    assert kd(Z_S, Z_T, temperature=temperature).item() == pytest.approx(expected, abs=2e-4 if temperature > 10 else 5e-7)
+    assert kd(Z_S, Z_T, temperature=temperature).item() == pytest.approx(
+        expected, abs=2e-4 if temperature > 10 else 5e-7
+    )
 
 
 def test_kd_and_cross_entropy_combine_as_published() -> None:
@@ -37,7 +39,9 @@ def test_kd_is_not_negative_and_zero_for_equal_logits(rows: int, classes: int, t
     a, b = (torch.randn(rows, classes, generator=generator, dtype=torch.float64) for _ in range(2))
     assert kd(a, a, temperature=temperature).item() == pytest.approx(0.0, abs=1e-12)
     assert kd(a, b, temperature=temperature).item() >= -1e-12
-    assert kd(a + 3.0, b - 2.0, temperature=temperature).item() == pytest.approx(kd(a, b, temperature=temperature).item())
+    assert kd(a + 3.0, b - 2.0, temperature=temperature).item() == pytest.approx(
+        kd(a, b, temperature=temperature).item()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

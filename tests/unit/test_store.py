@@ -49,9 +49,14 @@ def test_the_digest_is_of_content_and_facts_and_not_of_the_record(tmp_path: Path
 
 def test_an_artefact_that_failed_half_way_is_never_served(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    with pytest.raises(RuntimeError), store.publish(KEY) as draft:
-        (draft.folder / "half").write_text("half")
-        raise RuntimeError
+
+    def fail() -> None:
+        with store.publish(KEY) as draft:
+            (draft.folder / "half").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert store.get(KEY) is None
     assert list((tmp_path / "staging").iterdir()) == []
 
@@ -111,7 +116,10 @@ def test_a_held_lock_is_waited_for_and_a_dead_holder_frees_it(tmp_path: Path) ->
     process = context.Process(target=hold, args=(tmp_path / "lock", started))
     process.start()
     assert started.wait(30)
-    with pytest.raises(TryAgainError, match="held by another process"), lock(tmp_path / "lock", timeout_s=0.2, holder_hint="wait"):
+    with (
+        pytest.raises(TryAgainError, match="held by another process"),
+        lock(tmp_path / "lock", timeout_s=0.2, holder_hint="wait"),
+    ):
         pass
     process.kill()
     process.join(30)

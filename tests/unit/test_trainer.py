@@ -180,7 +180,10 @@ def test_the_best_epoch_on_validation_is_kept() -> None:
 
 def test_models_that_follow_and_copies_learn_as_their_rules_say() -> None:
     world = make_world()
-    move = Move({"student": OPTIM, "shadow": Follow("student", 0.0)}, supervised("student", HEADS, OPTIM, 1, None)[0].moves[0].terms)
+    move = Move(
+        {"student": OPTIM, "shadow": Follow("student", 0.0)},
+        supervised("student", HEADS, OPTIM, 1, None)[0].moves[0].terms,
+    )
     train(world, [Phase("ema", (move,), 1, (Copy("student", "shadow"),))], make_run())
     assert same(state(world.models["student"]), state(world.models["shadow"]))
     assert not same(state(world.models["student"]), state(make_world().models["student"]))
@@ -235,4 +238,3 @@ def test_ramps_and_every_take_effect() -> None:
     assert same(run(ce), run(ce, silent))
     assert not same(run(ce), run(ce, Term("kd", "student", "teacher")))
     assert not same(run(ce), run(ce, every=2))
-

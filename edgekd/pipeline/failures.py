@@ -1,0 +1,43 @@
+"""What the operating system refuses, in words: a full disk, a folder that cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from pathlib import Path
+
+from edgekd.errors import ConfigError, StageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def explain_os_error(error: OSError) -> StageError:
+    """An OSError as an error of ours that names the file and the way out."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in _FULL:
+        return StageError(
+            f"{where}no space left on the disk",
+            hint="free some space (`edgekd store gc --keep 20`) and run the same command again",
+        )
+    return StageError(
+        f"{where}{error.strerror or error}", hint="mend that and run the same command again: finished stages are kept"
+    )
+
+
+def check_folders(out: Path, store: Path) -> None:
+    """Make the folders of a run, and see that files can be made in them.
+
+    Raises:
+        ConfigError: one of them is a file, or cannot be written.
+        StageError: the disk is full.
+    """
+    for option, folder in (("--out", out), ("--store", store)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            if error.errno in _FULL:
+                raise explain_os_error(error) from None
+            reason = "is a file, not a folder" if folder.is_file() else f"cannot be written: {error.strerror}"
+            raise ConfigError(f"{option} {folder}: {reason}", hint=f"choose another folder with {option}") from None

@@ -1,0 +1,1 @@
+"""A network as its owner has it: plain PyTorch, with trained weights beside it."""

@@ -180,3 +180,13 @@ def _keep_samples(folder: Path, one: Measured) -> str:
         folder / name, {f"{i}/{key}": array for i, part in enumerate(one.arrays) for key, array in part.items()}
     )
     return name
+
+
+def noise_feeds(inputs: Sequence[Mapping[str, Any]], *, batch: int, seed: int) -> dict[str, NDArray[Any]]:
+    """Normal noise for named inputs ({name, dtype, shape}; open axes become `batch` or 1).
+
+    What a network computes does not change how long it takes: noise of the right shape needs no data set.
+    """
+    rng = np.random.default_rng(seed)
+    shapes = {i["name"]: (batch, *(max(size, 1) for size in i["shape"][1:])) for i in inputs}
+    return {i["name"]: rng.standard_normal(shapes[i["name"]]).astype(i["dtype"]) for i in inputs}

@@ -26,7 +26,7 @@ COMMANDS = {
     "report": Command("edgekd.cli.report:report", "Draw report.html, report.md and junit.xml again from report.json."),
     "list": Command("edgekd.cli.listing:list_", "List what there is, with every option."),
     "doctor": Command(
-        "edgekd.cli.doctor:doctor", "Show the machine, and for every engine whether it can build and run."
+        "edgekd.cli.doctor:doctor", "Show the machine, and for every engine whether it can build and run here."
     ),
     "store": Command("edgekd.cli.store:app", "Look after the store of artefacts."),
 }

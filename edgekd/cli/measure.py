@@ -53,9 +53,7 @@ def measure(
 
 
 def _measure(models: list[Path], engine_name: str, device: str, settings: Any, scratch: Path, tell: Any) -> Any:
-    import numpy as np
-
-    from edgekd.bench.measure import Subject, measure
+    from edgekd.bench.measure import Subject, measure, noise_feeds
     from edgekd.runtimes.registry import runtime
 
     engine = runtime(engine_name)
@@ -70,13 +68,12 @@ def _measure(models: list[Path], engine_name: str, device: str, settings: Any, s
         # The same file may be named twice: comparing a model with itself is how a measure is tested.
         name = model.stem if [m.stem for m in models].count(model.stem) == 1 else f"{model.stem}#{index + 1}"
         subjects.append(Subject(name, "local", engine_name, device, "given", folder / build.file, settings.threads))
-        shapes = {i.name: (i.dtype, (settings.batch, *(max(d, 1) for d in i.shape[1:]))) for i in build.inputs}
-        if feeds and {name: x.shape for name, x in feeds.items()} != {
-            name: shape for name, (_, shape) in shapes.items()
-        }:
+        given = noise_feeds([i.as_dict() for i in build.inputs], batch=settings.batch, seed=0)
+        if feeds and {n: x.shape for n, x in feeds.items()} != {n: x.shape for n, x in given.items()}:
             raise ConfigError(
                 f"{model} takes other inputs than {models[0]}", hint="compare models with the same inputs"
             )
-        rng = np.random.default_rng(0)
-        feeds = {name: rng.standard_normal(shape).astype(dtype) for name, (dtype, shape) in shapes.items()}
-    return measure(subjects, feeds, settings=settings, folder=scratch, seed=0, progress=tell)
+        feeds = given
+    rows, pairs = measure(subjects, feeds, settings=settings, folder=scratch, seed=0, progress=tell)
+    suffix = ".given@local"
+    return rows, [{**p, "a": p["a"].removesuffix(suffix), "b": p["b"].removesuffix(suffix)} for p in pairs]

@@ -28,11 +28,13 @@ def plan(
     quiet: QuietOption = False,
 ) -> int:
     """Show each stage as cached or to run, and why."""
+    from edgekd.pipeline.failures import check_folders
     from edgekd.pipeline.plan import Planner
     from edgekd.pipeline.schema import load_pipeline
     from edgekd.store import Store
 
     pipeline = load_pipeline(file, sets or ())
+    check_folders({"--store": store})
     steps = Planner.open(pipeline, Store(store.absolute())).all()
     rows = [
         {"name": s.entry.name, "state": "cached" if s.cached else "would run", "key": s.key, "why": s.why}

@@ -59,7 +59,9 @@ def run(
     from edgekd.report.schema import Report
     from edgekd.report.table import render_text
 
-    typer.echo(render_text(Report.model_validate(outcome.report)))
+    table = render_text(Report.model_validate(outcome.report))
+    if table:
+        typer.echo(table)
     if (folder / "report.html").is_file():
         typer.echo(f"report: {folder / 'report.html'}  (also report.md, report.json, junit.xml)")
     return outcome.exit_code

@@ -28,6 +28,34 @@ _FLOAT_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
 _NOT_NEGATIVE = {"Relu", "Sigmoid", "Softmax", "HardSigmoid"}
 
 
+def clip_activations(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
+    """The int8 flavour of a network with activations of fewer bits: each is clipped to its own levels before Q.
+
+    ONNX has no narrower type that engines take, so the values are simulated in 8 bits; weights need nothing, they are
+    stored with their levels.
+    """
+    model = _copy(model)
+    graph = model.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] not in constants:
+            scale = constants[node.input[1]]
+            limits = [np.float32(-(2 ** (bits - 1)) * scale), np.float32((2 ** (bits - 1) - 1) * scale)]
+            names = [f"{node.output[0]}_{side}" for side in ("min", "max")]
+            for name, limit in zip(names, limits, strict=True):
+                graph.initializer.append(numpy_helper.from_array(limit.reshape(()), name))
+            clipped = f"{node.output[0]}_clipped"
+            nodes.append(onnx.helper.make_node("Clip", [node.input[0], *names], [clipped], name=clipped))
+            node.input[0] = clipped
+        nodes.append(node)
+    reordered = [_copy_node(node) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(reordered)
+    del graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(model, strict_mode=True)
+
+
 def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
     """The int8 flavour with uint8 activations: same scales, stored values shifted by their zero point."""
     model = _copy(model)
@@ -97,6 +125,12 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
+def _copy_node(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
 def _never_negative(name: str, producers: dict[str, NodeProto], constants: dict[str, TensorProto]) -> bool:
     node = producers.get(name)
     if node is None:
@@ -105,7 +139,9 @@ def _never_negative(name: str, producers: dict[str, NodeProto], constants: dict[
         return True
     if node.op_type == "Clip":
         lower = constants.get(node.input[1]) if len(node.input) > 1 else None
-        return lower is not None and float(numpy_helper.to_array(lower)) >= 0
+        if lower is not None and float(numpy_helper.to_array(lower)) >= 0:
+            return True
+        return _never_negative(node.input[0], producers, constants)
     if node.op_type == "Concat":
         return all(_never_negative(source, producers, constants) for source in node.input)
     return node.op_type in _KEEP_SIGN and _never_negative(node.input[0], producers, constants)

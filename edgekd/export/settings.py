@@ -16,5 +16,9 @@ class ExportSettings(Settings):
     """Validation (or training) samples on which each file is compared with PyTorch."""
     max_error: float = Field(default=1e-4, gt=0)
     """Largest error of the float file, relative to the largest output; above it the stage fails."""
-    min_agreement: float = Field(default=0.98, ge=0, le=1)
-    """Least share of samples on which a quantized file and the fake-quantized network must agree (classification)."""
+    max_noise: float = Field(default=0.5, gt=0)
+    """Largest error of a quantized file against the fake-quantized network, as a share of the outputs' own spread over
+    the samples (root mean squares): roundings that fall the other way stay far below it, a wrong scale far above."""
+    min_agreement: float = Field(default=0.95, ge=0, le=1)
+    """Least share of samples on which a quantized file and the fake-quantized network give the same answer: the same
+    class, or a value within 5% of the outputs' spread. Judged with a 95% interval."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from edgekd.errors import ConfigError, StageError
@@ -24,14 +25,14 @@ def explain_os_error(error: OSError) -> StageError:
     )
 
 
-def check_folders(out: Path, store: Path) -> None:
-    """Make the folders of a run, and see that files can be made in them.
+def check_folders(folders: Mapping[str, Path]) -> None:
+    """Make folders, named by the options that gave them, and see that files can be made in them.
 
     Raises:
         ConfigError: one of them is a file, or cannot be written.
         StageError: the disk is full.
     """
-    for option, folder in (("--out", out), ("--store", store)):
+    for option, folder in folders.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):

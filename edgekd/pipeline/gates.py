@@ -20,7 +20,7 @@ _UNITS: dict[str, dict[str, float]] = {
     "size": {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1024.0, "MiB": 1024.0**2},
     "speedup": {"x": 1.0, "": 1.0},
 }
-_BASE = {"metric": "", "metric_drop": "share", "time": "ms", "size": "B", "speedup": "x"}
+_BASE = {"metric": "", "metric_drop": "", "time": "ms", "size": "B", "speedup": "x"}
 _LATENCY = ("p50", "p90", "p95", "p99")
 _Reason = tuple[str, str]
 
@@ -73,6 +73,13 @@ class GateSettings(Settings):
         except ValueError:
             raise ValueError(f'{text!r} is no number | write e.g. "2 ms"') from None
 
+    def shown_unit(self) -> tuple[str | None, float]:
+        """Unit of the report's row, and the factor to it from the base unit: points where the limit is in points."""
+        text = str(self.max if self.max is not None else self.min)
+        if self.measure.startswith("metric") and text.rstrip().endswith(("pt", "%")):
+            return ("pt" if self.measure == "metric_drop" else "%"), 100.0
+        return _BASE[self.family] or None, 1.0
+
     def problems(self, stages: set[str], targets: set[str]) -> list[_Reason]:
         """What does not fit the rest of the file: (message, hint)."""
         found: list[_Reason] = []
@@ -117,6 +124,7 @@ def judge(gate: GateSettings, report: dict[str, Any]) -> dict[str, Any]:
     """A gate's row of report.json, from the report's models, builds, latency and comparisons."""
     value, ci95 = _value(gate, report)
     limit, upper = gate.limit(), gate.max is not None
+    unit, shown = gate.shown_unit()
     verdict = "undecided"
     if value is not None:
         low, high = ci95 or (value, value)
@@ -129,10 +137,10 @@ def judge(gate: GateSettings, report: dict[str, Any]) -> dict[str, Any]:
         "of": gate.of,
         "against": gate.against,
         "target": gate.target,
-        "limit": limit,
-        "unit": _BASE[gate.family] or None,
-        "value": value,
-        "ci95": ci95,
+        "limit": limit * shown,
+        "unit": unit,
+        "value": None if value is None else value * shown,
+        "ci95": [bound * shown for bound in ci95] if ci95 else None,
         "verdict": verdict,
         "label": gate.label(),
         "message": "not measured" if value is None else None,

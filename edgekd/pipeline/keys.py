@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.data.source import Data
+from edgekd.errors import ConfigError
 from edgekd.files import sha256_bytes, sha256_file, sha256_json, write_atomic
 from edgekd.models.resolve import code_digest
 from edgekd.models.source import source_digest
-from edgekd.pipeline.schema import Pipeline, StageEntry, network_settings
+from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, network_settings
 from edgekd.stages.kinds import KINDS, StageKind
 from edgekd.store import Artifact, Store
 from edgekd.tasks import HeadSettings
@@ -165,8 +166,12 @@ def _code(pipeline: Pipeline, entry: StageEntry) -> dict[str, Any]:
     if network is None:
         return {}
     weights = pipeline.base / network.weights if network.weights else None
+    try:
+        code = code_digest(network.model, pipeline.base)
+    except ConfigError as error:
+        raise located(pipeline, network_location(pipeline, entry), error) from None
     return {
-        "network": code_digest(network.model, pipeline.base),
+        "network": code,
         "weights": sha256_file(weights) if weights is not None and weights.is_file() else None,
     }
 

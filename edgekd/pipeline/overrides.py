@@ -75,7 +75,7 @@ def _data_path(tree: Tree, parts: list[str], where: str) -> list[str]:
     if len(with_path) != 1:
         given = " and ".join(f"`{name}`" for name in sources) or "none"
         hint = "give the whole address, e.g. --set data.npz.path=FILE" if with_path else "digits come with scikit-learn"
-        raise ConfigError(f"{where}: the data source has no path (given: {given})", hint=hint)
+        raise ConfigError(f"{where}: the data source has no one path (given: {given})", hint=hint)
     return ["data", with_path[0], "path"]
 
 

@@ -10,6 +10,7 @@ from edgekd.data.source import Data, open_data
 from edgekd.errors import ConfigError
 from edgekd.pipeline.keys import LastRuns, explain, ingredients, key_of
 from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_settings, stage_location
+from edgekd.stages.context import Common
 from edgekd.stages.kinds import KINDS
 from edgekd.store import Artifact, Store
 from edgekd.tasks import HeadSettings, heads_of
@@ -53,6 +54,12 @@ class Planner:
         heads = heads_of(settings.task, data.target_names)
         _check_weights(pipeline)
         return cls(pipeline, store, data, heads, LastRuns(store, pipeline))
+
+    def common(self) -> Common:
+        """What all stages share."""
+        settings = self.pipeline.settings
+        base = self.pipeline.base
+        return Common(settings.name, settings.seed, base, self.heads, settings.train, settings.targets, self.data)
 
     def step(self, entry: StageEntry, done: dict[str, Artifact], *, force: Collection[str]) -> Step:
         """Look one stage up, given the artefacts of those before it."""

@@ -6,7 +6,7 @@ import shutil
 
 from edgekd.errors import ConfigError, StageError, UnavailableError
 from edgekd.pipeline.plan import Planner
-from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_settings, stage_location
+from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, network_settings, stage_location
 
 _FREE_BYTES = 50_000_000
 
@@ -58,23 +58,16 @@ def _networks(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) ->
         try:
             load_factory(network.model, pipeline.base)
         except ConfigError as error:
-            raise located(pipeline, stage_location(pipeline, entry, _key(entry)), error) from error.__cause__
-    from edgekd.stages.context import Common
+            raise located(pipeline, network_location(pipeline, entry), error) from error.__cause__
     from edgekd.stages.networks import fresh_model
 
-    settings = pipeline.settings
-    common = Common(
-        settings.name, settings.seed, pipeline.base, planner.heads, settings.train, settings.targets, planner.data
-    )
+    common = planner.common()
     for entry, network in named:
         try:
-            fresh_model(common, network, seed=settings.seed)
+            fresh_model(common, network, seed=common.seed)
         except ConfigError as error:
             # A message about a file of weights begins with its path.
             weights = bool(network.weights) and error.message.startswith(str(pipeline.base / str(network.weights)))
-            key = "weights" if weights else "args" if network.args else _key(entry)
-            raise located(pipeline, stage_location(pipeline, entry, key), error) from error.__cause__
-
-
-def _key(entry: StageEntry) -> str:
-    return "student" if entry.name == "distill" else "model"
+            key = "weights" if weights else "args" if network.args else None
+            place = stage_location(pipeline, entry, key) if key else network_location(pipeline, entry)
+            raise located(pipeline, place, error) from error.__cause__

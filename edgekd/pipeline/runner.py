@@ -20,7 +20,7 @@ from edgekd.pipeline.log import Log
 from edgekd.pipeline.plan import Planner, Step
 from edgekd.pipeline.preflight import preflight
 from edgekd.pipeline.schema import Pipeline, StageEntry, located, stage_location
-from edgekd.stages.context import Common, Context
+from edgekd.stages.context import Context
 from edgekd.stages.kinds import KINDS
 from edgekd.store import Artifact, Draft, Store
 
@@ -63,7 +63,7 @@ def run(pipeline: Pipeline, options: RunOptions, log: Log) -> Outcome:
         ConfigError: the output folder or the store cannot be written.
         TryAgainError: another run works in that folder.
     """
-    check_folders(options.out, options.store)
+    check_folders({"--out": options.out, "--store": options.store})
     with lock(options.out / ".lock", timeout_s=0, holder_hint="wait for the other run, or choose another --out"):
         log.open(options.out / "log.jsonl")
         outcome, started = Outcome(), time.time()
@@ -91,6 +91,7 @@ class _Run:
         self.planner: Planner | None = None
         self.force = {*options.force, *(("bench",) if options.remeasure else ())}
         self.current: StageEntry | None = None
+        self.started = 0.0
 
     def go(self) -> None:
         """Run everything; an error is recorded once, with the stage it belongs to."""
@@ -131,11 +132,11 @@ class _Run:
         assert self.planner is not None
         checked = False
         for entry in self.pipeline.stages:
-            self.current = entry
             step = self.planner.step(entry, self.outcome.done, force=self.force)
             if not step.cached and not checked:
                 preflight(self.pipeline, self.planner, entry, self._until())
                 checked = True
+            self.current, self.started = entry, time.monotonic()
             self._stage(step)
             if entry.name == self.options.to:
                 break
@@ -148,7 +149,6 @@ class _Run:
         return list(self.pipeline.stages[:last])
 
     def _stage(self, step: Step) -> None:
-        started = time.monotonic()
         assert self.planner is not None and step.key is not None and step.found is not None
         artifact, state = step.artifact, "cached"
         if artifact is None:
@@ -162,7 +162,7 @@ class _Run:
                         f"{step.entry.name}: {'going on from a checkpoint' if state == 'resumed' else step.why}"
                     )
                     artifact = self._execute(step, work)
-        seconds = time.monotonic() - started
+        seconds = time.monotonic() - self.started
         self.outcome.done[step.entry.name] = artifact
         self.planner.last.put(step.entry.name, step.found)
         deliver.deliver_stage(self.options.out, step.entry.name, artifact, self.outcome.done)
@@ -173,6 +173,10 @@ class _Run:
         assert self.planner is not None and step.key is not None
         kind = KINDS[step.entry.name]
         module, _, name = kind.function.partition(":")
+        if "torch" in kind.packages and self.pipeline.settings.train.threads:
+            import torch
+
+            torch.set_num_threads(self.pipeline.settings.train.threads)
         function = getattr(importlib.import_module(module), name)
         with self.store.publish(step.key) as draft:
             draft.record.update(stage=step.entry.name, pipeline=self.pipeline.settings.name, created=time.time())
@@ -183,17 +187,8 @@ class _Run:
 
     def _context(self, step: Step, draft: Draft, work: Path) -> Context:
         assert self.planner is not None
-        settings = self.pipeline.settings
-        common = Common(
-            settings.name,
-            settings.seed,
-            self.pipeline.base,
-            self.planner.heads,
-            settings.train,
-            settings.targets,
-            self.planner.data,
-        )
         inputs = {name: self.outcome.done[name] for name in KINDS[step.entry.name].takes if name in self.outcome.done}
+        common = self.planner.common()
         return Context(step.entry.name, step.entry.settings, common, inputs, draft, work, self.log.info)
 
     def _located(self, error: EdgekdError) -> str:
@@ -215,7 +210,7 @@ class _Run:
         self.outcome.error = {"message": message, "hint": hint, "stage": stage, "log": "log.jsonl"}
         self.log.error(message, hint)
         if self.current is not None:
-            self._state(self.current, "failed", None, 0.0, message)
+            self._state(self.current, "failed", None, time.monotonic() - self.started, message)
 
     def _state(self, entry: StageEntry, state: str, key: str | None, seconds: float, why: str) -> None:
         # `cache` says where the artefact lies after this run, so that a second run's report says the same.

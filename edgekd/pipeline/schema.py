@@ -105,6 +105,8 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     settings, problems = validate(PipelineSettings, top)
     problems = [_top_level(p) for p in problems]
     stages, stage_problems = _stages(tree)
+    if any(problem.hint == "did you mean 'stages'?" for problem in problems):
+        stage_problems = []  # the key is there, only misspelt
     raise_problems(tree, [*problems, *stage_problems])
     assert settings is not None
     raise_problems(tree, _whole(settings, stages, tree))
@@ -189,6 +191,7 @@ def _whole(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree)
 
 def _order(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree) -> list[Problem]:
     problems = []
+    missed: list[tuple[str, ...]] = []
     seen: list[str] = ["model"] if settings.model is not None else []
     listed = [next(iter(i)) if isinstance(i, Mapping) else i for i in tree.value["stages"]]
     for index, stage in enumerate(stages):
@@ -204,7 +207,8 @@ def _order(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree)
             )
         for group in KINDS[stage.name].needs:
             given = [s.name for s in stages] + seen
-            if not any(name in given for name in group):
+            if group not in missed and not any(name in given for name in group):
+                missed.append(group)
                 wanted = " or ".join(f"`{name}`" if name != "model" else "`model:` at the top" for name in group)
                 problems.append(
                     Problem(location, f"{stage.name} has nothing to work on", f"it needs {wanted} before it")
@@ -253,6 +257,11 @@ def stage_location(pipeline: Pipeline, entry: StageEntry, *keys: str) -> Locatio
         return keys
     offset = 1 if pipeline.stages[0].name == "model" else 0
     return ("stages", pipeline.stages.index(entry) - offset, entry.name, *keys)
+
+
+def network_location(pipeline: Pipeline, entry: StageEntry) -> Location:
+    """Where a stage's network is named."""
+    return stage_location(pipeline, entry, "student" if entry.name == "distill" else "model")
 
 
 def network_settings(entry: StageEntry) -> ModelSettings | None:

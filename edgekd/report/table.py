@@ -172,7 +172,7 @@ def _speed(build: Build | None, latency: Latency | None) -> list[str]:
         times = [p50, p99, words.size(latency.peak_rss_bytes), words.number(latency.load_ms)]
     if build is None:
         return [*times[:2], "", *times[2:], "", ""]
-    result = "chosen" if build.chosen else f"rejected: {build.rejected_because}" if build.rejected_because else ""
+    result = "chosen" if build.chosen else f"not chosen: {build.rejected_because}" if build.rejected_because else ""
     return [*times[:2], words.size(build.size_bytes), *times[2:], words.layers(build.executed_precision), result]
 
 

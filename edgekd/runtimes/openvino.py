@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,10 @@ class OpenVino:
             )
 
     def compile(self, onnx: Path, folder: Path, *, device: str, threads: int, options: Mapping[str, Any]) -> Build:
-        import openvino
-
         core = _core()
         try:
             model = core.read_model(str(onnx))
-            openvino.save_model(model, str(folder / "model.xml"), compress_to_fp16=False)
+            _module().save_model(model, str(folder / "model.xml"), compress_to_fp16=False)
             compiled = core.compile_model(str(folder / "model.xml"), device, _properties(device, threads))
         except RuntimeError as error:
             raise CompileError(
@@ -79,11 +78,10 @@ class _Session:
         self._bound: dict[str, Any] = {}
 
     def bind(self, feeds: Mapping[str, NDArray[Any]]) -> None:
-        import openvino
-
+        tensor = _module().Tensor
         for name, array in feeds.items():
             self._bound[name] = np.ascontiguousarray(array)
-            self._request.set_tensor(name, openvino.Tensor(self._bound[name], shared_memory=True))
+            self._request.set_tensor(name, tensor(self._bound[name], shared_memory=True))
 
     def run(self) -> None:
         self._request.infer()
@@ -95,12 +93,18 @@ class _Session:
         del self._request, self._compiled
 
 
-def _core() -> Any:
+def _module() -> Any:
+    """OpenVINO without its telemetry: importing it would report the import, and we never send anything."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
     except ImportError:
         raise UnavailableError("OpenVINO is not installed", hint="pip install openvino") from None
-    return openvino.Core()
+    return openvino
+
+
+def _core() -> Any:
+    return _module().Core()
 
 
 def _properties(device: str, threads: int) -> dict[str, Any]:

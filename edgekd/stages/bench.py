@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgekd.bench.measure import Subject, measure
+from edgekd.bench.measure import Subject, measure, noise_feeds
 from edgekd.stages.context import Context
 from edgekd.stages.settings import BenchStage
 
 
 def run(context: Context) -> None:
     """Measure target by target; rows and comparisons in report.json's form are the facts."""
-    import numpy as np
-
     options = context.options(BenchStage)
     compiled = context.inputs["compile"]
     latency, comparisons = [], []
@@ -30,12 +28,7 @@ def run(context: Context) -> None:
             )
             for b in builds
         ]
-        rng = np.random.default_rng(context.common.seed)
-        # What a network computes does not change how long it takes: noise of the right shape needs no data set.
-        feeds = {
-            i["name"]: rng.standard_normal((options.batch, *i["shape"][1:])).astype(i["dtype"])
-            for i in builds[0]["inputs"]
-        }
+        feeds = noise_feeds(builds[0]["inputs"], batch=options.batch, seed=context.common.seed)
         folder = context.draft.folder / target
         folder.mkdir()
         rows, pairs = measure(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from edgekd.errors import ParityError
 from edgekd.export import parity
-from edgekd.export.flavours import tensorrt_violations, to_uint8
+from edgekd.export.flavours import clip_activations, tensorrt_violations, to_uint8
 from edgekd.export.onnx_file import load, save, stored_bytes, write_onnx
 from edgekd.quantize.quantizer import QuantizedNetwork, convert
 from edgekd.stages.context import Context, networks
@@ -46,6 +45,10 @@ def _quantized(context: Context, feeds: Arrays) -> dict[str, dict[str, Any]]:
     int8, uint8 = (context.draft.folder / f"{role}.{sign}.onnx" for sign in ("int8", "uint8"))
     _write(context, model, convert(model.network), int8, "int8")
     graph = load(int8)
+    bits = context.inputs["quantize"].facts["quantization"]["activations"]
+    if bits < 8:
+        graph = clip_activations(graph, bits)
+        save(graph, int8)
     broken = tensorrt_violations(graph)
     if broken:
         raise ParityError(f"{int8.name} breaks TensorRT's rules: {broken[0]}", hint="please report this network")
@@ -99,38 +102,16 @@ def _outputs(model: Model, feeds: Arrays) -> Arrays:
 
 
 def _checked(context: Context, path: Path, model: str, flavour: str, expected: Arrays, feeds: Arrays) -> dict[str, Any]:
-    """Facts of a file, after it proved to say what PyTorch says.
-
-    Raises:
-        ParityError: it does not; the message gives the error and the limit.
-    """
-    options = context.options(ExportStage)
-    found = parity.run_reference(path, feeds)
-    agreement = {h.output: parity.agreement(found[h.output], expected[h.output], h.task) for h in context.common.heads}
-    relative = parity.relative_error(found, expected)
-    context.tell(f"export: {path.name}  relative error {relative:.1e}  agreement {min(agreement.values()):.4f}")
-    if not np.isfinite(relative) or (flavour == "f32" and relative > options.max_error):
-        raise ParityError(
-            f"{path.name} differs from PyTorch by {relative:.2e} of its largest output; "
-            f"the limit is {options.max_error:.0e}",
-            hint="an operation that ONNX writes differently? raise export.max_error only if that is meant",
-        )
-    worst = min(agreement, key=lambda name: agreement[name])
-    if agreement[worst] < options.min_agreement:
-        raise ParityError(
-            f"{path.name} agrees with PyTorch on {agreement[worst]:.1%} of samples (output {worst}); "
-            f"the limit is {options.min_agreement:.1%}",
-            hint="lower export.min_agreement if the network is this unsure, or use more bits",
-        )
+    """Facts of a file, after it proved to say what PyTorch says. Raises ParityError if it does not."""
+    tasks = {head.output: head.task for head in context.common.heads}
+    found = parity.compare(parity.run_reference(path, feeds), expected, tasks)
+    worst = min(found.agreement.values())
+    context.tell(f"export: {path.name}  relative error {found.relative_error:.1e}  agreement {worst:.4f}")
+    parity.require(path.name, found, exact=flavour == "f32", settings=context.options(ExportStage))
     return {
         "model": model,
         "flavour": flavour,
         "inputs": {name: list(x.shape[1:]) for name, x in feeds.items()},
         "stored_bytes": stored_bytes(load(path)),
-        "parity": {
-            "reference": "pytorch",
-            "n": len(next(iter(feeds.values()))),
-            "max_abs_error": parity.max_error(found, expected),
-            "agreement": agreement,
-        },
+        "parity": found.facts(),
     }

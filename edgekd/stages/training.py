@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from edgekd.data.views import Views
 from edgekd.stages.context import Context
 from edgekd.tasks.task import Score
@@ -42,8 +40,6 @@ def run_phases(
     context: Context, world: World, phases: Sequence[Phase], settings: TrainSettings, *, precision: str | None = None
 ) -> list[dict[str, Any]]:
     """Run phases with the stage's settings; progress goes to the log, checkpoints to the stage's work folder."""
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     device = choose_device(settings)
     run = Run(
         seed=context.common.seed,

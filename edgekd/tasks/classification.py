@@ -53,4 +53,4 @@ def _share(name: str, hits: int, n: int) -> ScoreFields:
     p, z2 = hits / n, 1.959964**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return name, p, "share", n, (max(0.0, centre - half), min(1.0, centre + half)), +1
+    return name, p, "fraction", n, (max(0.0, centre - half), min(1.0, centre + half)), +1

@@ -17,7 +17,7 @@ from chain import MICRO, Result, Workshop
 from edgekd.files import sha256_file
 from edgekd.report.schema import json_schema
 
-pytestmark = [pytest.mark.xdist_group("chain"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from edgekd.errors import CompileError, ExportError, UnavailableError
+from edgekd.errors import CompileError, ExportError, ParityError, UnavailableError
 from edgekd.export import parity
-from edgekd.export.flavours import tensorrt_violations, to_f16, to_uint8
+from edgekd.export.flavours import clip_activations, tensorrt_violations, to_f16, to_uint8
 from edgekd.export.onnx_file import load, save, write_onnx
+from edgekd.export.settings import ExportSettings
 from edgekd.models.resolve import build
 from edgekd.quantize.quantizer import calibrate, convert, prepare
 from edgekd.quantize.settings import QuantizationSettings
@@ -26,7 +27,7 @@ from edgekd.runtimes.registry import runtime
 from edgekd.runtimes.tensorrt import has_gpu
 from edgekd.stages.compile import count_precisions, refuse_for_tensorrt
 
-pytestmark = [pytest.mark.xdist_group("engines"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 ZOO = ["resnet8", "vgg8", "mobilenetv2", "shufflenetv2"]
 
 
@@ -55,6 +56,8 @@ def make(name: str, folder: Path, bits: int = 8) -> Files:
     calibrate(quantized, [(x,)])
     write_onnx(network, {"image": x[:2]}, ("logits",), folder / "f32.onnx", opset=20, metadata={"a": "b"})
     write_onnx(convert(quantized), {"image": x[:2]}, ("logits",), folder / "int8.onnx", opset=20, metadata={})
+    if bits < 8:
+        save(clip_activations(load(folder / "int8.onnx"), bits), folder / "int8.onnx")
     save(to_uint8(load(folder / "int8.onnx")), folder / "uint8.onnx")
     save(to_f16(load(folder / "f32.onnx")), folder / "f16.onnx")
     save(to_f16(load(folder / "int8.onnx")), folder / "int8_f16.onnx")
@@ -97,7 +100,50 @@ def test_every_flavour_says_what_its_network_says(
     resnet: Files, flavour: str, reference: str, tolerance: float
 ) -> None:
     found = parity.run_reference(resnet.path(flavour), resnet.feeds)
-    assert parity.relative_error(found, {"logits": getattr(resnet, reference)}) < tolerance
+    expected = {"logits": getattr(resnet, reference)}
+    assert parity.compare(found, expected, {"logits": "classification"}).relative_error < tolerance
+
+
+@pytest.mark.parametrize(("flavour", "exact"), [("f32", True), ("int8", False)])
+def test_a_wrong_scale_or_weight_in_one_layer_breaks_parity(
+    resnet: Files, flavour: str, exact: bool, tmp_path: Path
+) -> None:
+    """Every other channel of one layer is spoiled: by a hundredth in the float file, by a wrong scale in the other."""
+    expected = {"logits": resnet.expected if exact else resnet.quantized}
+    tasks = {"logits": "classification"}
+    settings = ExportSettings()
+    good = parity.compare(parity.run_reference(resnet.path(flavour), resnet.feeds), expected, tasks)
+    parity.require("good", good, exact=exact, settings=settings)
+    model = load(resnet.path(flavour))
+    constants = {t.name: t for t in model.graph.initializer}
+    nodes = [
+        n
+        for n in model.graph.node
+        if n.op_type == ("Conv" if exact else "DequantizeLinear") and n.input[1] in constants
+    ]
+    weighted = [n for n in nodes if exact or n.input[0] in constants]
+    tensor = constants[weighted[-1].input[1]]
+    values = numpy_helper.to_array(tensor).copy()
+    values[::2] *= np.float32(1.01 if exact else 1.5)
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    save(model, tmp_path / "bad.onnx")
+    bad = parity.compare(parity.run_reference(tmp_path / "bad.onnx", resnet.feeds), expected, tasks)
+    with pytest.raises(ParityError, match="bad differs from"):
+        parity.require("bad", bad, exact=exact, settings=settings)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_fewer_bits_are_simulated_exactly_in_both_signs(bits: int, tmp_path: Path) -> None:
+    files = make("convnet", tmp_path, bits)
+    for flavour in ("int8", "uint8"):
+        found = parity.compare(
+            parity.run_reference(files.path(flavour), files.feeds),
+            {"logits": files.quantized},
+            {"logits": "classification"},
+        )
+        parity.require(flavour, found, exact=False, settings=ExportSettings())
+        assert found.noise < 0.3
+    assert tensorrt_violations(load(files.path("int8"))) == []
 
 
 def scales(path: Path) -> Counter[float]:

@@ -103,7 +103,7 @@ def test_quantize_only_reports_agreement_where_there_are_no_labels(tmp_path: Pat
 @pytest.mark.slow
 def test_cifar10_runs_from_the_command_line_with_other_networks_and_few_images(tmp_path: Path, shared: Path) -> None:
     smaller = [
-        f"data.parquet.path={shared / 'data' / 'cifar10'}",
+        f"data.path={shared / 'data' / 'cifar10'}",
         "data.limit.train=256",
         "data.limit.validation=128",
         "teacher.model=resnet8",

@@ -292,7 +292,7 @@ def test_result_table_takes_the_smallest_batch_and_drops_what_nobody_measured() 
     assert (
         ", ".join(header) == "target, model, precision, accuracy, p50 ms, p99 ms, size, memory, load ms, layers, result"
     )
-    assert first[-1] == "rejected: slower than int8 | by far"
+    assert first[-1] == "not chosen: slower than int8 | by far"
     assert second[4:6] == ["1.2 [1.164, 1.236]", "1.8"]
     assert second[-2:] == ["20 int8, 3 f32", "chosen"]
     bare = [build("ov", "student", "f32", 0.9, size_bytes=None, executed_precision={})]
@@ -317,7 +317,7 @@ def test_markdown_shows_the_verdict_first_then_the_tables() -> None:
     text = markdown(full())
     assert text.startswith("# ✅ cifar10: 1 of 1 budgets held.\n")
     assert re.findall(r"^## (.*)$", text, re.M) == ["Result", "Comparisons", "Budgets", "Models", "Stages"]
-    assert r"rejected: slower than int8 \| by far" in text
+    assert r"not chosen: slower than int8 \| by far" in text
 
 
 def test_text_for_the_terminal_is_aligned_and_free_of_control_characters() -> None:

@@ -184,7 +184,7 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
     save_state(small(), path)
     before = path.read_bytes()
-    monkeypatch.setattr("safetensors.torch.save_file", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("safetensors.torch.save", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_state(small(), path)
     assert path.read_bytes() == before

@@ -1,0 +1,99 @@
+"""CPU time (user + system) of what a user does all day: `--help`, `--version`, a config error, a fully cached run.
+
+    python benchmarks/startup.py [--runs 20] [--finished FILE OUT STORE] [--json FILE]
+
+The commands take turns, so that a noisy machine troubles all of them alike. Prints the median with the 10th and 90th
+percentile, the wall time, and the peak memory of each. `--finished` names the pipeline file, the output folder and the
+store of a run that has finished; without it the cached run is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+LIMITS_MS = {"edgekd --help": 150, "a config error": 350, "a fully cached run": 2000}
+
+
+def measure(command: list[str], expected: int) -> tuple[float, float, float]:
+    """CPU milliseconds, wall milliseconds and peak resident megabytes of one process."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    wall_ms = (time.perf_counter() - started) * 1e3
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != expected:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}, not {expected}")
+    kilobytes = usage.ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    return (usage.ru_utime + usage.ru_stime) * 1e3, wall_ms, kilobytes / 1e3
+
+
+def commands(folder: Path, finished: list[str] | None) -> dict[str, tuple[list[str], int]]:
+    """Each command with the exit code that it ends with."""
+    wrong = folder / "wrong.yaml"
+    wrong.write_text("name: wrong\ndata: {digits: {}}\nstages:\n  - taecher: {model: convnet}\n")
+    edgekd = [str(Path(sys.executable).parent / "edgekd")]
+    found = {
+        "python -c pass": ([sys.executable, "-c", "pass"], 0),
+        "edgekd --help": ([*edgekd, "--help"], 0),
+        "edgekd --version": ([*edgekd, "--version"], 0),
+        "edgekd run --help": ([*edgekd, "run", "--help"], 0),
+        "a config error": ([*edgekd, "run", str(wrong)], 2),
+    }
+    if finished:
+        file, out, store = finished
+        found["a fully cached run"] = ([*edgekd, "run", file, "--out", out, "--store", store], 0)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--finished", nargs=3, metavar=("FILE", "OUT", "STORE"))
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        todo = commands(Path(folder), options.finished)
+        for command, expected in todo.values():  # the first run writes byte code and warms the disk's cache
+            measure(command, expected)
+        samples: dict[str, list[tuple[float, float, float]]] = {name: [] for name in todo}
+        for _ in range(options.runs):
+            for name, (command, expected) in todo.items():
+                samples[name].append(measure(command, expected))
+    rows = [row(name, taken) for name, taken in samples.items()]
+    print(f"{'command':<20} {'CPU ms':>8} {'p10':>7} {'p90':>7} {'wall ms':>8} {'peak MB':>8} {'mark ms':>8}")
+    for r in rows:
+        mark = f"{r['limit_ms']:>8}" if r["limit_ms"] else ""
+        figures = f"{r['cpu_ms']:>8.0f} {r['cpu_p10_ms']:>7.0f} {r['cpu_p90_ms']:>7.0f} {r['wall_ms']:>8.0f}"
+        print(f"{r['command']:<20} {figures} {r['peak_mb']:>8.0f} {mark}".rstrip())
+    document = {"runs": options.runs, "python": platform.python_version(), "cores": os.cpu_count(), "commands": rows}
+    if options.json:
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    else:
+        print(json.dumps(document))
+
+
+def row(name: str, taken: list[tuple[float, float, float]]) -> dict[str, object]:
+    cpu = sorted(sample[0] for sample in taken)
+    return {
+        "command": name,
+        "n": len(cpu),
+        "cpu_ms": round(statistics.median(cpu), 1),
+        "cpu_p10_ms": round(cpu[len(cpu) // 10], 1),
+        "cpu_p90_ms": round(cpu[min(len(cpu) - 1, len(cpu) * 9 // 10)], 1),
+        "wall_ms": round(statistics.median(sample[1] for sample in taken), 1),
+        "peak_mb": round(statistics.median(sample[2] for sample in taken), 1),
+        "limit_ms": LIMITS_MS.get(name),
+    }
+
+
+if __name__ == "__main__":
+    main()

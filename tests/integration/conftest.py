@@ -1,0 +1,19 @@
+"""Fixtures of the integration tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from mistakes import Place
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Place:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("STORE", "LOG_FORMAT", "OFFLINE"):
+        monkeypatch.delenv(f"EDGEKD_{name}", raising=False)
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    return Place(tmp_path, capsys)

@@ -1,0 +1,163 @@
+"""Budgets: limits with units, and verdicts that look at the interval."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgekd.config import validate
+from edgekd.pipeline.gates import GateSettings, broken, judge
+
+
+def gate(**values: Any) -> GateSettings:
+    made, problems = validate(GateSettings, {"measure": "p50", "of": "quantized", **values})
+    assert made is not None, problems
+    return made
+
+
+def report(**rows: Any) -> dict[str, Any]:
+    return {"models": [], "builds": [], "latency": [], "comparisons": [], **rows}
+
+
+def latency(p50: float, low: float, high: float) -> dict[str, Any]:
+    row = {"model": "quantized", "target": "ov", "p50_ms": p50, "p99_ms": None, "ci95": {"p50_ms": [low, high]}}
+    return report(latency=[row])
+
+
+def metric(role: str, value: float, *, better: int = 1, ci95: list[float] | None = None) -> dict[str, Any]:
+    row = {"name": "accuracy", "value": value, "ci95": ci95, "better": better, "evaluated": True}
+    return {"role": role, "size_bytes": 1000, "metrics": [{"value": 0.0, "ci95": None}, row]}
+
+
+@pytest.mark.parametrize(
+    ("measure", "text", "base"),
+    [
+        ("p50", "2 ms", 2.0), ("p99", "250us", 0.25), ("p90", "1.5 s", 1500.0), ("metric_drop", "1 pt", 0.01),
+        ("metric_drop", "2 %", 0.02), ("metric_drop", 0.5, 0.5), ("metric", "0.9", 0.9), ("metric", "90 %", 0.9),
+        ("size", "1.5 MB", 1.5e6), ("size", "2 KiB", 2048.0), ("size", "7 B", 7.0), ("speedup", "1.2 x", 1.2),
+        ("speedup", 2, 2.0), ("metric_drop", "-1e-1 pt", -0.001),
+    ],
+)  # fmt: skip
+def test_a_limit_is_read_with_its_unit(measure: str, text: str | float, base: float) -> None:
+    assert gate(measure=measure, max=text).limit() == pytest.approx(base)
+
+
+@pytest.mark.parametrize(
+    ("measure", "text"),
+    [("p50", "2"), ("p50", 2), ("p50", "2 pt"), ("size", "3 ms"), ("size", "3"), ("metric", "soon"), ("p50", "1.2. ms"),
+     ("p50", "ms"), ("p50", ""), ("speedup", "2 %"), ("p50", "nan ms")],
+)  # fmt: skip
+def test_a_limit_without_a_unit_of_its_measure_is_refused(measure: str, text: str | float) -> None:
+    made, problems = validate(GateSettings, {"measure": measure, "of": "student", "max": text})
+    assert made is None
+    assert "is no " in problems[0].message
+    assert problems[0].hint.startswith("write e.g.")
+
+
+@pytest.mark.parametrize("limits", [{}, {"max": "1 ms", "min": "1 ms"}])
+def test_a_gate_has_one_limit(limits: dict[str, str]) -> None:
+    _, problems = validate(GateSettings, {"measure": "p50", "of": "student", **limits})
+    assert [problem.message for problem in problems] == ["the file: a gate has one limit, max or min"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "interval", "verdict"),
+    [
+        ({"max": "2 ms"}, (1.0, 1.9), "passed"), ({"max": "2 ms"}, (1.9, 2.1), "undecided"),
+        ({"max": "2 ms"}, (2.1, 3.0), "failed"), ({"min": "2 ms"}, (2.1, 3.0), "passed"),
+        ({"min": "2 ms"}, (1.9, 2.1), "undecided"), ({"min": "2 ms"}, (1.0, 1.9), "failed"),
+        ({"max": "2 ms"}, (2.0, 2.0), "passed"),
+    ],
+)  # fmt: skip
+def test_a_verdict_looks_at_the_whole_interval(limits: Any, interval: tuple[float, float], verdict: str) -> None:
+    row = judge(gate(target="ov", **limits), latency(sum(interval) / 2, *interval))
+    assert (row["verdict"], row["unit"], row["limit"], row["ci95"]) == (verdict, "ms", 2.0, interval)
+
+
+@pytest.mark.parametrize(("undecided", "ends_the_run"), [("pass", False), ("fail", True)])
+def test_what_lies_on_both_sides_or_was_not_measured_is_undecided(undecided: str, ends_the_run: bool) -> None:
+    budget = gate(target="ov", max="2 ms", undecided=undecided)
+    for measured in (latency(2.0, 1.9, 2.1), report()):
+        row = judge(budget, measured)
+        assert row["verdict"] == "undecided"
+        assert broken(budget, row) is ends_the_run
+    assert judge(budget, report())["message"] == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "better", "drop"), [(0.9, 0.95, 1, 0.05), (0.5, 0.4, -1, 0.1), (0.97, 0.95, 1, -0.02)]
+)
+def test_a_drop_is_how_much_worse_a_network_is(own: float, other: float, better: int, drop: float) -> None:
+    models = [metric("student", other, better=better), metric("quantized", own, better=better)]
+    row = judge(gate(measure="metric_drop", against="student", max="1 pt"), report(models=models))
+    assert row["value"] == pytest.approx(drop)
+    assert row["verdict"] == ("passed" if drop <= 0.01 else "failed")
+
+
+def test_a_drop_on_a_target_is_that_of_its_build() -> None:
+    build = {**metric("", 0.90), "model": "quantized", "target": "ov"}
+    models = [metric("student", 0.95), metric("quantized", 0.95)]
+    row = judge(
+        gate(measure="metric_drop", against="student", target="ov", max="1 pt"), report(models=models, builds=[build])
+    )
+    assert (row["value"], row["verdict"]) == (pytest.approx(0.05), "failed")
+
+
+def test_only_the_metrics_of_the_evaluate_stage_are_judged() -> None:
+    model = metric("quantized", 0.9)
+    model["metrics"].pop()
+    row = judge(gate(measure="metric", min="0.5"), report(models=[model]))
+    assert (row["value"], row["verdict"]) == (None, "undecided")
+
+
+def test_a_speedup_turns_the_ratio_of_times_round() -> None:
+    pair = {"target": "ov", "a": "quantized.int8@ov", "b": "teacher.f32@ov", "ratio": 0.5, "ci95": [0.4, 0.6]}
+    budget = gate(measure="speedup", against="teacher", target="ov", min="1.2 x")
+    row = judge(budget, report(comparisons=[pair]))
+    assert (row["value"], row["ci95"], row["verdict"]) == (2.0, (1 / 0.6, 2.5), "passed")
+    turned = {**pair, "a": pair["b"], "b": pair["a"], "ratio": 2.0, "ci95": [1.5, 2.5]}
+    assert judge(budget, report(comparisons=[turned]))["ci95"] == (1.5, 2.5)
+    assert judge(budget, report(comparisons=[{**pair, "target": "ort"}]))["verdict"] == "undecided"
+
+
+def test_size_is_that_of_the_network_or_of_its_build() -> None:
+    build = {"target": "ov", "model": "quantized", "size_bytes": 300}
+    measured = report(models=[metric("quantized", 1.0)], builds=[build])
+    assert judge(gate(measure="size", max="1 kB"), measured)["value"] == 1000.0
+    assert judge(gate(measure="size", max="1 kB", target="ov"), measured)["value"] == 300.0
+
+
+@given(st.floats(0.1, 10), st.floats(0, 5), st.floats(0, 5))
+def test_max_and_min_never_both_fail(limit: float, below: float, above: float) -> None:
+    measured = latency(limit, limit - below, limit + above)
+    upper, lower = (judge(gate(target="ov", **{side: f"{limit:.17g} ms"}), measured) for side in ("max", "min"))
+    assert {upper["verdict"], lower["verdict"]} & {"undecided", "passed"}
+
+
+ALL = {"teacher", "distill", "quantize", "compile", "evaluate", "bench"}
+
+
+@pytest.mark.parametrize(
+    ("values", "stages", "words"),
+    [
+        ({"max": "1 ms", "target": "ov"}, ALL, None),
+        ({"max": "1 ms"}, ALL, "names no target"),
+        ({"max": "1 ms", "target": "no"}, ALL, "unknown target 'no'"),
+        ({"max": "1 ms", "target": "ov"}, ALL - {"bench"}, "needs the stage bench"),
+        ({"max": "1 ms", "target": "ov"}, ALL - {"quantize"}, "nothing is quantized"),
+        ({"measure": "metric", "min": "0.9"}, ALL - {"evaluate"}, "needs the stage evaluate"),
+        ({"measure": "metric_drop", "max": "1 pt"}, ALL, "nothing to compare with"),
+        ({"measure": "metric_drop", "max": "1 pt", "against": "student"}, ALL - {"distill"}, "names a student"),
+        ({"measure": "size", "of": "teacher", "max": "1 B"}, {"model", "quantize"}, "names a teacher"),
+        ({"measure": "size", "of": "student", "max": "1 B"}, {"model", "quantize"}, None),
+        ({"measure": "size", "of": "teacher", "max": "1 B"}, {"model", "distill"}, None),
+    ],
+)
+def test_a_gate_fits_the_rest_of_the_file(values: dict[str, Any], stages: set[str], words: str | None) -> None:
+    found = gate(**values).problems(stages, {"ov"})
+    assert [words in message for message, _ in found if words] == ([True] if words else [])
+    assert all(hint for _, hint in found)
+    assert bool(found) == bool(words)

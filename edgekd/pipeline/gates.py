@@ -140,7 +140,7 @@ def judge(gate: GateSettings, report: dict[str, Any]) -> dict[str, Any]:
         "limit": limit * shown,
         "unit": unit,
         "value": None if value is None else value * shown,
-        "ci95": [bound * shown for bound in ci95] if ci95 else None,
+        "ci95": (ci95[0] * shown, ci95[1] * shown) if ci95 else None,
         "verdict": verdict,
         "label": gate.label(),
         "message": "not measured" if value is None else None,

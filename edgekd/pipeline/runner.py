@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from edgekd.errors import DataError, EdgekdError, TryAgainError
+from edgekd.errors import DataError, EdgekdError, StageError, TryAgainError
 from edgekd.files import lock
 from edgekd.pipeline import deliver
 from edgekd.pipeline.failures import check_folders, explain_os_error
@@ -134,13 +134,23 @@ class _Run:
         for entry in self.pipeline.stages:
             step = self.planner.step(entry, self.outcome.done, force=self.force)
             if not step.cached and not checked:
-                preflight(self.pipeline, self.planner, entry, self._until())
+                self._preflight(entry)
                 checked = True
             self.current, self.started = entry, time.monotonic()
             self._stage(step)
             if entry.name == self.options.to:
                 break
         self.current = None
+
+    def _preflight(self, entry: StageEntry) -> None:
+        """What can be known before `entry` starts. A wrong file or a missing engine belongs to no stage."""
+        assert self.planner is not None
+        self.current, self.started = None, time.monotonic()
+        try:
+            preflight(self.pipeline, self.planner, entry, self._until())
+        except StageError:
+            self.current = entry
+            raise
 
     def _until(self) -> list[StageEntry]:
         """The stages of this run, up to --to."""

@@ -20,7 +20,7 @@ def run(context: Context) -> None:
     # Another seed than the teacher's, which may be a network of the same kind.
     world.models["student"] = fresh_model(context.common, options.network(), seed=context.common.seed + 1)
     phases = offline(
-        context.common.heads, options, optim(settings), options.epochs, keep_name(options.select, "student")
+        context.common.heads, options, optim(context), options.epochs, keep_name(options.select, "student")
     )
     curves = run_phases(context, world, phases, settings)
     save_trained(context, world, world.models["student"], "student", options.network())

@@ -30,7 +30,7 @@ def run(context: Context) -> None:
     phases = quantization_aware(
         context.common.heads,
         edit,
-        optim(settings, scale=_LR_SCALE),
+        optim(context, scale=_LR_SCALE),
         options.passes(),
         temperature=options.temperature,
         task_weight=options.task_weight,

@@ -50,7 +50,10 @@ class DistillStage(TrainOverrides, DistillationSettings):
 
 
 class QuantizeStage(TrainOverrides, QuantizationSettings):
-    """Quantizes the network: calibration alone, or quantization-aware training after it."""
+    """Quantizes the network: calibration alone, or quantization-aware training after it.
+
+    Training starts from calibrated weights, so it takes a hundredth of train.lr unless this stage has an `lr` of its own.
+    """
 
     self_distillation: bool = False
     """Train the quantized network with its own float original as the teacher (KL alone; no labels are needed)."""

@@ -22,7 +22,7 @@ def run(context: Context) -> None:
         if not any(head.target for head in context.common.heads):
             raise ConfigError("a teacher cannot be trained without targets", hint="give `weights`, or labelled data")
         phases = supervised(
-            "teacher", context.common.heads, optim(settings), options.passes(), keep_name(options.select, "teacher")
+            "teacher", context.common.heads, optim(context), options.passes(), keep_name(options.select, "teacher")
         )
     world = make_world(context.common, tables=training_tables(context.common))
     world.models["teacher"] = model

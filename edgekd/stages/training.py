@@ -17,23 +17,30 @@ from edgekd.train.world import Optim, Phase, World
 _LR = {"sgd": 0.1, "adamw": 2e-3}
 
 
-def optim(settings: TrainSettings, *, scale: float = 1.0) -> Optim:
-    """The optimizer that the settings ask for; without `lr`, a default that grows with the batch for sgd."""
-    default = _LR[settings.optimizer] * (settings.batch / 128 if settings.optimizer == "sgd" else 1.0)
+def stage_train_settings(context: Context) -> TrainSettings:
+    """The pipeline's training settings with the stage's own in their place."""
+    return context.options(TrainOverrides).over(context.common.train)
+
+
+def optim(context: Context, *, scale: float = 1.0) -> Optim:
+    """The optimizer of a stage. `scale` fits the pipeline's learning rate to a stage that starts from trained weights.
+
+    Without `lr` the rate is a default that grows with the batch for sgd. A stage's own `lr` is taken as it is.
+    """
+    settings = stage_train_settings(context)
+    usual = settings.lr
+    if usual is None:
+        usual = _LR[settings.optimizer] * (settings.batch / 128 if settings.optimizer == "sgd" else 1.0)
+    own = context.options(TrainOverrides).lr
     return Optim(
         settings.optimizer,
-        lr=settings.lr if settings.lr is not None else default * scale,
+        lr=own if own is not None else usual * scale,
         schedule=settings.schedule,
         warmup=settings.warmup,
         weight_decay=settings.weight_decay,
         momentum=settings.momentum,
         clip=settings.clip,
     )
-
-
-def stage_train_settings(context: Context) -> TrainSettings:
-    """The pipeline's training settings with the stage's own in their place."""
-    return context.options(TrainOverrides).over(context.common.train)
 
 
 def run_phases(

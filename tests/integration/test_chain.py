@@ -175,6 +175,14 @@ def test_a_broken_budget_ends_with_5_and_says_which(workshop: Workshop, first: R
     assert 'failures="1"' in (workshop.out / "junit.xml").read_text()
 
 
+def test_a_learning_rate_for_training_from_scratch_does_not_spoil_the_quantized_network(
+    workshop: Workshop, first: Result
+) -> None:
+    result = workshop.run("--set", "train.lr=0.05", "--set", "quantize.epochs=2", "--to", "quantize")
+    accuracy = {m["role"]: m["metrics"][0]["value"] for m in result.report["models"]}
+    assert accuracy["quantized"] >= accuracy["student"] - 0.05
+
+
 def test_a_run_that_was_killed_ends_with_the_same_bytes_as_one_that_was_not(tmp_path: Path) -> None:
     text = MICRO.replace("args: {width: 8}, epochs: 4", "args: {width: 8}, epochs: 40")
     whole, killed = Workshop(tmp_path / "whole"), Workshop(tmp_path / "killed")

@@ -88,13 +88,14 @@ def test_what_lies_on_both_sides_or_was_not_measured_is_undecided(undecided: str
 
 
 @pytest.mark.parametrize(
-    ("own", "other", "better", "drop"), [(0.9, 0.95, 1, 0.05), (0.5, 0.4, -1, 0.1), (0.97, 0.95, 1, -0.02)]
+    ("own", "other", "better", "drop"), [(0.9, 0.95, 1, 5.0), (0.5, 0.4, -1, 10.0), (0.97, 0.95, 1, -2.0)]
 )
 def test_a_drop_is_how_much_worse_a_network_is(own: float, other: float, better: int, drop: float) -> None:
     models = [metric("student", other, better=better), metric("quantized", own, better=better)]
     row = judge(gate(measure="metric_drop", against="student", max="1 pt"), report(models=models))
     assert row["value"] == pytest.approx(drop)
-    assert row["verdict"] == ("passed" if drop <= 0.01 else "failed")
+    assert (row["limit"], row["unit"]) == (1.0, "pt")
+    assert row["verdict"] == ("passed" if drop <= 1 else "failed")
 
 
 def test_a_drop_on_a_target_is_that_of_its_build() -> None:
@@ -103,7 +104,7 @@ def test_a_drop_on_a_target_is_that_of_its_build() -> None:
     row = judge(
         gate(measure="metric_drop", against="student", target="ov", max="1 pt"), report(models=models, builds=[build])
     )
-    assert (row["value"], row["verdict"]) == (pytest.approx(0.05), "failed")
+    assert (row["value"], row["verdict"]) == (pytest.approx(5.0), "failed")
 
 
 def test_only_the_metrics_of_the_evaluate_stage_are_judged() -> None:

@@ -52,7 +52,7 @@ class DistillStage(TrainOverrides, DistillationSettings):
 class QuantizeStage(TrainOverrides, QuantizationSettings):
     """Quantizes the network: calibration alone, or quantization-aware training after it.
 
-    Training starts from calibrated weights, so it takes a hundredth of train.lr unless this stage has an `lr` of its own.
+    Training starts from calibrated weights, so it takes a hundredth of train.lr unless this stage has its own `lr`.
     """
 
     self_distillation: bool = False

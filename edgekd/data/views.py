@@ -47,7 +47,11 @@ class Views:
 
     def choose(self, epoch: int, ids: Tensor) -> Tensor:
         """The view of each sample in an epoch, one of its own, drawn by (seed, epoch, id): ids (N,) to int64 (N,)."""
-        return self._own(ids, hash_counter(self._seed, "view", epoch, ids) % self.per_sample)
+        return self._own(ids, self.slot(epoch, ids))
+
+    def slot(self, epoch: int, ids: Tensor) -> Tensor:
+        """Which of its own views a sample sees in an epoch: ids (N,) to int64 (N,), each below `per_sample`."""
+        return hash_counter(self._seed, "view", epoch, ids) % self.per_sample
 
     def apply(self, x: Tensor, view: Tensor) -> Tensor:
         """Show each sample in its view.

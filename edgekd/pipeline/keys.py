@@ -19,6 +19,7 @@ from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_locati
 from edgekd.stages.kinds import KINDS, StageKind
 from edgekd.store import Artifact, Store
 from edgekd.tasks import HeadSettings
+from edgekd.train.settings import TrainSettings
 
 _ROOT = Path(__file__).resolve().parent.parent
 _SHOWN = 3
@@ -51,7 +52,7 @@ def ingredients(
         found["name"] = pipeline.settings.name
     if "train" in kind.rooms and entry.name in ("teacher", "distill", "quantize"):
         augment = pipeline.settings.data.augment
-        found["train"] = pipeline.settings.train.canonical()
+        found["train"] = _acting(pipeline.settings.train)
         found["augment"] = augment.canonical() if augment else None
     if entry.name in ("compile", "bench"):
         found["targets"] = {name: target.canonical() for name, target in pipeline.settings.targets.items()}
@@ -157,6 +158,16 @@ def _effective(entry: StageEntry) -> dict[str, Any]:
     """A stage's settings as they act: weights count by their content, not by where they lie."""
     settings = entry.settings.canonical()
     settings.pop("weights", None) if network_settings(entry) is not None else None
+    return settings
+
+
+def _acting(train: TrainSettings) -> dict[str, Any]:
+    """Training settings as they act: an exact cache changes nothing, one that rounds does."""
+    settings = train.canonical()
+    settings.pop("teacher_cache_bytes")
+    if train.teacher_cache != "f16" and not train.teacher_cache_top_k:
+        settings.pop("teacher_cache")
+        settings.pop("teacher_cache_top_k")
     return settings
 
 

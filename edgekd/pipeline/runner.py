@@ -199,7 +199,7 @@ class _Run:
         assert self.planner is not None
         inputs = {name: self.outcome.done[name] for name in KINDS[step.entry.name].takes if name in self.outcome.done}
         common = self.planner.common()
-        return Context(step.entry.name, step.entry.settings, common, inputs, draft, work, self.log.info)
+        return Context(step.entry.name, step.entry.settings, common, inputs, draft, work, self.store, self.log.info)
 
     def _located(self, error: EdgekdError) -> str:
         """The message with the place in the pipeline file: of the data, or of the stage it happened in."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from edgekd.config import Settings
 from edgekd.data.source import Data
 from edgekd.stages.settings import TargetSettings
-from edgekd.store import Artifact, Draft
+from edgekd.store import Artifact, Draft, Store
 from edgekd.tasks import HeadSettings
 from edgekd.train.settings import TrainSettings
 
@@ -40,6 +40,7 @@ class Context:
     inputs: Mapping[str, Artifact]
     draft: Draft
     work: Path
+    store: Store
     tell: Callable[[str], None] = print
     notes: dict[str, Any] = field(default_factory=dict)
 

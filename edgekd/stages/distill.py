@@ -22,6 +22,6 @@ def run(context: Context) -> None:
     phases = offline(
         context.common.heads, options, optim(context), options.epochs, keep_name(options.select, "student")
     )
-    curves = run_phases(context, world, phases, settings)
+    curves = run_phases(context, world, phases, settings, frozen={"teacher": source})
     save_trained(context, world, world.models["student"], "student", options.network())
     save_curves(context, curves)

@@ -37,7 +37,7 @@ def run(context: Context) -> None:
         distill=options.self_distillation,
     )
     # float32 throughout: bf16 has fewer bits than the rounding that is being learned.
-    curves = run_phases(context, world, phases, settings, precision="f32")
+    curves = run_phases(context, world, phases, settings, precision="f32", frozen={"original": source})
     scores, split = validation_scores(world, "quantized", settings)
     save_quantized(context, world.models["quantized"], options, scores, split)
     facts = context.draft.facts

@@ -114,6 +114,10 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def cache(self, kind: str, key: str) -> Path:
+        """The folder of a cache that checks itself; `collect` may delete it."""
+        return self.root / "caches" / kind / key
+
     @contextlib.contextmanager
     def locked(self, key: str, *, timeout_s: float) -> Iterator[None]:
         """Hold a key, so that two runs on one store never build it both."""
@@ -142,12 +146,17 @@ class Store:
         return [artifact for artifact in found if artifact is not None]
 
     def collect(self, *, keep: int) -> tuple[int, int]:
-        """Delete all but the `keep` newest artefacts and all abandoned work; return (count, bytes) that went."""
+        """Delete all but the `keep` newest artefacts, as many caches, and abandoned work; return (count, bytes) gone."""
         count = size = 0
         for artifact in self.all()[keep:]:
             size += _size(artifact.folder)
             count += 1
             self.discard(artifact.key)
+        caches = sorted(self.root.glob("caches/*/*"), key=lambda p: p.stat().st_mtime, reverse=True)
+        for folder in caches[keep:]:
+            size += _size(folder)
+            count += 1
+            shutil.rmtree(folder, ignore_errors=True)
         for pattern in ("work/*", "staging/*"):
             for folder in self.root.glob(pattern):
                 if time.time() - folder.stat().st_mtime > _STALE_S:
@@ -180,4 +189,5 @@ def _digest(files: dict[str, str], facts: dict[str, Any]) -> str:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes on disk: a sparse file counts with what was written of it."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())

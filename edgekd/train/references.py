@@ -74,9 +74,17 @@ class Taps:
 class Values:
     """Values of references in one step; each model runs once per input, however often it is named."""
 
-    def __init__(self, world: World, taps: Taps, batch: Mapping[str, Tensor], learners: set[str]) -> None:
+    def __init__(
+        self,
+        world: World,
+        taps: Taps,
+        batch: Mapping[str, Tensor],
+        learners: set[str],
+        known: Mapping[str, dict[str, Tensor]],
+    ) -> None:
         self._world, self._taps, self._batch, self._learners = world, taps, batch, learners
-        self._outputs: dict[tuple[str, str | None], dict[str, Tensor]] = {}
+        # What frozen models say of this batch, where a cache knows it already.
+        self._outputs: dict[tuple[str, str | None], dict[str, Tensor]] = {(n, None): o for n, o in known.items()}
         self._tapped: dict[tuple[str, str | None, str, bool], Tensor] = {}
 
     def get(self, text: str) -> Tensor:

@@ -39,6 +39,13 @@ class TrainSettings(Settings):
     clip: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient, or no clipping."""
 
+    teacher_cache: Literal["f32", "f16", "off"] = "f32"
+    """Keep a frozen teacher's outputs on disk, exactly (f32) or rounded (f16), and look them up from then on."""
+    teacher_cache_top_k: int = Field(default=0, ge=0)
+    """Keep only so many largest logits of each head, the rest as one level; 0 keeps all."""
+    teacher_cache_bytes: int = Field(default=4_000_000_000, ge=0)
+    """Largest size of one cache; a teacher whose outputs would take more is run live."""
+
 
 class TrainOverrides(Settings):
     """What a training stage may set for itself instead of the pipeline's `train:` block."""

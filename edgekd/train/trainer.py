@@ -12,7 +12,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from edgekd.train import checkpoint
 from edgekd.train.batches import training_batch
 from edgekd.train.checkpoint import Progress
 from edgekd.train.evaluate import score
+from edgekd.train.guides import CachedGuide, OutputCache
 from edgekd.train.knowledge import knowledge_named
 from edgekd.train.learning import Learner
 from edgekd.train.precision import autocast
@@ -60,6 +61,7 @@ class Run:
     views: Views
     folder: Path | None = None
     tell: Callable[[Epoch], None] | None = None
+    caches: Mapping[str, OutputCache] = field(default_factory=dict)
 
 
 def train(world: World, phases: Sequence[Phase], run: Run) -> list[dict[str, Any]]:
@@ -105,9 +107,8 @@ class _PhaseRun:
         self.table = world.tables[phase.data]
         self.batch = min(run.batch, len(self.table))
         self.steps = len(self.table) // self.batch
-        for (
-            model
-        ) in world.models.values():  # guides too: another layout is another kernel, and other bits after a resume
+        # Guides too: another layout is another kernel, and other bits after a resume.
+        for model in world.models.values():
             _channels_last(model.network.to(run.device))
         total = self.steps * phase.epochs
         self.learners = [
@@ -115,6 +116,8 @@ class _PhaseRun:
             for move in phase.moves
         ]
         self.references = _references(phase)
+        self.guides = self._cached_guides()
+        self.known: dict[str, dict[str, Tensor]] = {}
 
     def go(self) -> None:
         """All epochs from where the checkpoint stands."""
@@ -146,11 +149,26 @@ class _PhaseRun:
         for name, model in self.world.models.items():
             model.network.train(name in learners)
 
+    def _cached_guides(self) -> dict[str, CachedGuide]:
+        """Models with a cache that nobody changes in this phase, and of which terms want outputs on the batch alone."""
+        read = {r.name for r in self.references}
+        inside = {r.name for r in self.references if r.path or r.argument}
+        names = (self.run.caches.keys() & self.world.models.keys() & read) - self.phase.learners() - inside
+        run = self.run
+        return {
+            name: CachedGuide(self.world, name, run.caches[name], self.table, run.views, run.device, run.precision)
+            for name in sorted(names)
+        }
+
     def _epoch(self, epoch: int, taps: Taps) -> dict[str, float]:
         order = permutation(self.run.seed, f"order/{self.index}", epoch, len(self.table))
+        for guide in self.guides.values():
+            guide.start_epoch(epoch, order)
         sums: dict[str, Tensor] = {}
         for step in range(self.steps):
-            rows = order[step * self.batch : (step + 1) * self.batch]
+            start, stop = step * self.batch, (step + 1) * self.batch
+            rows = order[start:stop]
+            self.known = {name: guide.outputs(start, stop) for name, guide in self.guides.items()}
             batch = training_batch(self.world, self.table.take(rows), self.run.views, epoch, self.run.device)
             for number, move in enumerate(self.phase.moves):
                 if step % move.every == 0:
@@ -175,7 +193,7 @@ class _PhaseRun:
         for learner in learners:
             learner.zero()
         with autocast(self.run.precision, self.run.device):
-            values = Values(self.world, taps, batch, set(move.learn))
+            values = Values(self.world, taps, batch, set(move.learn), self.known)
             sides = [_sides(term, values) for term in move.terms]
         total: Tensor | None = None
         for term, (student, teacher, also) in zip(move.terms, sides, strict=True):

@@ -104,6 +104,16 @@ def test_collecting_keeps_the_newest(tmp_path: Path) -> None:
     assert [store.get(key) is not None for key in keys] == [False, False, True, True]
 
 
+def test_collecting_deletes_caches_that_were_not_used_lately(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for i in range(3):
+        store.cache("teacher", str(i)).mkdir(parents=True)
+        (store.cache("teacher", str(i)) / "values.bin").write_bytes(b"x" * 5000)
+        time.sleep(0.02)
+    assert store.collect(keep=1)[0] == 2
+    assert [path.name for path in tmp_path.glob("caches/*/*")] == ["2"]
+
+
 def hold(path: Path, started: multiprocessing.synchronize.Event) -> None:
     with lock(path, timeout_s=1, holder_hint=""):
         started.set()

@@ -146,7 +146,7 @@ class Store:
         return [artifact for artifact in found if artifact is not None]
 
     def collect(self, *, keep: int) -> tuple[int, int]:
-        """Delete all but the `keep` newest artefacts, as many caches, and abandoned work; return (count, bytes) gone."""
+        """Delete all but the `keep` newest artefacts and caches, and abandoned work; return (count, bytes) gone."""
         count = size = 0
         for artifact in self.all()[keep:]:
             size += _size(artifact.folder)

@@ -63,3 +63,12 @@ class DistillationSettings(Settings):
     """Weight of the task's own loss with the true targets; it falls away where the data has none."""
     knowledge: tuple[KnowledgeSettings, ...] | None = None
     """Terms with the teacher; by default the response knowledge of each head (kd, mse_logits) with weight .9."""
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> DistillationSettings:
+        weights = [item.settings.weight for item in self.knowledge] if self.knowledge is not None else [1.0]
+        if not any([self.task_weight, *weights]):
+            raise ValueError(
+                "all weights are 0, there is nothing to learn from | give task_weight or a knowledge weight"
+            )
+        return self

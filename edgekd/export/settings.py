@@ -16,7 +16,7 @@ class ExportSettings(Settings):
     """Validation (or training) samples on which each file is compared with PyTorch."""
     max_error: float = Field(default=1e-4, gt=0)
     """Largest error of the float file, relative to the largest output; above it the stage fails."""
-    max_noise: float = Field(default=0.5, gt=0)
+    max_noise: float = Field(default=0.3, gt=0)
     """Largest error of a quantized file against the fake-quantized network, as a share of the outputs' own spread over
     the samples (root mean squares): roundings that fall the other way stay far below it, a wrong scale far above."""
     min_agreement: float = Field(default=0.95, ge=0, le=1)

@@ -11,7 +11,7 @@ from edgekd.stages.context import networks
 from edgekd.store import Artifact
 
 ARTIFACTS = "artifacts"
-_CURVES = {"teacher": "teacher", "distill": "student", "quantize": "quantized"}
+_TRAINING = ("teacher", "distill", "quantize")
 _RANK = {"f32": 0, "f16": 1, "int8": 2}
 _WORDS = {
     "faster": "faster than",
@@ -24,11 +24,11 @@ _WORDS = {
 def assemble(pipeline: Pipeline, done: Mapping[str, Artifact]) -> dict[str, Any]:
     """Models, builds, latency, comparisons, gates and details of what was finished."""
     report: dict[str, Any] = {
-        "models": _models(done),
+        "models": _models(done, pipeline.roles),
         "builds": _builds(done),
         "latency": _latency(done),
         "comparisons": list(done["bench"].facts["comparisons"]) if "bench" in done else [],
-        "details": _details(done),
+        "details": _details(done, pipeline.roles),
     }
     report["gates"] = [judge(gate, report) for gate in pipeline.settings.gates]
     _choose(report)
@@ -50,8 +50,8 @@ def build_path(build: Mapping[str, Any]) -> str:
     return f"{ARTIFACTS}/builds/{build['folder']}/{build['file']}"
 
 
-def _models(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
-    found = dict(networks(done))
+def _models(done: Mapping[str, Artifact], named: Mapping[str, str]) -> list[dict[str, Any]]:
+    found = networks(done, named)
     if "quantize" in done:
         found["quantized"] = done["quantize"]
     return [
@@ -84,7 +84,7 @@ def _builds(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     for build in compiled.facts["builds"]:
         folder = build["folder"]
         parity = done["evaluate"].facts["builds"].get(folder, {}).get("parity") if "evaluate" in done else None
-        row = {key: value for key, value in build.items() if key not in ("folder", "file", "flavour")}
+        row = {key: value for key, value in build.items() if key not in ("folder", "file", "flavour", "max_batch")}
         row |= {
             "path": build_path(build),
             "sha256": compiled.files[f"{folder}/{build['file']}"],
@@ -111,12 +111,9 @@ def _latency(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     return [{**r, "samples_path": r["samples_path"] and f"{ARTIFACTS}/latency/{r['samples_path']}"} for r in rows]
 
 
-def _details(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
-    rows = [
-        {"kind": "loss_curves", "path": f"{ARTIFACTS}/{role}.curves.json"}
-        for stage, role in _CURVES.items()
-        if stage in done
-    ]
+def _details(done: Mapping[str, Artifact], named: Mapping[str, str]) -> list[dict[str, Any]]:
+    trained = [stage for stage in _TRAINING if stage in done]
+    rows = [{"kind": "loss_curves", "path": f"{ARTIFACTS}/{named[stage]}.curves.json"} for stage in trained]
     if "compile" in done:
         folders = [build["folder"] for build in done["compile"].facts["builds"]]
         rows += [{"kind": "layers", "path": f"{ARTIFACTS}/builds/{folder}/layers.json"} for folder in folders]

@@ -21,7 +21,6 @@ from edgekd.pipeline.keys import package_version
 from edgekd.pipeline.schema import Pipeline
 from edgekd.report.draw import draw
 from edgekd.report.schema import Report
-from edgekd.stages.context import role_of
 from edgekd.store import Artifact
 
 if TYPE_CHECKING:
@@ -33,19 +32,19 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def deliver_stage(out: Path, stage: str, artifact: Artifact, done: Mapping[str, Artifact]) -> None:
+def deliver_stage(out: Path, stage: str, artifact: Artifact, named: Mapping[str, str]) -> None:
     """Copy a stage's files to where users look for them; files that are there already and right stay."""
-    for name, target in _places(stage, artifact, done):
+    for name, target in _places(stage, artifact, named):
         path = out / ARTIFACTS / target
         if not path.is_file() or sha256_file(path) != artifact.files[name]:
             source = artifact.path(name)
             replace_atomic(path, lambda temporary, source=source: shutil.copyfile(source, temporary))  # type: ignore[misc]
 
 
-def _places(stage: str, artifact: Artifact, done: Mapping[str, Artifact]) -> Iterator[tuple[str, str]]:
+def _places(stage: str, artifact: Artifact, named: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for name in artifact.files:
         if stage in ("model", "teacher", "distill", "quantize"):
-            role = role_of(stage, done)
+            role = named[stage]
             yield name, f"{role}.safetensors" if name.startswith("weights") else f"{role}.{name}"
         elif stage == "export":
             yield name, name
@@ -58,7 +57,11 @@ def _places(stage: str, artifact: Artifact, done: Mapping[str, Artifact]) -> Ite
 def draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float) -> None:
     """Write report.json, report.html, report.md, junit.xml and manifest.json; `outcome.report` gets its values."""
     content = assemble(pipeline, outcome.done)
-    failed = [row for gate, row in zip(pipeline.settings.gates, content["gates"], strict=True) if broken(gate, row)]
+    failed = [
+        row
+        for gate, row in zip(pipeline.settings.gates, content["gates"], strict=True)
+        if broken(gate, row, whole=outcome.whole)
+    ]
     code = outcome.exit_code or (5 if failed else 0)
     document: dict[str, Any] = {
         "edgekd_version": edgekd.__version__,
@@ -128,7 +131,7 @@ def _write_manifest(pipeline: Pipeline, out: Path, outcome: Outcome, document: M
     files = {
         f"{ARTIFACTS}/{target}": {"sha256": artifact.files[name], "stage": stage, "key": artifact.key}
         for stage, artifact in outcome.done.items()
-        for name, target in _places(stage, artifact, outcome.done)
+        for name, target in _places(stage, artifact, pipeline.roles)
     }
     manifest = {
         "schema_version": 1,

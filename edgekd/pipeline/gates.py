@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
 from edgekd.config import Settings
+from edgekd.stages.context import roles
 
 Measure = Literal["metric", "metric_drop", "p50", "p90", "p95", "p99", "size", "speedup"]
 Role = Literal["teacher", "student", "quantized"]
@@ -97,7 +98,7 @@ class GateSettings(Settings):
             found.append((f"the gate on {self.measure} names nothing to compare with", "add `against: student`"))
         if "quantized" in (self.of, self.against) and "quantize" not in stages:
             found.append(("the gate is on the quantized network, and nothing is quantized", "add a `quantize` stage"))
-        made = _roles(stages)
+        made = list(dict.fromkeys(roles(stages).values()))
         for role in (self.of, self.against):
             if role in ("teacher", "student") and role not in made:
                 hint = f"known are: {', '.join(made)}" if made else "add a `teacher` stage"
@@ -110,14 +111,6 @@ class GateSettings(Settings):
         against = f" against {self.against}" if self.against else ""
         target = f" on {self.target}" if self.target else ""
         return f"{self.measure} of {self.of}{against}{target} {side} {self.max if self.max is not None else self.min}"
-
-
-def _roles(stages: Collection[str]) -> list[str]:
-    """The networks that a file's stages make: what `model:` gives is the student itself where nothing is distilled."""
-    teacher = "teacher" in stages or {"model", "distill"} <= set(stages)
-    student = "distill" in stages or "model" in stages
-    made = {"teacher": teacher, "student": student, "quantized": "quantize" in stages}
-    return [role for role, is_made in made.items() if is_made]
 
 
 def judge(gate: GateSettings, report: dict[str, Any]) -> dict[str, Any]:
@@ -147,9 +140,9 @@ def judge(gate: GateSettings, report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def broken(gate: GateSettings, row: dict[str, Any]) -> bool:
-    """Whether a judged gate ends the run."""
-    return row["verdict"] == "failed" or (row["verdict"] == "undecided" and gate.undecided == "fail")
+def broken(gate: GateSettings, row: dict[str, Any], *, whole: bool = True) -> bool:
+    """Whether a judged gate ends the run. One that was asked to stop early (not `whole`) may leave gates undecided."""
+    return row["verdict"] == "failed" or (whole and row["verdict"] == "undecided" and gate.undecided == "fail")
 
 
 def _value(gate: GateSettings, report: dict[str, Any]) -> tuple[float | None, tuple[float, float] | None]:

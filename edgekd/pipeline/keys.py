@@ -54,9 +54,9 @@ def ingredients(
         augment = pipeline.settings.data.augment
         found["train"] = _acting(pipeline.settings.train)
         found["augment"] = augment.canonical() if augment else None
-    if entry.name in ("compile", "bench"):
+    if entry.name in ("compile", "evaluate", "bench"):
         found["targets"] = {name: target.canonical() for name, target in pipeline.settings.targets.items()}
-        found["machine"] = _architecture()
+        found["machine"] = _processors()
     if kind.on_device:
         from edgekd.bench.machine import fingerprint
 
@@ -75,7 +75,7 @@ def _sources(kind: StageKind, store: Store) -> dict[str, str]:
     memo = _SourceMemo(store.root / "sources.json")
     found = {room: memo.digest(room, [_ROOT / room]) for room in kind.rooms}
     own = kind.function.partition(":")[0].rsplit(".", 1)[-1]
-    files = sorted({_ROOT / "stages" / f"{name}.py" for name in (own, *kind.shares)})
+    files = sorted({_ROOT / "stages" / f"{name}.py" for name in (own, "context", "settings", *kind.shares)})
     return {**found, "stages": memo.digest(f"stages/{kind.name}", files)}
 
 
@@ -187,8 +187,12 @@ def _code(pipeline: Pipeline, entry: StageEntry) -> dict[str, Any]:
     }
 
 
-def _architecture() -> dict[str, str]:
-    return {"machine": platform.machine(), "system": platform.system()}
+def _processors() -> dict[str, Any]:
+    """What an engine is built for: another processor, GPU or driver gets another build."""
+    from edgekd.bench import machine
+
+    gpu = {"gpu": machine.gpu_model(), "driver": machine.gpu_driver()}
+    return {"machine": platform.machine(), "system": platform.system(), "cpu": machine.cpu_model(), **gpu}
 
 
 def _short(value: Any) -> str:

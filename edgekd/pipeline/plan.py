@@ -58,8 +58,16 @@ class Planner:
     def common(self) -> Common:
         """What all stages share."""
         settings = self.pipeline.settings
-        base = self.pipeline.base
-        return Common(settings.name, settings.seed, base, self.heads, settings.train, settings.targets, self.data)
+        return Common(
+            settings.name,
+            settings.seed,
+            self.pipeline.base,
+            self.heads,
+            settings.train,
+            settings.targets,
+            self.pipeline.roles,
+            self.data,
+        )
 
     def step(self, entry: StageEntry, done: dict[str, Artifact], *, force: Collection[str]) -> Step:
         """Look one stage up, given the artefacts of those before it."""

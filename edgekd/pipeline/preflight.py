@@ -7,6 +7,7 @@ import shutil
 from edgekd.errors import ConfigError, StageError, UnavailableError
 from edgekd.pipeline.plan import Planner
 from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, network_settings, stage_location
+from edgekd.stages.settings import DistillStage, EvaluateStage, TeacherStage
 
 _FREE_BYTES = 50_000_000
 
@@ -30,7 +31,35 @@ def preflight(pipeline: Pipeline, planner: Planner, first: StageEntry, stages: l
             f"{planner.store.root}: no space left on the disk ({free // 1_000_000} MB free)",
             hint="free some space (`edgekd store gc --keep 20`) and run the same command again",
         )
+    _device(pipeline)
+    _splits(pipeline, planner, remaining)
     _networks(pipeline, planner, remaining)
+
+
+def _device(pipeline: Pipeline) -> None:
+    """CUDA that is asked for must be there."""
+    if pipeline.settings.train.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            missing = UnavailableError(
+                "torch finds no CUDA device here",
+                hint="use `device: auto`, or install a CUDA build of torch and a driver",
+            )
+            raise located(pipeline, ("train", "device"), missing)
+
+
+def _splits(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) -> None:
+    """Splits that stages ask for must have samples."""
+    for entry in stages:
+        wanted = None
+        if isinstance(entry.settings, EvaluateStage):
+            wanted = entry.settings.split
+        elif isinstance(entry.settings, (TeacherStage, DistillStage)) and entry.settings.select == "best":
+            wanted = "validation"
+        if wanted is not None and not planner.data.counts().get(wanted):
+            empty = ConfigError(f"the {wanted} split has no samples", hint=f"give `data.{wanted}` a share above 0")
+            raise located(pipeline, stage_location(pipeline, entry), empty)
 
 
 def _engines(pipeline: Pipeline, *, run: bool) -> None:
@@ -42,7 +71,7 @@ def _engines(pipeline: Pipeline, *, run: bool) -> None:
         try:
             engine.version()
             key = "device" if "device" in target.model_fields_set else "runtime"
-            engine.check(target.device, run=run)
+            engine.check(target.device_name, run=run)
         except UnavailableError as error:
             raise located(pipeline, ("targets", name, key), error) from None
 

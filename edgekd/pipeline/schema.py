@@ -19,8 +19,9 @@ from edgekd.errors import ConfigError, EdgekdError
 from edgekd.models.settings import ModelReference, ModelSettings
 from edgekd.pipeline.gates import GateSettings
 from edgekd.pipeline.overrides import apply_override
+from edgekd.stages.context import roles
 from edgekd.stages.kinds import KINDS, ORDER, WRITABLE
-from edgekd.stages.settings import ModelStage, TargetSettings
+from edgekd.stages.settings import DistillStage, ModelStage, TargetSettings
 from edgekd.tasks.settings import TaskName
 from edgekd.train.settings import TrainSettings
 
@@ -28,6 +29,13 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
 
 E = TypeVar("E", bound=EdgekdError)
+
+
+def _checked_target(name: str) -> str:
+    # No dots: the folders of builds are named <target>.<precision>.
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", name) is None:
+        raise ValueError(f"{name!r} cannot name a target | use at most 32 letters, digits, `_` and `-`")
+    return name
 
 
 def _checked_name(name: str) -> str:
@@ -59,8 +67,8 @@ class PipelineSettings(Settings):
     """File with the weights of `model`, relative to the pipeline file."""
     python_path: tuple[str, ...] = ()
     """Folders, relative to this file, that networks are imported from besides the file's own folder."""
-    targets: dict[str, TargetSettings] = Field(default_factory=dict)
-    """Devices and engines to build for, by a name of your own."""
+    targets: dict[Annotated[str, AfterValidator(_checked_target)], TargetSettings] = Field(default_factory=dict)
+    """Devices and engines to build for, by a name of your own: letters, digits, `_` and `-`."""
     gates: tuple[GateSettings, ...] = ()
     """Budgets; a broken one ends the run with exit code 5."""
 
@@ -81,6 +89,11 @@ class Pipeline:
     settings: PipelineSettings
     stages: tuple[StageEntry, ...]
     tree: Tree
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """What each network is called, by the stage that makes it."""
+        return roles([stage.name for stage in self.stages])
 
     @property
     def base(self) -> Path:
@@ -177,6 +190,7 @@ def _whole(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree)
     names = {stage.name for stage in stages}
     if "compile" in names and not settings.targets:
         problems.append(Problem((), "compile has no targets", "add `targets: {cpu: {runtime: openvino}}`"))
+    problems += _knowledge(settings, stages, tree)
     for name, target in settings.targets.items():
         location: Location = ("targets", name)
         problems += _target(name, target, names, location)
@@ -219,6 +233,19 @@ def _order(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree)
     return problems
 
 
+def _knowledge(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree) -> list[Problem]:
+    """A knowledge of logits needs a classification head."""
+    tasks = {settings.task} if isinstance(settings.task, str) else set(settings.task.values())
+    listed = [next(iter(i)) if isinstance(i, Mapping) else i for i in tree.value["stages"]]
+    for stage in stages:
+        if isinstance(stage.settings, DistillStage) and "classification" not in tasks:
+            for index, item in enumerate(stage.settings.knowledge or ()):
+                if item.name == "kd":
+                    location = ("stages", listed.index("distill"), "distill", "knowledge", index)
+                    return [Problem(location, "kd is for classification, this task is regression", "use mse_logits")]
+    return []
+
+
 def _target(name: str, target: TargetSettings, stages: set[str], location: Location) -> list[Problem]:
     problems = []
     if "int8" in target.precision and "quantize" not in stages and "compile" in stages:
@@ -229,7 +256,7 @@ def _target(name: str, target: TargetSettings, stages: set[str], location: Locat
                 "add a `quantize` stage",
             )
         )
-    if "f16" in target.precision and not target.runtime.startswith("tensorrt"):
+    if "f16" in target.precision and not target.is_tensorrt:
         problems.append(
             Problem(
                 (*location, "precision"), f"{target.runtime} builds f32 and int8 here, not f16", "leave f16 to TensorRT"
@@ -266,8 +293,6 @@ def network_location(pipeline: Pipeline, entry: StageEntry) -> Location:
 
 def network_settings(entry: StageEntry) -> ModelSettings | None:
     """The network that a stage builds, if it names one."""
-    from edgekd.stages.settings import DistillStage
-
     if isinstance(entry.settings, ModelSettings):
         return entry.settings
     return entry.settings.network() if isinstance(entry.settings, DistillStage) else None

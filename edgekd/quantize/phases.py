@@ -30,6 +30,10 @@ class Quantize:
     settings: QuantizationSettings
     table: str = "train"
 
+    @property
+    def touches(self) -> tuple[str, ...]:
+        return (self.target,)
+
     def __call__(self, world: World, seed: int) -> None:
         model = world.models[self.source]
         device = next(model.network.parameters()).device

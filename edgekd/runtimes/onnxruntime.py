@@ -33,7 +33,10 @@ class OnnxRuntime:
     precisions = tuple(_FLAVOURS)
 
     def version(self) -> str:
-        return installed_version("onnxruntime", "pip install onnxruntime")
+        try:
+            return installed_version("onnxruntime-gpu", "")
+        except UnavailableError:
+            return installed_version("onnxruntime", "pip install onnxruntime")
 
     def flavour(self, precision: str) -> str:
         return _FLAVOURS[precision]

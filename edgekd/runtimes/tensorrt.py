@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import CompileError, UnavailableError
+from edgekd.errors import BenchError, CompileError, UnavailableError
 from edgekd.runtimes.protocol import Arrays, Build, Layer, TensorInfo, executed_name, installed_version
 
 _FLAVOURS = {"f32": "f32", "f16": "f16", "int8": "int8_f16"}
@@ -76,6 +76,11 @@ class TensorRt:
             raise UnavailableError(
                 f"{path.name} was built by {self.name} {facts['version']}, here is {self.version()}",
                 hint="build it again here: an engine belongs to one version",
+            )
+        gpu = _gpu_name()
+        if gpu is not None and facts.get("gpu") not in (None, gpu) and not facts.get("compute_capabilities"):
+            raise UnavailableError(
+                f"{path.name} was built on {facts['gpu']}, here is {gpu}", hint="build it again here"
             )
         if not has_gpu():
             raise UnavailableError(
@@ -179,7 +184,10 @@ class _Session:
     def bind(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         for name, array in feeds.items():
             self._device[name] = self._cuda.as_tensor(np.ascontiguousarray(array), device="cuda")
-            self._context.set_input_shape(name, tuple(array.shape))
+            if not self._context.set_input_shape(name, tuple(array.shape)):
+                raise BenchError(
+                    f"the engine takes no input {tuple(array.shape)}", hint="raise the target's `max_batch`"
+                )
             self._context.set_tensor_address(name, self._device[name].data_ptr())
         for info in self.outputs:
             shape = tuple(self._context.get_tensor_shape(info.name))
@@ -187,7 +195,8 @@ class _Session:
             self._context.set_tensor_address(info.name, self._device[info.name].data_ptr())
 
     def run(self) -> None:
-        self._context.execute_async_v3(self._stream.cuda_stream)
+        if not self._context.execute_async_v3(self._stream.cuda_stream):
+            raise BenchError(f"the engine did not run: {self._logger.last()}", hint="build it again on this device")
         self._stream.synchronize()
 
     def fetch(self) -> Arrays:
@@ -260,7 +269,17 @@ def _inspect(trt: Any, engine: Any) -> list[Layer]:
     layers = []
     for layer in document.get("Layers", []):
         if isinstance(layer, dict):
-            outputs = layer.get("Outputs") or [{}]
-            word = str(outputs[0].get("Format/Datatype", "unknown")).split()[-1]
-            layers.append(Layer(str(layer.get("Name")), str(layer.get("LayerType")), executed_name(word)))
+            # A layer computes in the precision of what it reads: an int8 convolution may well write float16.
+            tensors = layer.get("Inputs") or layer.get("Outputs") or [{}]
+            precision = tensor_precision(str(tensors[0].get("Format/Datatype", "")))
+            layers.append(Layer(str(layer.get("Name")), str(layer.get("LayerType")), precision))
     return layers
+
+
+def tensor_precision(text: str) -> str:
+    """The precision in the inspector's description of a tensor, such as `Thirty-two wide channel .. Int8 format`."""
+    for word in text.replace(".", " ").replace(":", " ").split():
+        name = executed_name(word)
+        if name in ("f32", "f16", "bf16", "int8"):
+            return name
+    return "unknown"

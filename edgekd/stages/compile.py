@@ -15,7 +15,7 @@ from edgekd.export.flavours import tensorrt_violations, to_f16
 from edgekd.export.onnx_file import load, save
 from edgekd.runtimes.protocol import Build, Layer
 from edgekd.runtimes.registry import runtime
-from edgekd.stages.context import Context
+from edgekd.stages.context import Context, shipped_by
 from edgekd.stages.settings import TargetSettings
 from edgekd.store import Artifact
 
@@ -50,15 +50,20 @@ def run(context: Context) -> None:
 
 
 def orders(context: Context, export: Artifact) -> Iterator[Order]:
-    """What to build: each target's precisions of the shipped network, and the teacher's float build beside them."""
-    roles = {facts["model"] for facts in export.facts["files"].values()}
-    shipped = "student" if "student" in roles else "teacher"
+    """What to build: each target's precisions of the shipped network, its float build, the teacher's to compare with.
+
+    A float build is always made: without it nobody could say whether 8 bits paid.
+    """
+    made = {facts["model"] for facts in export.facts["files"].values()}
+    shipped = context.common.roles[shipped_by(context.common.roles)]
     for name, target in context.common.targets.items():
-        if shipped == "student" and "teacher" in roles:
-            first = target.precision[0]
-            yield Order(name, target, "teacher", first if first != "int8" else "f32", shipped=False)
-        for precision in target.precision:
-            yield Order(name, target, "quantized" if precision == "int8" else shipped, precision)
+        floats = [precision for precision in target.precision if precision != "int8"] or ["f32"]
+        if "teacher" in made and shipped != "teacher":
+            yield Order(name, target, "teacher", floats[0], shipped=False)
+        for precision in floats:
+            yield Order(name, target, shipped, precision)
+        if "int8" in target.precision:
+            yield Order(name, target, "quantized", "int8")
 
 
 def _build(context: Context, order: Order, export: Artifact) -> dict[str, Any]:
@@ -71,7 +76,7 @@ def _build(context: Context, order: Order, export: Artifact) -> dict[str, Any]:
         include={"compute_capabilities", "max_batch", "workspace_bytes", "optimization_level"}
     )
     started = time.monotonic()
-    build = engine.compile(onnx, folder, device=order.settings.device, threads=1, options=options)
+    build = engine.compile(onnx, folder, device=order.settings.device_name, threads=1, options=options)
     context.draft.record[order.folder] = {"seconds": time.monotonic() - started}
     if onnx.parent == folder:
         onnx.unlink()
@@ -92,7 +97,7 @@ def _source(order: Order, flavour: str, export: Artifact, folder: Path) -> Path:
     else:
         source = folder / f"source.{flavour}.onnx"
         save(to_f16(load(export.path(name))), source)
-    if order.settings.runtime.startswith("tensorrt"):
+    if order.settings.is_tensorrt:
         refuse_for_tensorrt(source)
     return source
 
@@ -114,7 +119,8 @@ def _facts(order: Order, flavour: str, build: Build, folder: Path, export: Artif
     return {
         "target": order.target,
         "runtime": order.settings.runtime,
-        "device": order.settings.device,
+        "device": order.settings.device_name,
+        "max_batch": order.settings.max_batch if order.settings.is_tensorrt else None,
         "precision": order.precision,
         "model": order.model,
         "flavour": flavour,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from edgekd.config import Settings
 from edgekd.data.source import Data
@@ -27,6 +27,7 @@ class Common:
     heads: tuple[HeadSettings, ...]
     train: TrainSettings
     targets: Mapping[str, TargetSettings]
+    roles: Mapping[str, str]
     data: Data
 
 
@@ -42,7 +43,6 @@ class Context:
     work: Path
     store: Store
     tell: Callable[[str], None] = print
-    notes: dict[str, Any] = field(default_factory=dict)
 
     def options(self, kind: type[S]) -> S:
         """The stage's settings, typed."""
@@ -50,20 +50,30 @@ class Context:
         return self.settings
 
     def shipped(self) -> tuple[str, Artifact]:
-        """Role and artefact of the network that goes to the device: the student, else the given network or teacher."""
-        for stage in ("distill", "model", "teacher"):
-            if stage in self.inputs:
-                return role_of(stage, self.inputs), self.inputs[stage]
-        raise AssertionError("the plan lets no stage run without a network")
+        """Role and artefact of the network that goes to the device."""
+        stage = shipped_by(self.common.roles)
+        return self.common.roles[stage], self.inputs[stage]
+
+    def networks(self) -> dict[str, Artifact]:
+        """Float networks by role, the teacher first."""
+        return networks(self.inputs, self.common.roles)
 
 
-def role_of(stage: str, inputs: Mapping[str, Artifact]) -> str:
-    """A network's part in the report. What `model:` gives is the teacher of a student, else the student itself."""
-    if stage == "distill" or (stage == "model" and "distill" not in inputs):
-        return "student"
-    return "quantized" if stage == "quantize" else "teacher"
+def roles(stages: Collection[str]) -> dict[str, str]:
+    """What each network of a pipeline is called, by the stage that makes it.
+
+    What `model:` gives is the teacher where something is distilled from it, else the student itself.
+    """
+    given = "teacher" if "distill" in stages else "student"
+    found = {"model": given, "teacher": "teacher", "distill": "student", "quantize": "quantized"}
+    return {stage: role for stage, role in found.items() if stage in stages}
 
 
-def networks(inputs: Mapping[str, Artifact]) -> dict[str, Artifact]:
+def shipped_by(stages: Collection[str]) -> str:
+    """The stage that makes the network for the device: the student, else the given network or the teacher."""
+    return next(stage for stage in ("distill", "model", "teacher") if stage in stages)
+
+
+def networks(inputs: Mapping[str, Artifact], named: Mapping[str, str]) -> dict[str, Artifact]:
     """Float networks by role, the teacher first."""
-    return {role_of(stage, inputs): inputs[stage] for stage in ("model", "teacher", "distill") if stage in inputs}
+    return {named[stage]: inputs[stage] for stage in ("model", "teacher", "distill") if stage in inputs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgekd.export import parity
+from edgekd.export.settings import ExportSettings
 from edgekd.runtimes.protocol import infer_batched
 from edgekd.runtimes.registry import runtime
-from edgekd.stages.context import Context, networks
+from edgekd.stages.context import Context
 from edgekd.stages.networks import CPU, load_model, make_world, metrics
 from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import EvaluateStage
@@ -46,7 +49,7 @@ def run(context: Context) -> None:
 
 
 def _load_networks(context: Context, world: World) -> None:
-    for role, artifact in networks(context.inputs).items():
+    for role, artifact in context.networks().items():
         world.models[role] = load_model(context.common, artifact)
     if "quantize" in context.inputs:
         _, source = context.shipped()
@@ -77,19 +80,16 @@ def _evaluate_build(
     options = context.options(EvaluateStage)
     path = context.inputs["compile"].path(f"{build['folder']}/{build['file']}")
     session = runtime(build["runtime"]).load(path, device=build["device"], threads=1)
-    arrays = infer_batched(session, {i.name: feeds[i.name] for i in session.inputs}, options.batch)
+    batch = min(options.batch, build["max_batch"] or options.batch)
+    arrays = infer_batched(session, {i.name: feeds[i.name] for i in session.inputs}, batch)
     session.close()
     result = {name: torch.from_numpy(np.asarray(array, dtype=np.float32)) for name, array in arrays.items()}
-    reference = found[build["model"]]
-    agreement = {
-        h.output: task_named(h.task).agreement(result[h.output], reference[h.output]).value for h in world.heads
-    }
+    reference = {name: value.numpy() for name, value in found[build["model"]].items()}
+    same = parity.compare({n: r.numpy() for n, r in result.items()}, reference, {h.output: h.task for h in world.heads})
+    limits = ExportSettings.model_validate_json(json.dumps(context.inputs["export"].facts["limits"]))
+    # Float16 rounds like a quantized graph: it is judged by its noise.
+    parity.require(f"the build {build['folder']}", same, exact=build["precision"] == "f32", settings=limits)
     return {
         "metrics": metrics(_scores(world, result, targets, found[shipped]), options.split),
-        "parity": {
-            "reference": f"{build['model']} in PyTorch",
-            "n": len(next(iter(feeds.values()))),
-            "max_abs_error": max(float((result[k] - reference[k]).abs().max()) for k in reference),
-            "agreement": agreement,
-        },
+        "parity": {**same.facts(), "reference": f"{build['model']} in PyTorch"},
     }

@@ -13,7 +13,7 @@ from edgekd.export import parity
 from edgekd.export.flavours import clip_activations, tensorrt_violations, to_uint8
 from edgekd.export.onnx_file import load, save, stored_bytes, write_onnx
 from edgekd.quantize.quantizer import QuantizedNetwork, convert
-from edgekd.stages.context import Context, networks
+from edgekd.stages.context import Context
 from edgekd.stages.networks import example_inputs, load_model, make_world
 from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import ExportStage
@@ -28,14 +28,15 @@ def run(context: Context) -> None:
     options = context.options(ExportStage)
     feeds = _parity_feeds(context, options.parity_samples)
     files: dict[str, dict[str, Any]] = {}
-    for role, artifact in networks(context.inputs).items():
+    for role, artifact in context.networks().items():
         model = load_model(context.common, artifact)
         path = context.draft.folder / f"{role}.f32.onnx"
         _write(context, model, model.network, path, "f32")
         files[path.name] = _checked(context, path, role, "f32", _outputs(model, feeds), feeds)
     if "quantize" in context.inputs:
         files.update(_quantized(context, feeds))
-    context.draft.facts.update(files=files, opset=options.opset)
+    limits = {name: getattr(options, name) for name in ("max_error", "max_noise", "min_agreement")}
+    context.draft.facts.update(files=files, opset=options.opset, limits=limits)
 
 
 def _quantized(context: Context, feeds: Arrays) -> dict[str, dict[str, Any]]:

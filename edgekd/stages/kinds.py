@@ -19,7 +19,7 @@ from edgekd.stages.settings import (
 _TRAINING = ("data", "tasks", "models", "train", "distill")
 _SHARED = ("networks", "training")
 _TORCH = ("torch", "numpy", "pillow", "pyarrow", "scikit-learn")
-_ENGINES = ("onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+_ENGINES = ("onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ KINDS: dict[str, StageKind] = {
             "evaluate",
             EvaluateStage,
             "edgekd.stages.evaluate:run",
-            (*_TRAINING, "quantize", "runtimes"),
+            (*_TRAINING, "quantize", "export", "runtimes"),
             (*_TORCH, *_ENGINES),
             needs=(_NETWORKS,),
             takes=(*_NETWORKS, "quantize", "export", "compile"),
@@ -108,6 +108,7 @@ KINDS: dict[str, StageKind] = {
             ("numpy", *_ENGINES),
             needs=(("compile",),),
             takes=("compile",),
+            reads_data=False,
             on_device=True,
         ),
     )

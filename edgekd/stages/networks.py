@@ -95,7 +95,8 @@ def save_curves(context: Context, curves: list[dict[str, Any]]) -> None:
 
 def example_inputs(common: Common, model: Model, rows: int = 2) -> dict[str, Tensor]:
     """Named inputs of the first training samples as the network sees them, contiguous."""
-    table = common.data.load("train").take(torch.arange(rows))
+    train = common.data.load("train")
+    table = train.take(torch.arange(rows) % len(train))
     world = make_world(common, tables={})
     return {name: to_input(world, name, table.inputs[name], CPU).contiguous() for name in model.inputs}
 

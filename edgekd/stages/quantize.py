@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from edgekd.errors import ConfigError
 from edgekd.quantize.phases import Quantize, quantization_aware
 from edgekd.stages.context import Context
 from edgekd.stages.networks import load_model, make_world, save_curves, training_tables
@@ -18,11 +17,6 @@ def run(context: Context) -> None:
     """Quantize the network that goes to the device."""
     options = context.options(QuantizeStage)
     settings = stage_train_settings(context)
-    if options.passes() and not options.self_distillation and not options.task_weight:
-        raise ConfigError(
-            "quantize: epochs without anything to learn from",
-            hint="set self_distillation: true, or a task_weight above 0",
-        )
     _, source = context.shipped()
     world = make_world(context.common, tables=training_tables(context.common))
     world.models["original"] = load_model(context.common, source)
@@ -36,8 +30,10 @@ def run(context: Context) -> None:
         task_weight=options.task_weight,
         distill=options.self_distillation,
     )
-    # float32 throughout: bf16 has fewer bits than the rounding that is being learned.
-    curves = run_phases(context, world, phases, settings, precision="f32", frozen={"original": source})
+    # float32 unless the stage asks for something else: bf16 has fewer bits than the rounding that is being learned.
+    curves = run_phases(
+        context, world, phases, settings, precision=options.precision or "f32", frozen={"original": source}
+    )
     scores, split = validation_scores(world, "quantized", settings)
     save_quantized(context, world.models["quantized"], options, scores, split)
     facts = context.draft.facts

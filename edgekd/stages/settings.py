@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from edgekd.bench.settings import BenchSettings
 from edgekd.config import Settings
@@ -68,6 +68,15 @@ class QuantizeStage(TrainOverrides, QuantizationSettings):
         """Epochs with the default filled in."""
         return 2 if self.self_distillation and "epochs" not in self.model_fields_set else self.epochs
 
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> QuantizeStage:
+        if self.passes() and not self.self_distillation and not self.task_weight:
+            raise ValueError("epochs without anything to learn from | set self_distillation: true, or a task_weight")
+        idle = self.model_fields_set & {*TrainOverrides.model_fields, "task_weight", "temperature"}
+        if idle and "epochs" not in self.model_fields_set and not self.passes():
+            raise ValueError(f"{min(idle)} does nothing in calibration alone | add `self_distillation: true`")
+        return self
+
 
 class ExportStage(ExportSettings):
     """Writes ONNX: the float networks, and the quantized one in each sign flavour; compares each with PyTorch."""
@@ -99,15 +108,37 @@ class TargetSettings(Settings):
 
     runtime: Literal["openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"]
     """The inference engine."""
-    device: str = Field(default="CPU", min_length=1)
-    """The device in the engine's words: CPU, GPU, NPU (OpenVINO), CPU, CUDA (ONNX Runtime); TensorRT uses the GPU."""
+    device: str | None = Field(default=None, min_length=1)
+    """The device in the engine's words: CPU (default), GPU, NPU for OpenVINO; CPU (default), CUDA for ONNX Runtime.
+    TensorRT always uses the GPU."""
     precision: tuple[Literal["f32", "f16", "int8"], ...] = Field(default=("f32", "int8"), min_length=1)
-    """Precisions to build. int8 needs the `quantize` stage; f16 is for TensorRT."""
+    """Precisions to build. int8 needs the `quantize` stage; f32 is then built too, to compare. f16 is TensorRT's."""
     compute_capabilities: tuple[str, ...] = ()
     """GPU architectures to build for, e.g. ["8.6", "8.9"] (tensorrt_rtx only; empty: those of this machine's GPU)."""
     max_batch: int = Field(default=64, ge=1)
-    """Largest batch of the build (TensorRT's profile)."""
+    """Largest batch of the build (TensorRT only)."""
     workspace_bytes: int = Field(default=1 << 30, ge=1)
-    """Memory that TensorRT may use while it builds, in bytes."""
+    """Memory that the builder may use, in bytes (TensorRT only)."""
     optimization_level: int = Field(default=3, ge=0, le=5)
-    """How long TensorRT searches for fast kernels: 0 to 5."""
+    """How long the builder searches for fast kernels: 0 to 5 (TensorRT only)."""
+
+    @property
+    def is_tensorrt(self) -> bool:
+        """Whether one of the TensorRT family builds for this target."""
+        return self.runtime.startswith("tensorrt")
+
+    @property
+    def device_name(self) -> str:
+        """The device with the engine's default filled in."""
+        return self.device or ("GPU" if self.is_tensorrt else "CPU")
+
+    @model_validator(mode="after")
+    def _fits_the_engine(self) -> TargetSettings:
+        if len(set(self.precision)) < len(self.precision):
+            raise ValueError("precision names one twice | name each precision once")
+        if self.is_tensorrt and self.device_name != "GPU":
+            raise ValueError(f"{self.runtime} runs on the GPU, not on {self.device} | leave `device:` out")
+        idle = self.model_fields_set & {"max_batch", "workspace_bytes", "optimization_level"}
+        if idle and not self.is_tensorrt:
+            raise ValueError(f"{min(idle)} is TensorRT's, {self.runtime} has no such option | remove it")
+        return self

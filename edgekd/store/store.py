@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgekd.errors import TryAgainError
 from edgekd.files import canonical_json, lock, sha256_file, sha256_json, write_atomic
 
 _META = "meta.json"
@@ -96,7 +97,7 @@ class Store:
     @contextlib.contextmanager
     def publish(self, key: str) -> Iterator[Draft]:
         """Give a draft to fill; on a clean exit it becomes the artefact of the key."""
-        staging = self.root / "staging" / f"{key[:16]}.{os.getpid()}"
+        staging = self.root / "staging" / f"{key}.{os.getpid()}"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         draft = Draft(staging)
@@ -159,7 +160,7 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
         for pattern in ("work/*", "staging/*"):
             for folder in self.root.glob(pattern):
-                if time.time() - folder.stat().st_mtime > _STALE_S:
+                if time.time() - folder.stat().st_mtime > _STALE_S and not self._in_use(folder.name.split(".")[0]):
                     size += _size(folder)
                     shutil.rmtree(folder, ignore_errors=True)
         return count, size
@@ -179,6 +180,14 @@ class Store:
         target = self._object(key)
         target.parent.mkdir(parents=True, exist_ok=True)
         staging.replace(target)
+
+    def _in_use(self, key: str) -> bool:
+        """Whether a run holds this key: however long ago it last wrote, its work is not abandoned."""
+        try:
+            with self.locked(key, timeout_s=0):
+                return False
+        except TryAgainError:
+            return True
 
     def _object(self, key: str) -> Path:
         return self.root / "objects" / key[:2] / key

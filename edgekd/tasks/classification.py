@@ -12,11 +12,9 @@ from edgekd.errors import DataError
 ScoreFields = tuple[str, float, str, int, tuple[float, float], int]
 
 
-def cross_entropy(
-    student: Tensor, teacher: Tensor | None = None, *, target: Tensor, label_smoothing: float = 0.0
-) -> Tensor:
+def cross_entropy(student: Tensor, teacher: Tensor | None = None, *, target: Tensor) -> Tensor:
     """Mean cross-entropy of logits (N, C) with class indices (N,); there is no teacher."""
-    return F.cross_entropy(student, target, label_smoothing=label_smoothing)
+    return F.cross_entropy(student, target)
 
 
 def accuracy(output: Tensor, target: Tensor) -> ScoreFields:

@@ -19,11 +19,10 @@ from edgekd.tasks.regression import squared_error
 
 @dataclass(frozen=True)
 class Knowledge:
-    """A named loss function. `coupled`: rows of a batch interact, so that several processes must gather first."""
+    """A named loss function."""
 
     name: str
     function: Callable[..., Tensor]
-    coupled: bool = False
 
 
 _TABLE: dict[str, Knowledge] = {
@@ -32,12 +31,12 @@ _TABLE: dict[str, Knowledge] = {
 }
 
 
-def register(name: str, function: Callable[..., Tensor], *, coupled: bool = False) -> None:
+def register(name: str, function: Callable[..., Tensor]) -> None:
     """Make a knowledge known under a name; registering another function under a known name is an error."""
     known = _TABLE.get(name)
     if known is not None and known.function is not function:
         raise ValueError(f"a knowledge named {name!r} is registered already")
-    _TABLE[name] = Knowledge(name, function, coupled)
+    _TABLE[name] = Knowledge(name, function)
 
 
 def knowledge_named(name: str) -> Knowledge:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgekd.errors import TrainingError
 from edgekd.train.world import Follow, Model, Optim, World
 
 
@@ -64,6 +65,11 @@ def _optimizer(network: nn.Module, rule: Optim) -> torch.optim.Optimizer:
     plain = [p for p in network.parameters() if p.requires_grad and p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": rule.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise TrainingError(
+            "the network has no parameter that learns",
+            hint="set requires_grad on those that should, or leave out training",
+        )
     if rule.name == "adamw":
         return torch.optim.AdamW(groups, lr=rule.lr)
     return torch.optim.SGD(groups, lr=rule.lr, momentum=rule.momentum, nesterov=rule.momentum > 0)

@@ -31,7 +31,7 @@ from edgekd.train.knowledge import knowledge_named
 from edgekd.train.learning import Learner
 from edgekd.train.precision import autocast
 from edgekd.train.references import Reference, Taps, Values, parse
-from edgekd.train.world import Model, Move, Phase, Term, World
+from edgekd.train.world import Model, Move, Optim, Phase, Term, World
 
 _CHECK_EVERY = 50
 _MASK = (1 << 63) - 1
@@ -75,13 +75,16 @@ def train(world: World, phases: Sequence[Phase], run: Run) -> list[dict[str, Any
     for model in world.models.values():
         model.network.to(run.device)
     progress = (checkpoint.load(run.folder) if run.folder else None) or Progress()
+    touched: set[str] = set()
     for index, phase in enumerate(phases):
-        for edit in phase.start:  # also on the way to a checkpoint: edits are seeded, and make the models that it fills
+        # Also on the way to a checkpoint: edits make the models, the checkpoint then fills every one that was touched.
+        for edit in phase.start:
             edit(world, _mix(run.seed, index, "edit"))
+        touched |= phase.learners().union(*(edit.touches for edit in phase.start))
         if index < progress.phase:
             _add_kept(world, phase)
             continue
-        _PhaseRun(world, phase, index, run, progress).go()
+        _PhaseRun(world, phase, index, run, progress, frozenset(touched)).go()
         progress.phase, progress.epoch, progress.learners = index + 1, 0, []
     return progress.curves
 
@@ -102,8 +105,12 @@ def _restore_networks(world: World, progress: Progress) -> None:
 class _PhaseRun:
     """One phase in progress."""
 
-    def __init__(self, world: World, phase: Phase, index: int, run: Run, progress: Progress) -> None:
+    def __init__(
+        self, world: World, phase: Phase, index: int, run: Run, progress: Progress, touched: frozenset[str]
+    ) -> None:
         self.world, self.phase, self.index, self.run, self.progress = world, phase, index, run, progress
+        self.touched = touched
+        self.in_training: set[str] | None = None
         self.table = world.tables[phase.data]
         self.batch = min(run.batch, len(self.table))
         self.steps = len(self.table) // self.batch
@@ -122,11 +129,11 @@ class _PhaseRun:
     def go(self) -> None:
         """All epochs from where the checkpoint stands."""
         self._resume()
+        self._set_modes(set())
         _check_references(self.world, self.table, self.references)
         taps = Taps(self.world, [r for r in self.references if r.name in self.world.models])
         try:
             for epoch in range(self.progress.epoch, self.phase.epochs):
-                self._set_modes()
                 started = time.monotonic()
                 means = self._epoch(epoch, taps)
                 self._finish_epoch(epoch, means, time.monotonic() - started)
@@ -144,10 +151,12 @@ class _PhaseRun:
             for learner, state in zip(learners, states, strict=True):
                 learner.restore(state)
 
-    def _set_modes(self) -> None:
-        learners = self.phase.learners()
-        for name, model in self.world.models.items():
-            model.network.train(name in learners)
+    def _set_modes(self, learners: set[str]) -> None:
+        """Learners in training mode, guides in evaluation mode; switching takes time, so only on a change."""
+        if learners != self.in_training:
+            for name, model in self.world.models.items():
+                model.network.train(name in learners)
+            self.in_training = learners
 
     def _cached_guides(self) -> dict[str, CachedGuide]:
         """Models with a cache that nobody changes in this phase, and of which terms want outputs on the batch alone."""
@@ -189,11 +198,13 @@ class _PhaseRun:
     ) -> None:
         at = epoch * self.steps + step
         torch.default_generator.manual_seed(_mix(self.run.seed, self.index, f"{at}/{number}"))
+        by_gradient = {name for name, rule in move.learn.items() if isinstance(rule, Optim)}
+        self._set_modes(by_gradient)
         learners = self.learners[number]
         for learner in learners:
             learner.zero()
         with autocast(self.run.precision, self.run.device):
-            values = Values(self.world, taps, batch, set(move.learn), self.known)
+            values = Values(self.world, taps, batch, by_gradient, self.known)
             sides = [_sides(term, values) for term in move.terms]
         total: Tensor | None = None
         for term, (student, teacher, also) in zip(move.terms, sides, strict=True):
@@ -218,7 +229,8 @@ class _PhaseRun:
         self._checkpoint()
         if self.run.tell is not None:
             rate, left = self.steps * self.batch / max(seconds, 1e-9), seconds * (self.phase.epochs - epoch - 1)
-            total = sum(means.values())
+            weights = {term.name: term.weight for move in self.phase.moves for term in move.terms}
+            total = sum(weights[name] * value for name, value in means.items())
             self.run.tell(Epoch(self.phase.name, epoch + 1, self.phase.epochs, total, metrics, rate, left))
 
     def _optimizing(self) -> list[Learner]:
@@ -247,8 +259,7 @@ class _PhaseRun:
             self.progress.networks[watch.keep] = _snapshot(self.world.models[watch.keep])
 
     def _checkpoint(self) -> None:
-        changed = {name for move in self.phase.moves for name in move.learn}
-        for name in changed | set(self.progress.networks):
+        for name in self.touched:
             if name in self.world.models:
                 self.progress.networks[name] = _snapshot(self.world.models[name])
         self.progress.learners = [[learner.state() for learner in group] for group in self.learners]

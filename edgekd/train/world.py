@@ -6,10 +6,12 @@ is frozen.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from edgekd.data.table import Normalization, Table
@@ -115,7 +117,15 @@ class Watch:
 
 
 class Edit(Protocol):
-    """A change of the world at the start of a phase. Edits are frozen dataclasses, seeded by the trainer."""
+    """A change of models at the start of a phase. Edits are frozen dataclasses, seeded by the trainer.
+
+    On the way to a checkpoint they run again on models that are not trained yet, only to make what the checkpoint
+    fills: `touches` names every model that an edit makes or changes.
+    """
+
+    @property
+    def touches(self) -> tuple[str, ...]:
+        """Names of the models that are made or changed."""
 
     def __call__(self, world: World, seed: int) -> None:
         """Change the world."""
@@ -145,9 +155,11 @@ class Copy:
     source: str
     target: str
 
-    def __call__(self, world: World, seed: int) -> None:
-        import copy
+    @property
+    def touches(self) -> tuple[str, ...]:
+        return (self.target,)
 
+    def __call__(self, world: World, seed: int) -> None:
         world.models[self.target] = copy.deepcopy(world.models[self.source])
 
 
@@ -157,9 +169,11 @@ class Fresh:
 
     model: str
 
-    def __call__(self, world: World, seed: int) -> None:
-        import torch
+    @property
+    def touches(self) -> tuple[str, ...]:
+        return (self.model,)
 
+    def __call__(self, world: World, seed: int) -> None:
         model = world.models[self.model]
         if model.fresh is None:
             raise ValueError(f"{self.model} has no recipe to build it afresh")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -121,15 +122,32 @@ class Killed(Exception):
     """Stands for a process that dies right after an epoch."""
 
 
+def born_again() -> list[Phase]:
+    """A network learns, becomes the teacher by a copy, and is trained afresh from that teacher."""
+    terms = offline_phases()[0].moves[0].terms
+    return [
+        *supervised("student", HEADS, OPTIM, 2, "student"),
+        Phase("hand over", start=(Copy("student", "elder"),)),
+        Phase("again", (Move({"student": OPTIM}, terms),), 3, (Copy("elder", "teacher"), Fresh("student"))),
+    ]
+
+
+def assistant() -> list[Phase]:
+    """The teacher is trained first, the best epoch is kept, then it teaches."""
+    terms = offline_phases()[0].moves[0].terms
+    return [
+        *supervised("teacher", HEADS, OPTIM, 2, "teacher"),
+        Phase("again", (Move({"student": OPTIM}, terms),), 3, (Fresh("student"),)),
+    ]
+
+
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 4])
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize("scheme", [born_again, assistant])
 def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_bytes(
-    tmp_path: Path, stop_after: int, precision: str
+    tmp_path: Path, stop_after: int, precision: str, scheme: Callable[[], list[Phase]]
 ) -> None:
-    phases = [
-        *supervised("teacher", HEADS, OPTIM, 2, "teacher"),
-        Phase("again", (Move({"student": OPTIM}, offline_phases()[0].moves[0].terms),), 3, (Fresh("student"),)),
-    ]
+    phases = scheme()
     whole = make_world()
     curves = train(whole, phases, make_run(precision=precision))
 
@@ -224,6 +242,28 @@ def test_a_term_that_names_nothing_is_an_error_before_any_step() -> None:
     term = Term("cross_entropy", "student", also={"target": "lable"})
     with pytest.raises(ConfigError, match="'lable', which is neither a model nor a column"):
         train(world, [Phase("p", (Move({"student": OPTIM}, (term,)),), 1)], make_run())
+
+
+def test_guides_are_in_evaluation_mode_in_every_move_also_when_they_learn_in_another() -> None:
+    world = make_world()
+    seen: dict[str, list[bool]] = {"teacher": [], "student": []}
+    for name, modes in seen.items():
+        world.models[name].network.register_forward_hook(lambda module, *_, modes=modes: modes.append(module.training))
+    world.tables.pop("validation")
+    moves = (
+        Move({"student": OPTIM}, (Term("kd", "student", "teacher"),)),
+        Move({"teacher": OPTIM}, (Term("kd", "teacher", "student"),)),
+    )
+    train(world, [Phase("mutual", moves, 1)], make_run())
+    assert seen["student"] == [True, False] * 4
+    assert seen["teacher"] == [False, True] * 4
+
+
+def test_a_network_without_anything_to_learn_is_an_error_of_one_line() -> None:
+    world = make_world()
+    world.models["student"].network.requires_grad_(False)
+    with pytest.raises(TrainingError, match="no parameter that learns"):
+        train(world, offline_phases(), make_run())
 
 
 def test_ramps_and_every_take_effect() -> None:

@@ -19,9 +19,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Loggers that speak of the insides of libraries.
-_NOISY = ("torch.onnx._internal.exporter._registration", "torch.utils._pytree", "torch.export", "torchao", "root")
-
 
 class EdgekdError(Exception):
     """Root of all: `message` says in one line what is wrong, `hint` in one line how to mend it."""
@@ -102,18 +99,17 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the notes of torch's own internals from the user: nothing in them is theirs to mend."""
+    """Keep the notes of libraries about their own insides from the user: nothing in them is theirs to mend."""
+    import io
     import logging
     import warnings
+    from contextlib import redirect_stderr, redirect_stdout
 
-    loggers = [logging.getLogger(name) for name in _NOISY]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
             yield
-        finally:
-            for logger, level in zip(loggers, before, strict=True):
-                logger.setLevel(level)
+    finally:
+        logging.disable(before)

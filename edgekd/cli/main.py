@@ -68,7 +68,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     With `--json` an error is one document on standard output too: {"error": {message, hint, exit_code, problems}}.
 
     Raises:
-        SystemExit: always, with the exit code of DESIGN.md.
+        SystemExit: always, with the exit code of the README.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -9,7 +9,9 @@ import typer
 
 from edgekd.cli.shared import DEFAULT_STORE, JsonOption, LogFormatOption, QuietOption, StoreOption, print_json
 
-app = typer.Typer(help="Look after the store of artefacts.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Look after the store of artefacts.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+)
 
 
 @app.command("ls")

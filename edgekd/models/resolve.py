@@ -91,7 +91,8 @@ def code_digest(reference: str, base: Path) -> str:
     """What stands for the code of a network in a stage's key; neither torch nor the user's code is imported.
 
     For a name of the zoo, the name. Else the hex sha256 over the syntax trees, without comments and docstrings, of the
-    whole top-level package (or of the module and the modules beside it that it imports).
+    whole top-level module or package and of the user's modules that it imports, from any folder of the import path, and
+    over the versions of the installed libraries that these import.
 
     Raises:
         ConfigError: there is no such name or module, or a file is not valid Python (file:line).

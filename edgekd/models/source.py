@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.machinery
 import importlib.util
 import os
+import re
 import sys
 import sysconfig
 import warnings
@@ -15,9 +17,11 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from edgekd.errors import ConfigError
-from edgekd.files import sha256_bytes, sha256_file
+from edgekd.files import sha256_bytes, sha256_file, sha256_json
 
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "site-packages", "node_modules"})
+_STANDARD_LIBRARY = (sysconfig.get_path("stdlib"), os.path.dirname(os.__file__))
+_IN_KEYS = frozenset({"edgekd", "torch", "numpy"})  # a stage has the code or the version of those that it uses
 
 
 def source_digest(paths: Iterable[Path], *, root: Path | None = None) -> str:
@@ -30,45 +34,88 @@ def source_digest(paths: Iterable[Path], *, root: Path | None = None) -> str:
     Raises:
         ConfigError: a file cannot be read or is not valid Python (file:line).
     """
-    return _digest(_python_files(paths), root, lambda path: sha256_bytes(ast.dump(parse(path)).encode()))
+    return _digest(_python_files(paths), root, lambda path: _code_of(path)[0])
 
 
 def module_digest(name: str, base: Path) -> str | None:
     """Digest of the code of a top-level module, found from the folder `base` or on the import path; None if not found.
 
-    A package counts with every file in it. A module of the user's own brings along what it imports, by an import
-    statement, from beside it. A package that was installed is digested by its bytes, which is as sure and much faster.
+    A package counts with every Python file in it. A module of the user's own brings along what it imports, by an import
+    statement and wherever that lies: other modules of the user's by their code, installed libraries by their version.
+    A module that is itself installed is digested by its bytes, which is as sure and much faster.
     """
-    spec = find_module(name, base)
-    if spec is None:
+    importlib.invalidate_caches()
+    places = _find(name, base)
+    if places is None:
         return None
-    places = places_of(spec)
     if not places:
         return sha256_bytes(name.encode())  # compiled into the interpreter
-    if any(is_installed(place) for place in places) or any(p.is_file() and p.suffix != ".py" for p in places):
+    if any(map(is_installed, places)):
         return _digest(_python_files(places), None, sha256_file)
-    folder = places[0].parent
-    gathered: dict[str, list[Path]] = {name: places}
-    queue = [name]
+    files, libraries = _reached_from(name, base)
+    return sha256_json({"files": files, "libraries": libraries})
+
+
+def _reached_from(name: str, base: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Digests of the files of a user's module and of what it brings along, and versions of the libraries they import.
+
+    Files are named from the folder that their top-level module lies in, so the names are the same on every machine.
+    """
+    files: dict[str, str] = {}
+    libraries: dict[str, str] = {}
+    queue, seen = [name], {name, *_IN_KEYS}
     while queue:
-        for imported in sorted(_imports(gathered[queue.pop()]) - gathered.keys() - {"edgekd"}):
-            beside = PathFinder.find_spec(imported, [str(folder)])
-            if beside is not None and (found := places_of(beside)):
-                gathered[imported] = found
-                queue.append(imported)
-    return source_digest([place for found in gathered.values() for place in found], root=folder)
+        module = queue.pop()
+        places = _find(module, base) or []
+        installed = [place for place in places if is_installed(place)]
+        for place in (place for place in places if place not in installed):
+            for path in _python_files([place]):
+                digest, imported = _code_of(path)
+                files.setdefault(_name_in(place.parent, path), digest)  # of two portions Python takes the first
+                queue += imported - seen
+                seen |= imported
+        if installed and module not in sys.stdlib_module_names:
+            libraries[module] = _version(module, installed)
+    return files, libraries
 
 
-def find_module(name: str, base: Path) -> ModuleSpec | None:
+def _find(name: str, base: Path) -> list[Path] | None:
     """Where Python would find a top-level module, `base` being first on the import path; nothing is imported."""
-    importlib.invalidate_caches()
     spec = PathFinder.find_spec(name, [str(base.resolve()), *sys.path])
-    if spec is not None:
-        return spec
-    try:
-        return importlib.util.find_spec(name)  # finders of editable installs
-    except ValueError:  # a module without a spec, as __main__ is
-        return None
+    if spec is None:
+        try:
+            spec = importlib.util.find_spec(name)  # finders of editable installs
+        except ValueError:  # a module without a spec, as __main__ is
+            return None
+    return None if spec is None else [place for place in map(_on_disk, places_of(spec)) if place.exists()]
+
+
+def _on_disk(place: Path) -> Path:
+    """A place, or the archive that it lies in."""
+    return next((above for above in place.parents if above.is_file()), place)
+
+
+def _version(name: str, places: list[Path]) -> str:
+    """The installed distributions that a top-level module belongs to, as `name-version`; of no distribution: its bytes.
+
+    `importlib.metadata.packages_distributions` says the same and takes ten times as long.
+    """
+    line = re.compile(rf"\n{re.escape(name)}(/|\.[^/,]*,|\n)".encode())
+    listed = [known for place in places for known in _distributions(place.parent)]
+    maybe = [(known, content) for known, content in listed if f"\n{name}".encode() in content]  # quick
+    found = sorted({known for known, content in maybe if line.search(content)})
+    return " ".join(found) or _digest(_python_files(places), None, sha256_file)
+
+
+@functools.cache
+def _distributions(folder: Path) -> list[tuple[str, bytes]]:
+    """What is installed in a folder: `name-version`, and the list of its files or of its top-level modules."""
+    found = []
+    for info in sorted(folder.glob("*.*-info")):
+        lists = [info / "RECORD", info / "top_level.txt"]
+        content = b"".join(b"\n" + path.read_bytes() + b"\n" for path in lists if path.is_file())
+        found.append((info.stem, content))
+    return found
 
 
 def places_of(spec: ModuleSpec) -> list[Path]:
@@ -81,7 +128,7 @@ def places_of(spec: ModuleSpec) -> list[Path]:
 def is_installed(place: Path) -> bool:
     """Whether a file or folder is part of an installed package or of Python."""
     installed = not {"site-packages", "dist-packages"}.isdisjoint(place.parts)
-    return installed or place.is_relative_to(sysconfig.get_path("stdlib"))
+    return installed or any(map(place.is_relative_to, _STANDARD_LIBRARY))
 
 
 def parse(path: Path) -> ast.Module:
@@ -118,11 +165,14 @@ def _bare_string(statement: ast.stmt) -> bool:
 def _digest(files: list[Path], root: Path | None, digest_of: Callable[[Path], str]) -> str:
     if root is None:
         root = Path(os.path.commonpath([path.parent for path in files])) if files else Path()
-    root = _absolute(root)
     total = hashlib.sha256()
-    for name, path in sorted((os.path.relpath(path, root).replace(os.sep, "/"), path) for path in files):
+    for name, path in sorted((_name_in(root, path), path) for path in files):
         total.update(f"{name}\0{digest_of(path)}\n".encode())
     return total.hexdigest()
+
+
+def _name_in(root: Path, path: Path) -> str:
+    return os.path.relpath(path, _absolute(root)).replace(os.sep, "/")
 
 
 def _python_files(paths: Iterable[Path]) -> list[Path]:
@@ -144,12 +194,15 @@ def _below(folder: Path) -> Iterator[Path]:
         yield from (Path(where, name) for name in sorted(names) if name.endswith(".py"))
 
 
-def _imports(places: list[Path]) -> set[str]:
+def _code_of(path: Path) -> tuple[str, frozenset[str]]:
+    """Digest of a file's code, and the top-level modules that it imports; of a compiled module: its bytes, and none."""
+    if path.suffix != ".py":
+        return sha256_file(path), frozenset()
+    tree = parse(path)
     names: set[str] = set()
-    for path in _python_files(places):
-        for node in ast.walk(parse(path)):
-            if isinstance(node, ast.Import):
-                names |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names.add(node.module.partition(".")[0])
-    return names
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return sha256_bytes(ast.dump(tree).encode()), frozenset(names)

@@ -13,6 +13,7 @@ from edgekd.store import Artifact
 ARTIFACTS = "artifacts"
 _TRAINING = ("teacher", "distill", "quantize")
 _RANK = {"f32": 0, "f16": 1, "int8": 2}
+_REFERENCE = "the teacher, built to be compared with"
 _WORDS = {
     "faster": "faster than",
     "slower": "slower than",
@@ -123,25 +124,30 @@ def _details(done: Mapping[str, Artifact], named: Mapping[str, str]) -> list[dic
 def _choose(report: dict[str, Any]) -> None:
     """On each target one build of the shipped network is chosen: the quantized one only if it paid.
 
-    It did when it was measured to be faster than its float twin and no accuracy budget of it is broken.
+    It did when it was measured to be faster than its float twin and no accuracy budget of it is broken. Where several
+    builds were made and none was measured, none is chosen: nobody knows which is best.
     """
     for target in dict.fromkeys(build["target"] for build in report["builds"]):
         builds = [b for b in report["builds"] if b["target"] == target]
         candidates = sorted((b for b in builds if not _is_reference(b, report)), key=lambda b: _RANK[b["precision"]])
+        if len(candidates) > 1 and not any(row.get("target", target) == target for row in report["comparisons"]):
+            for build in builds:
+                build["chosen"] = False
+                build["rejected_because"] = _REFERENCE if _is_reference(build, report) else "built, not measured"
+            continue
         # From float32 to float16 to int8: each must beat what was best before it.
         best = candidates[0] if candidates else None
         for build in candidates[1:]:
             reason = _rejection(build, best, report)
             if reason is None:
                 assert best is not None
-                verdict, words = _verdict(best, build, report)
-                best["rejected_because"] = words if verdict else f"{build['precision']} is preferred; not measured"
+                best["rejected_because"] = _verdict(best, build, report)[1]
                 best = build
             else:
                 build["rejected_because"] = reason
         for build in builds:
             build["chosen"] = build is best
-            build.setdefault("rejected_because", None if build is best else "the teacher, built to be compared with")
+            build.setdefault("rejected_because", None if build is best else _REFERENCE)
 
 
 def _is_reference(build: Mapping[str, Any], report: Mapping[str, Any]) -> bool:
@@ -153,7 +159,7 @@ def _rejection(build: Mapping[str, Any], twin: Mapping[str, Any] | None, report:
     for gate in report["gates"]:
         meant = gate["of"] == build["model"] == "quantized" and gate["target"] in (None, build["target"])
         if meant and gate["measure"].startswith("metric") and gate["verdict"] == "failed":
-            return f"breaks the budget: {gate['label']}, measured {gate['value']:.4f}"
+            return f"breaks the budget: {gate['label']}, measured {gate['value']:.4g} {gate['unit'] or ''}".rstrip()
     verdict, words = _verdict(build, twin, report)
     return None if verdict in ("faster", None) else words
 

@@ -16,7 +16,7 @@ from edgekd.files import sha256_bytes, sha256_file, sha256_json, write_atomic
 from edgekd.models.resolve import code_digest
 from edgekd.models.source import source_digest
 from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, network_settings
-from edgekd.stages.kinds import KINDS, StageKind
+from edgekd.stages.kinds import ENGINE_PACKAGES, KINDS, StageKind
 from edgekd.store import Artifact, Store
 from edgekd.tasks import HeadSettings
 from edgekd.train.settings import TrainSettings
@@ -54,8 +54,11 @@ def ingredients(
         augment = pipeline.settings.data.augment
         found["train"] = _acting(pipeline.settings.train)
         found["augment"] = augment.canonical() if augment else None
-    if entry.name in ("compile", "evaluate", "bench"):
-        found["targets"] = {name: target.canonical() for name, target in pipeline.settings.targets.items()}
+    if kind.on_targets:
+        targets = pipeline.settings.targets
+        engines = {package for target in targets.values() for package in ENGINE_PACKAGES[target.runtime]}
+        found["packages"] |= {name: package_version(name) for name in sorted(engines)}
+        found["targets"] = {name: target.canonical() for name, target in targets.items()}
         found["machine"] = _processors()
     if kind.on_device:
         from edgekd.bench.machine import fingerprint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -49,7 +50,8 @@ class Log:
     def _say(self, level: str, text: str, **more: Any) -> None:
         if self.form == "json":
             text = json.dumps({"level": level, "message": text, **more})
-        print(text, file=self._stream, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # whoever read our progress went away: the run does not
+            print(text, file=self._stream, flush=True)
 
     def _event(self, level: str, text: str, **more: Any) -> None:
         if self._path is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from edgekd.report.schema import Latency, Report
@@ -62,7 +62,9 @@ def detail_tables(report: Report, folder: Path) -> list[tuple[str, Rows]]:
         if columns:
             body = [[_plain(record.get(column)) for column in columns] for record in records[:_MOST_ROWS]]
             left_out = f" (first {_MOST_ROWS} of {len(records)})" if len(records) > _MOST_ROWS else ""
-            tables.append((f"{detail.kind}{left_out}", [columns, *body]))
+            place = PurePosixPath(detail.path).parent
+            of = f" of {place.name}" if len(place.parts) > 1 else ""
+            tables.append((f"{detail.kind}{of}{left_out}", [columns, *body]))
     return tables
 
 

@@ -153,7 +153,7 @@ class TensorRtRtx(TensorRt):
             if name not in known:
                 raise CompileError(
                     f"tensorrt_rtx cannot build for {name}",
-                    hint=f"compute_capabilities may hold: {', '.join(sorted(known))}",
+                    hint=f"compute_capabilities may hold: {', '.join(sorted(_dotted(n) for n in known))}",
                 )
         if names:
             config.num_compute_capabilities = len(names)
@@ -232,6 +232,12 @@ class _Log:
 
     def last(self) -> str:
         return self.lines[-1][:300] if self.lines else "it gave no reason"
+
+
+def _dotted(name: str) -> str:
+    """SM86 as a pipeline file writes it: "8.6"."""
+    digits = name[len("SM") :]
+    return f"{digits[:-1]}.{digits[-1]}"
 
 
 def has_gpu() -> bool:

@@ -15,7 +15,8 @@ def run(context: Context) -> None:
     compiled = context.inputs["compile"]
     latency, comparisons = [], []
     for target in context.common.targets:
-        builds = [b for b in compiled.facts["builds"] if b["target"] == target]
+        # The quantized build first: comparisons then speak of it, held against the others.
+        builds = [b for b in reversed(compiled.facts["builds"]) if b["target"] == target]
         subjects = [
             Subject(
                 model=b["model"],

@@ -19,7 +19,13 @@ from edgekd.stages.settings import (
 _TRAINING = ("data", "tasks", "models", "train", "distill")
 _SHARED = ("networks", "training")
 _TORCH = ("torch", "numpy", "pillow", "pyarrow", "scikit-learn")
-_ENGINES = ("onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
+# Which packages an engine's results depend on: only those of a pipeline's own targets enter its keys.
+ENGINE_PACKAGES = {
+    "openvino": ("openvino",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "tensorrt": ("tensorrt",),
+    "tensorrt_rtx": ("tensorrt-rtx",),
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class StageKind:
     `needs`: groups of earlier artefacts, one of each group must be there. `rooms` and `packages`: what enters the key.
     `shares`: files of this room that the stage's own file imports; they enter the key too.
     `reads_data` and `on_device`: whether the data's fingerprint and the machine's enter it.
+    `on_targets`: whether the targets do, their engines' versions, and the processors.
     """
 
     name: str
@@ -41,6 +48,7 @@ class StageKind:
     shares: tuple[str, ...] = ()
     reads_data: bool = True
     on_device: bool = False
+    on_targets: bool = False
 
 
 _NETWORKS = ("model", "teacher", "distill")
@@ -85,19 +93,21 @@ KINDS: dict[str, StageKind] = {
             CompileStage,
             "edgekd.stages.compile:run",
             ("runtimes", "export"),
-            _ENGINES,
+            ("onnx",),
             needs=(("export",),),
             takes=("export",),
             reads_data=False,
+            on_targets=True,
         ),
         StageKind(
             "evaluate",
             EvaluateStage,
             "edgekd.stages.evaluate:run",
             (*_TRAINING, "quantize", "export", "runtimes"),
-            (*_TORCH, *_ENGINES),
+            (*_TORCH, "onnx", "onnxruntime"),
             needs=(_NETWORKS,),
             takes=(*_NETWORKS, "quantize", "export", "compile"),
+            on_targets=True,
             shares=("networks", "quantized"),
         ),
         StageKind(
@@ -105,11 +115,12 @@ KINDS: dict[str, StageKind] = {
             BenchStage,
             "edgekd.stages.bench:run",
             ("bench", "runtimes"),
-            ("numpy", *_ENGINES),
+            ("numpy",),
             needs=(("compile",),),
             takes=("compile",),
             reads_data=False,
             on_device=True,
+            on_targets=True,
         ),
     )
 }

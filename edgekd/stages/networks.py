@@ -59,6 +59,19 @@ def fresh_model(common: Common, settings: ModelSettings, *, seed: int) -> Model:
     return model
 
 
+def note_normalization(context: Context, settings: ModelSettings) -> None:
+    """Trained weights expect the inputs they were trained on: say what they get when nobody said what it should be."""
+    data = context.common.data
+    if settings.weights is None or "normalize" in data.settings.model_fields_set:
+        return
+    for name, found in data.normalization().items():
+        mean, std = (", ".join(f"{value:.3g}" for value in values[:3]) for values in (found.mean, found.std))
+        context.tell(
+            f"{context.stage}: note: {name} is normalised by this data (mean {mean}, std {std}); "
+            "if the weights were trained otherwise, set data.normalize"
+        )
+
+
 def load_model(common: Common, artifact: Artifact) -> Model:
     """The float network of an artefact, in evaluation mode."""
     facts = artifact.facts

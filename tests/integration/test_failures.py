@@ -191,11 +191,17 @@ def test_another_run_in_the_output_folder_means_try_again(place: Place) -> None:
     said.is_one_mistake(75, "^out/.lock is held by another process", "wait for the other run")
 
 
+def hear_ctrl_c() -> None:
+    """A job in the background (`make test &`) inherits a SIGINT that is ignored; this process must hear it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (15, 143, "terminated")])
 def test_a_signal_keeps_the_checkpoint_and_draws_the_report(number: int, code: int, word: str, place: Place) -> None:
     place.write(edited(("epochs: 1", "epochs: 100000")))
     command = [sys.executable, "-m", "edgekd", "run", "p.yaml", "--out", "out", "--store", "store"]
-    with subprocess.Popen(command, cwd=place.folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "preexec_fn": hear_ctrl_c}
+    with subprocess.Popen(command, cwd=place.folder, **pipes) as run:
         assert run.stderr is not None
         epochs = 0
         lines = []
@@ -205,7 +211,7 @@ def test_a_signal_keeps_the_checkpoint_and_draws_the_report(number: int, code: i
             if epochs == 2:
                 run.send_signal(number)
                 epochs += 1
-        run.wait()
+        run.wait(timeout=60)
     said = Said(run.returncode, "".join(lines), "")
     said.is_one_mistake(code, f"^p.yaml:7:5: teacher: {word}$", "the last checkpoint is kept")
     assert list((place.folder / "store/work").glob("*/checkpoint.pt"))

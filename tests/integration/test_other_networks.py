@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from chain import Result, Workshop
+
+from edgekd.files import sha256_file
 
 pytestmark = pytest.mark.slow
 
@@ -149,6 +152,39 @@ targets:
     assert [m["role"] for m in result.report["models"]] == ["student", "quantized"]
     assert metric(result, "ov", "student", "difference") < 1e-4
     assert 0 < metric(result, "ov", "quantized", "difference") < 0.1
+
+
+def test_a_student_without_labels_is_held_against_its_teacher_not_against_itself(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    made = workshop(
+        tmp_path,
+        """
+name: unlabelled
+task: regression
+model: nets:Sensor
+data: {npz: {path: samples.npz, inputs: [window], targets: []}}
+train: {batch: 32}
+stages:
+  - distill: {student: "nets:Sensor", args: {width: 4}, epochs: 1}
+  - quantize: {}
+  - export: {min_agreement: 0.5}
+  - evaluate: {}
+gates:
+  - {measure: metric_drop, of: quantized, against: teacher, max: "0.0"}
+""",
+        {"window": rng.normal(0, 1, (300, 6, 50)).astype(np.float32)},
+    )
+    result = made.run()
+    assert result.code == 5  # a student that was hardly trained does not say what its teacher says
+    values = {m["role"]: m["metrics"][0]["value"] for m in result.report["models"]}
+    assert values["teacher"] == 0.0
+    assert values["student"] > 0.0
+    assert values["quantized"] > 0.0
+    names = {path.name for path in (made.out / "artifacts").glob("*.safetensors")}
+    assert names == {"teacher.safetensors", "student.safetensors", "quantized.safetensors"}
+    manifest = json.loads((made.out / "manifest.json").read_text())
+    for name, facts in manifest["files"].items():
+        assert sha256_file(made.out / name) == facts["sha256"]
 
 
 def test_labels_that_the_network_has_no_class_for_are_a_data_error(tmp_path: Path) -> None:

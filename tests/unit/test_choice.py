@@ -25,7 +25,8 @@ def make(
                 "of": "quantized",
                 "target": None,
                 "verdict": gate,
-                "value": 0.02,
+                "value": 2.0,
+                "unit": "pt",
                 "label": "budget",
             }
         ]
@@ -59,12 +60,16 @@ def test_int8_that_was_not_measured_faster_is_not_shipped(verdict: str, ratio: f
 
 def test_int8_that_breaks_its_accuracy_budget_is_not_shipped_however_fast() -> None:
     found = make("faster", gate="failed")
-    assert found["quantized"] == (False, "breaks the budget: budget, measured 0.0200")
+    assert found["quantized"] == (False, "breaks the budget: budget, measured 2 pt")
     assert found["student"][0]
     assert make("faster", gate="passed")["quantized"][0]
 
 
 def test_what_was_not_measured_says_so() -> None:
     found = make(None)
-    assert found["quantized"] == (True, None)
-    assert found["student"] == (False, "int8 is preferred; not measured")
+    assert found["quantized"] == found["student"] == (False, "built, not measured")
+    assert found["teacher"] == (False, "the teacher, built to be compared with")
+
+
+def test_an_only_build_is_chosen_without_a_measurement() -> None:
+    assert make(None, order=("f32",))["student"] == (True, None)

@@ -1,9 +1,13 @@
 """The zoo has the published sizes and runs on tiny images; other people's networks are found, made and digested."""
 
 import importlib
+import importlib.util
 import subprocess
 import sys
 import textwrap
+import zipfile
+from importlib import metadata
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ from edgekd.config import validate
 from edgekd.errors import ConfigError
 from edgekd.models import ZOO, ModelSettings, build, check_name, code_digest, load_factory, source_digest
 from edgekd.models.facts import input_names, macs, parameter_count
+from edgekd.models.source import _distributions, _version, places_of
 
 # For 100 classes, as the distillation literature gives them (RepDistiller, arXiv:1910.10699); convnet is ours.
 PARAMETERS = {
@@ -335,6 +340,98 @@ def test_digest_covers_the_whole_package_and_modules_beside_it(folder):
     assert code_digest("nets.small:f", folder) == digests[0]
     (folder / "nets" / "deep" / "blocks.py").rename(folder / "nets" / "deep" / "parts.py")
     assert code_digest("nets.small:f", folder) != digests[0]
+
+
+def test_digest_follows_imports_to_other_folders_of_the_import_path(folder):
+    write(folder / "here" / "mine.py", "def f():\n    from shared.layers import A\n")
+    other = folder / "elsewhere"
+    write(other / "shared" / "__init__.py", "")
+    write(other / "shared" / "layers.py", "import deeper")
+    write(other / "deeper.py", "A = 1")
+    write(other / "unrelated.py", "A = 1")
+    without = code_digest("mine:f", folder / "here")
+    sys.path.append(str(other))
+    digests = [without, code_digest("mine:f", folder / "here")]
+    for name in ("shared/layers.py", "deeper.py"):
+        (other / name).write_text((other / name).read_text() + "\nB = 2")
+        digests.append(code_digest("mine:f", folder / "here"))
+    assert len(set(digests)) == 4
+    write(other / "unrelated.py", "A = 2")
+    assert code_digest("mine:f", folder / "here") == digests[-1]
+    other.rename(folder / "moved")
+    sys.path[-1] = str(folder / "moved")
+    assert code_digest("mine:f", folder / "here") == digests[-1], "where a folder lies does not count"
+
+
+def test_digest_follows_what_python_would_import(folder):
+    write(folder / "here" / "mine.py", "import layers\nimport statistics")
+    write(folder / "here" / "statistics.py", "A = 1")  # hides the one of the standard library
+    write(folder / "here" / "layers.py", "A = 1")
+    write(folder / "elsewhere" / "layers.py", "A = 1")
+    sys.path.append(str(folder / "elsewhere"))
+    before = code_digest("mine:f", folder / "here")
+    write(folder / "elsewhere" / "layers.py", "A = 2")  # hidden by the one beside mine.py
+    assert code_digest("mine:f", folder / "here") == before
+    write(folder / "here" / "statistics.py", "A = 2")
+    assert code_digest("mine:f", folder / "here") != before
+
+
+def install(site: Path, distribution: str, *files: str) -> Path:
+    """What pip leaves of a distribution of pure Python."""
+    for file in files:
+        write(site / file, "")
+    return write(site / f"{distribution}.dist-info" / "RECORD", "".join(f"{file},sha256=x,1\n" for file in files))
+
+
+def test_digest_has_the_versions_of_the_libraries_that_are_imported(folder):
+    site = folder / "site-packages"
+    sys.path.append(str(site))
+    write(folder / "mine.py", "import layers")
+    write(folder / "layers.py", "def f():\n    import cv9.dnn\n    import six9\n    import json, numpy, torch, absent9")
+    record = install(site, "opencv_nine-1.0", "cv9/__init__.py", "cv9/dnn.py")
+    install(site, "six9-1.0", "six9.py")
+    install(site, "unrelated-1.0", "unrelated.py", "six9more.py", "more/six9.py")
+
+    def digest() -> str:
+        _distributions.cache_clear()
+        return code_digest("mine:f", folder)
+
+    digests = [digest()]
+    record.parent.rename(site / "opencv_nine-1.1.dist-info")
+    digests.append(digest())
+    (site / "six9-1.0.dist-info").rename(site / "six9-2.0.dist-info")
+    digests.append(digest())
+    (site / "unrelated-1.0.dist-info").rename(site / "unrelated-2.0.dist-info")
+    assert digest() == digests[-1]
+    (site / "six9-2.0.dist-info" / "RECORD").unlink()  # of no distribution: by its bytes
+    digests.append(digest())
+    write(site / "six9.py", "A = 2")
+    digests.append(digest())
+    assert len(set(digests)) == 5
+
+
+def test_digest_takes_compiled_modules_and_archives_by_their_bytes(folder):
+    write(folder / "mine.py", "import fast9\nimport zipped9")
+    (folder / f"fast9{EXTENSION_SUFFIXES[0]}").write_bytes(b"\x7fELF 1")
+    with zipfile.ZipFile(folder / "archive.zip", "w") as archive:
+        archive.writestr("zipped9/__init__.py", "A = 1")
+    sys.path.append(str(folder / "archive.zip"))
+    digests = [code_digest("mine:f", folder)]
+    (folder / f"fast9{EXTENSION_SUFFIXES[0]}").write_bytes(b"\x7fELF 2")
+    digests.append(code_digest("mine:f", folder))
+    with zipfile.ZipFile(folder / "archive.zip", "a") as archive:
+        archive.writestr("zipped9/more.py", "A = 1")
+    digests.append(code_digest("mine:f", folder))
+    assert len(set(digests)) == 3
+
+
+def test_version_of_a_library_is_the_one_that_metadata_gives():
+    for name in ("sklearn", "PIL", "yaml", "pydantic"):
+        spec = importlib.util.find_spec(name)
+        if spec is not None:
+            known = metadata.packages_distributions()[name]
+            said = _version(name, places_of(spec)).lower().replace("_", "-")
+            assert said == " ".join(sorted(f"{d}-{metadata.version(d)}".lower() for d in set(known)))
 
 
 def test_digest_does_not_import_and_is_the_same_elsewhere(folder):

@@ -1,4 +1,4 @@
-"""edgekd list WHAT: stages, models, knowledge, schemes, runtimes, tasks, with every option and its help."""
+"""edgekd list WHAT: what may stand in a pipeline file, with every option and its help."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ Rows = list[dict[str, Any]]
 
 
 def list_(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="knowledge, schemes, models, runtimes, stages or tasks.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="stages, data, train, targets, gates, pipeline, knowledge, schemes, models, runtimes or tasks.",
+        ),
+    ],
     json_: JsonOption = False,
     log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
@@ -48,6 +54,25 @@ def _knowledge() -> Rows:
     from edgekd.distill.settings import KdSettings, MseLogitsSettings
 
     return [_described("kd", KdSettings, describe), _described("mse_logits", MseLogitsSettings, describe)]
+
+
+def _blocks(name: str, module: str, attribute: str) -> Callable[[], Rows]:
+    """A block of a pipeline file, and the blocks inside it, each with its options."""
+
+    def rows() -> Rows:
+        import importlib
+
+        from edgekd.config import describe
+        from edgekd.config.settings import nested
+
+        settings = getattr(importlib.import_module(module), attribute)
+        return [_described(name, settings, describe)] + [
+            _described(f"{name}.{key}", inner, describe)
+            for key, field in settings.model_fields.items()
+            for inner in nested(field.annotation)
+        ]
+
+    return rows
 
 
 def _described(name: str, settings: Any, describe: Callable[..., Any]) -> dict[str, Any]:
@@ -85,5 +110,10 @@ _LISTS: dict[str, Callable[[], Rows]] = {
     "models": _models,
     "runtimes": _runtimes,
     "stages": _stages,
+    "data": _blocks("data", "edgekd.data.settings", "DataSettings"),
+    "train": _blocks("train", "edgekd.train.settings", "TrainSettings"),
+    "targets": _blocks("targets", "edgekd.stages.settings", "TargetSettings"),
+    "gates": _blocks("gates", "edgekd.pipeline.gates", "GateSettings"),
+    "pipeline": _blocks("pipeline", "edgekd.pipeline.schema", "PipelineSettings"),
     "tasks": _tasks,
 }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import types
 import typing
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -65,9 +67,9 @@ def describe(cls: type[Settings]) -> list[dict[str, Any]]:
             default = field.get_default(call_default_factory=True)
             row["default"] = default.canonical() if isinstance(default, Settings) else _plain(default)
         row["help"] = " ".join((field.description or "").split())
-        nested = [c for c in _settings_in(field.annotation) if c is not cls]
-        if nested:
-            row["fields"] = {c.__name__: describe(c) for c in nested}
+        inside = [c for c in nested(field.annotation) if c is not cls]
+        if inside:
+            row["fields"] = {c.__name__: describe(c) for c in inside}
         rows.append(row)
     return rows
 
@@ -147,24 +149,25 @@ def _fields_at(cls: type[Settings], location: Location) -> set[str]:
     classes = [cls]
     for part in location:
         following = [
-            nested
+            inner
             for c in classes
             for name, field in c.model_fields.items()
             if part in (name, field.alias)
-            for nested in _settings_in(field.annotation)
+            for inner in nested(field.annotation)
         ]
         if following:
             classes = following
     return {field.alias or name for c in classes for name, field in c.model_fields.items()}
 
 
-def _settings_in(annotation: Any) -> Iterator[type[Settings]]:
+def nested(annotation: Any) -> Iterator[type[Settings]]:
+    """Settings classes inside a type: members of a union, items of a container."""
     if isinstance(annotation, type) and not typing.get_args(annotation):
         if issubclass(annotation, Settings):
             yield annotation
         return
     for argument in typing.get_args(annotation):
-        yield from _settings_in(argument)
+        yield from nested(argument)
 
 
 def _options(cls: type[Settings]) -> str:
@@ -174,10 +177,31 @@ def _options(cls: type[Settings]) -> str:
     return ", ".join(sorted(name_of(n, f) for n, f in cls.model_fields.items())) or "none"
 
 
+_WORDS: dict[Any, str] = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    Path: "path",
+    type(None): "null",
+}
+
+
 def _type_name(annotation: Any) -> str:
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        return "null" if annotation is type(None) else annotation.__name__
-    return str(annotation).replace("typing.", "").replace("NoneType", "null")
+    """A type in words: `integer | null`, `list of text`, `"auto" | "none"`, the name of a block of settings."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type_name(arguments[0])
+    if origin is typing.Literal:
+        return " | ".join(json.dumps(argument) for argument in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(_type_name(argument) for argument in arguments)
+    if origin is tuple:
+        names = list(dict.fromkeys(_type_name(a) for a in arguments if a is not Ellipsis))
+        return f"list of {names[0]}" if Ellipsis in arguments else f"{len(arguments)} x {' | '.join(names)}"
+    if origin is dict:
+        return f"mapping to {_type_name(arguments[1])}"
+    return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
 def _plain(value: Any) -> Any:

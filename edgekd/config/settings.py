@@ -177,7 +177,7 @@ def _options(cls: type[Settings]) -> str:
     return ", ".join(sorted(name_of(n, f) for n, f in cls.model_fields.items())) or "none"
 
 
-_WORDS: dict[Any, str] = {
+_TYPE_WORDS: dict[Any, str] = {
     str: "text",
     int: "integer",
     float: "number",
@@ -201,7 +201,7 @@ def _type_name(annotation: Any) -> str:
         return f"list of {names[0]}" if Ellipsis in arguments else f"{len(arguments)} x {' | '.join(names)}"
     if origin is dict:
         return f"mapping to {_type_name(arguments[1])}"
-    return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
+    return _TYPE_WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
 def _plain(value: Any) -> Any:

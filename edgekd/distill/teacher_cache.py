@@ -3,13 +3,16 @@
     caches/teacher/<key>/meta.json      what it is a cache of
     caches/teacher/<key>/values.bin     a row for each (sample, view): the outputs one after the other, then a checksum
 
-The file is mapped into memory and sparse: it grows as rows are written. A row counts as there when its checksum fits,
-so a row that was half written when a machine went down is a miss. Processes that fill the same rows write the same.
+The file is mapped into memory. Its space is reserved when it is made: a disk that is too full is found then (writing to
+a map of a hole in a file would kill the process), and the teacher runs live. A row counts as there when its checksum
+fits, so one that was half written when a machine went down is a miss. Processes that fill the same rows write the same.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgekd.files import lock, sha256_json, write_atomic
+from edgekd.files import lock, replace_atomic, sha256_json, write_atomic
 from edgekd.store import Store
 
 KIND = "teacher"
@@ -59,8 +62,7 @@ class TeacherCache:
         self._width = row_bytes(heads, dtype)
         shape = (samples * views, self._width // _CHECK_BYTES)
         if not path.exists():
-            with path.open("wb") as stream:
-                stream.truncate(shape[0] * self._width)
+            replace_atomic(path, lambda new: _reserve(new, shape[0] * self._width))
         self._rows: NDArray[np.uint32] = np.memmap(path, np.uint32, "r+", shape=shape)
 
     def missing(self, ids: Tensor, slots: Tensor) -> Tensor:
@@ -129,8 +131,22 @@ def open_cache(
     folder = store.cache(KIND, key)
     with lock(store.root / "locks" / f"{KIND}.{key}", timeout_s=_LOCK_S, holder_hint="another run makes this cache"):
         write_atomic(folder / _META, json.dumps(facts, indent=1))  # its time is that of the last use
-        cache = TeacherCache(folder / _VALUES, heads, dtype, samples, views)
+        try:
+            cache = TeacherCache(folder / _VALUES, heads, dtype, samples, views)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            return None, f"live: there is no space for a cache of {size / 1e6:.1f} MB"
     return cache, f"cached: {views} views of {samples} samples in {dtype}, at most {size / 1e6:.1f} MB"
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of zeros whose blocks are its own."""
+    with path.open("wb") as stream:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, size)
+        else:
+            stream.truncate(size)
 
 
 def _pack(output: Tensor, head: Head) -> Tensor:

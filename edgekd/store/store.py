@@ -198,5 +198,5 @@ def _digest(files: dict[str, str], facts: dict[str, Any]) -> str:
 
 
 def _size(folder: Path) -> int:
-    """Bytes on disk: a sparse file counts with what was written of it."""
+    """Bytes on disk."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())

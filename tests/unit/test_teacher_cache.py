@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,19 @@ def test_a_cache_over_its_limit_is_not_made_and_says_so(tmp_path: Path) -> None:
     assert cache is None
     assert words == "live: a cache would take 64.1 GB, the limit is 4.0 GB"
     assert not (tmp_path / "caches").exists()
+
+
+def test_a_disk_that_is_too_full_is_found_when_the_cache_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    heads = [Head("logits", (3,))]
+    cache, words = open_cache(Store(tmp_path), {}, heads, dtype="f32", samples=1000, views=16, max_bytes=10**9)
+    assert cache is None
+    assert words == "live: there is no space for a cache of 0.3 MB"
 
 
 def test_other_teachers_have_other_caches(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
     python benchmarks/train_speed.py [--parquet FOLDER] [--rounds 5] [--images 640] [--json FILE]
 
 One interleaved run: every round takes each arm once, in another order, on the same images; CPU time per image, medians
-and ratios of medians. The plain loop is what known libraries do: float32, NCHW, JPEG decoded and augmented by Pillow for
-every step, the teacher live. Without --parquet the images are noise, encoded as JPEG.
+and ratios of medians. The plain loop is what known libraries do: float32, NCHW, JPEG decoded and augmented by Pillow
+for every step, the teacher live. Without --parquet the images are noise, encoded as JPEG.
 """
 
 from __future__ import annotations

@@ -64,8 +64,7 @@ def ingredients(
         from edgekd.bench.machine import fingerprint
 
         found["machine"] = fingerprint()
-    found |= _code(pipeline, entry)
-    return found
+    return found | _weights(pipeline, entry) | _networks(pipeline, kind)
 
 
 def key_of(found: Mapping[str, Any]) -> str:
@@ -174,20 +173,29 @@ def _acting(train: TrainSettings) -> dict[str, Any]:
     return settings
 
 
-def _code(pipeline: Pipeline, entry: StageEntry) -> dict[str, Any]:
-    """Digests of a stage's own network: its code, and its weights."""
+def _weights(pipeline: Pipeline, entry: StageEntry) -> dict[str, Any]:
+    """Digest of the weights that a stage's own network starts from."""
     network = network_settings(entry)
     if network is None:
         return {}
-    weights = pipeline.base / network.weights if network.weights else None
-    try:
-        code = code_digest(network.model, pipeline.base)
-    except ConfigError as error:
-        raise located(pipeline, network_location(pipeline, entry), error) from None
-    return {
-        "network": code,
-        "weights": sha256_file(weights) if weights is not None and weights.is_file() else None,
-    }
+    path = pipeline.base / network.weights if network.weights else None
+    return {"weights": sha256_file(path) if path is not None and path.is_file() else None}
+
+
+def _networks(pipeline: Pipeline, kind: StageKind) -> dict[str, Any]:
+    """Digests of the code of every network that a stage builds: its own, and those of the artefacts that it loads.
+
+    An artefact holds weights; what is computed with them is in the code, which may change under the same weights.
+    """
+    found = {}
+    for entry in pipeline.stages:
+        network = network_settings(entry)
+        if network is not None and entry.name in (kind.name, *kind.takes):
+            try:
+                found[entry.name] = code_digest(network.model, pipeline.base)
+            except ConfigError as error:
+                raise located(pipeline, network_location(pipeline, entry), error) from None
+    return {"networks": found} if found else {}
 
 
 def _processors() -> dict[str, Any]:

@@ -154,6 +154,37 @@ targets:
     assert 0 < metric(result, "ov", "quantized", "difference") < 0.1
 
 
+def test_code_that_changes_under_the_same_weights_exports_the_new_network(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    text = """
+name: code
+task: regression
+model: nets:Sensor
+weights: weights.safetensors
+data: {npz: {path: samples.npz, inputs: [window], targets: []}}
+stages:
+  - quantize: {calibration: 64}
+  - export: {min_agreement: 0.1}
+  - compile: {}
+targets: {ort: {runtime: onnxruntime}}
+"""
+    made = workshop(
+        tmp_path,
+        text.replace("weights: weights.safetensors\n", ""),
+        {"window": rng.normal(0, 1, (200, 6, 50)).astype(np.float32)},
+    )
+    assert made.run("--to", "model").code == 0
+    (tmp_path / "weights.safetensors").write_bytes((made.out / "artifacts" / "student.safetensors").read_bytes())
+    made.write(text)
+    assert made.run().code == 0
+    before = (made.out / "artifacts" / "student.f32.onnx").read_bytes()
+    (tmp_path / "nets.py").write_text(NETS.replace("self.layers(window).mean(-1)", "2 * self.layers(window).mean(-1)"))
+    result = made.run()
+    assert result.code == 0, result.err
+    assert set(result.states().values()) == {"ran"}
+    assert (made.out / "artifacts" / "student.f32.onnx").read_bytes() != before
+
+
 def test_a_student_without_labels_is_held_against_its_teacher_not_against_itself(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     made = workshop(

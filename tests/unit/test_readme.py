@@ -21,7 +21,8 @@ from edgekd.pipeline.schema import load_pipeline
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.M | re.S)
-YAML = [text for language, text in BLOCKS if language == "yaml"]
+YAML = [text for language, text in BLOCKS if language == "yaml" and text.startswith("name:")]
+PARTS = [text for language, text in BLOCKS if language == "yaml" and not text.startswith("name:")]
 SHELL = [line.removeprefix("$ ") for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
 INLINE = re.findall(r"`(edgekd [^`]+)`", README)
 COMMANDS = sorted({line for line in SHELL + INLINE if line.startswith("edgekd ")})
@@ -56,6 +57,14 @@ def test_pipelines_in_the_readme_are_the_files_that_it_names() -> None:
         assert f"`pipelines/{file.name}`" in README
         assert without_comments(text) == without_comments(file.read_text())
         assert len(without_comments(text)) < 30
+
+
+@pytest.mark.parametrize("text", PARTS)
+def test_parts_of_pipelines_in_the_readme_are_valid(text: str, beside_the_examples: Path) -> None:
+    """A block such as `data:` stands for itself; with a name and a stage it is a pipeline file."""
+    file = beside_the_examples / "readme.yaml"
+    file.write_text(f"name: part\n{text}stages: [{{teacher: {{model: resnet8}}}}]\n")
+    assert load_pipeline(file).stages
 
 
 def parse(words: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from edgekd.config import Tree, parse_tree
@@ -28,7 +29,7 @@ def apply_override(tree: Tree, text: str, *, known: Collection[str]) -> None:
     parts = address.split(".")
     if not equals or not all(parts):
         raise ConfigError(f"--set {text}: is not of the form a.b=c", hint="e.g. --set distill.epochs=5")
-    value = parse_tree(value_text, where).value
+    value = _from_here(parts[-1], parse_tree(value_text, where).value)
     path: list[str | int] = list(_addressed(tree, parts, where, known))
     node: Any = tree.value
     for index, part in enumerate(path[:-1]):
@@ -44,6 +45,13 @@ def apply_override(tree: Tree, text: str, *, known: Collection[str]) -> None:
     if isinstance(node, list):
         path[-1] = _item(node, path[-1], where)
     tree.assign(tuple(path), value, where)
+
+
+def _from_here(key: str, value: Any) -> Any:
+    """A path on the command line starts where the command runs, if it leads somewhere from there, else at the file."""
+    if key in ("path", "weights") and isinstance(value, str) and Path(value).exists():
+        return str(Path(value).absolute())
+    return value
 
 
 def _addressed(tree: Tree, parts: list[str], where: str, known: Collection[str]) -> list[str | int]:

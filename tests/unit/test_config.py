@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,6 +149,17 @@ def test_set_of_the_data_path_needs_one_source_with_a_path(data: dict[str, Any],
     with pytest.raises(ConfigError, match=r"^--set data\.path: the data source has no one path") as caught:
         apply_override(tree, "data.path=x", known=PipelineSettings.model_fields)
     assert given in caught.value.message
+
+
+def test_a_path_that_is_set_starts_where_the_command_runs_or_else_at_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for text, expected in (("images", str(tmp_path / "images")), ("../images", "../images")):
+        tree = parse_tree("data: {npz: {path: old}}", "p.yaml")
+        apply_override(tree, f"data.path={text}", known=PipelineSettings.model_fields)
+        assert tree.value["data"]["npz"]["path"] == expected
 
 
 def test_data_path_knows_every_source() -> None:

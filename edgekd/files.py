@@ -67,8 +67,12 @@ def sha256_json(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def lock(path: Path, *, timeout_s: float, holder_hint: str) -> Iterator[None]:
+def lock(
+    path: Path, *, timeout_s: float, holder_hint: str, on_wait: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Hold an exclusive lock on `path`; the kernel frees it when its holder dies, however it dies.
+
+    `on_wait` is called once when another process holds it and there is time to wait.
 
     Raises:
         TryAgainError: another process still held it after `timeout_s` seconds.
@@ -83,6 +87,9 @@ def lock(path: Path, *, timeout_s: float, holder_hint: str) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise TryAgainError(f"{path} is held by another process", hint=holder_hint) from None
+                if on_wait is not None:
+                    on_wait()
+                    on_wait = None
                 time.sleep(0.1)
         try:
             yield

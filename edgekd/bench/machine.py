@@ -6,6 +6,7 @@ Linux tells most of it in /proc and /sys; what a machine lacks is None, never 0.
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import os
 import platform
@@ -46,7 +47,7 @@ def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
         "gpu": gpu_model(),
         "os": " ".join((platform.system(), platform.release(), platform.machine())),
         "python": platform.python_version(),
-        "packages": {name: _package_version(name) for name in packages},
+        "packages": {name: package_version(name) for name in packages},
     }
 
 
@@ -201,7 +202,9 @@ def _boost() -> str | None:
     return None if boost is None else ("on" if boost == "1" else "off")
 
 
-def _package_version(name: str) -> str | None:
+@functools.lru_cache(maxsize=None)  # noqa: UP033  3.8 has no functools.cache
+def package_version(name: str) -> str | None:
+    """Version of an installed package, or None; nothing is imported."""
     from importlib import metadata
 
     try:

@@ -10,6 +10,7 @@ int8_f16   int8 Q/DQ with a float16 remainder: TensorRT's int8
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -17,8 +18,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 from edgekd.errors import ExportError
 
-FLAVOURS = ("f32", "f16", "int8", "uint8", "int8_f16")
-QUANTIZED = ("int8", "uint8", "int8_f16")
+M = TypeVar("M", onnx.ModelProto, NodeProto)
 # Operations that hand values on unchanged, so that a tensor after a ReLU is still not negative behind them.
 _KEEP_SIGN = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Flatten", "Transpose",
               "ReduceMean", "ReduceMax", "Squeeze", "Unsqueeze", "Identity", "Concat", "Slice", "Split",
@@ -49,7 +49,7 @@ def clip_activations(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
             nodes.append(onnx.helper.make_node("Clip", [node.input[0], *names], [clipped], name=clipped))
             node.input[0] = clipped
         nodes.append(node)
-    reordered = [_copy_node(node) for node in nodes]
+    reordered = [_copy(node) for node in nodes]
     del graph.node[:]
     graph.node.extend(reordered)
     del graph.value_info[:]
@@ -93,8 +93,8 @@ def to_f16(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         _half_attributes(node)
     nodes = list(graph.node)
-    casts_in = [_cast_input(graph, nodes, value.name) for value in graph.input if _is_float(value)]
-    casts_out = [_cast_output(graph, nodes, value.name) for value in graph.output if _is_float(value)]
+    casts_in = [_cast_input(nodes, value.name) for value in graph.input if _is_float(value)]
+    casts_out = [_cast_output(nodes, value.name) for value in graph.output if _is_float(value)]
     del graph.node[:]
     graph.node.extend([*casts_in, *nodes, *casts_out])
     del graph.value_info[:]
@@ -119,16 +119,10 @@ def tensorrt_violations(model: onnx.ModelProto) -> list[str]:
     return found
 
 
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
-def _copy_node(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy
+def _copy(message: M) -> M:
+    copied = type(message)()
+    copied.CopyFrom(message)
+    return copied
 
 
 def _never_negative(name: str, producers: dict[str, NodeProto], constants: dict[str, TensorProto]) -> bool:
@@ -183,22 +177,22 @@ def _is_float(value: onnx.ValueInfoProto) -> bool:
     return value.type.tensor_type.elem_type == TensorProto.FLOAT
 
 
-def _cast_input(graph: onnx.GraphProto, nodes: Iterable[NodeProto], name: str) -> NodeProto:
-    inside = f"{name}_f16"
-    for node in nodes:
-        for i, source in enumerate(node.input):
-            if source == name:
-                node.input[i] = inside
+def _cast_input(nodes: Iterable[NodeProto], name: str) -> NodeProto:
+    inside = _rename(nodes, name)
     return onnx.helper.make_node("Cast", [name], [inside], name=f"cast_{name}", to=TensorProto.FLOAT16)
 
 
-def _cast_output(graph: onnx.GraphProto, nodes: Iterable[NodeProto], name: str) -> NodeProto:
+def _cast_output(nodes: Iterable[NodeProto], name: str) -> NodeProto:
+    inside = _rename(nodes, name)
+    return onnx.helper.make_node("Cast", [inside], [name], name=f"cast_{name}", to=TensorProto.FLOAT)
+
+
+def _rename(nodes: Iterable[NodeProto], name: str) -> str:
+    """Give a tensor of the border its float16 name inside the graph, wherever it is made and read."""
     inside = f"{name}_f16"
     for node in nodes:
-        for i, target in enumerate(node.output):
-            if target == name:
-                node.output[i] = inside
-        for i, source in enumerate(node.input):
-            if source == name:
-                node.input[i] = inside
-    return onnx.helper.make_node("Cast", [inside], [name], name=f"cast_{name}", to=TensorProto.FLOAT)
+        for names in (node.input, node.output):
+            for i, found in enumerate(names):
+                if found == name:
+                    names[i] = inside
+    return inside

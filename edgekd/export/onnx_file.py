@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
@@ -119,13 +118,3 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 def load(path: Path) -> onnx.ModelProto:
     """Read an ONNX file that must hold all its data itself."""
     return onnx.load(str(path), load_external_data=False)
-
-
-def stored_bytes(model: onnx.ModelProto) -> dict[str, int]:
-    """Bytes of initializers by element type: shows that weights are stored as int8."""
-    sizes: dict[str, int] = {}
-    for tensor in model.graph.initializer:
-        name = onnx.TensorProto.DataType.Name(tensor.data_type)
-        array: Any = onnx.numpy_helper.to_array(tensor)
-        sizes[name] = sizes.get(name, 0) + int(array.nbytes)
-    return sizes

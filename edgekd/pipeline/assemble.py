@@ -85,7 +85,7 @@ def _builds(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     for build in compiled.facts["builds"]:
         folder = build["folder"]
         parity = done["evaluate"].facts["builds"].get(folder, {}).get("parity") if "evaluate" in done else None
-        row = {key: value for key, value in build.items() if key not in ("folder", "file", "flavour", "max_batch")}
+        row = {key: value for key, value in build.items() if key not in ("folder", "file", "origin", "max_batch")}
         row |= {
             "path": build_path(build),
             "sha256": compiled.files[f"{folder}/{build['file']}"],
@@ -99,9 +99,8 @@ def _builds(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
 
 def _exported_parity(done: Mapping[str, Artifact], build: Mapping[str, Any]) -> dict[str, Any] | None:
     """Without `evaluate`: what is known of the ONNX file that the build was made from."""
-    original = {"f16": "f32", "int8_f16": "int8"}.get(build["flavour"], build["flavour"])
     for facts in done["export"].facts["files"].values():
-        if facts["model"] == build["model"] and facts["flavour"] == original:
+        if facts["model"] == build["model"] and facts["flavour"] == build["origin"]:
             parity: dict[str, Any] = {**facts["parity"], "reference": "PyTorch (the ONNX file)"}
             return parity
     return None

@@ -17,7 +17,6 @@ from edgekd.bench.machine import environment
 from edgekd.files import replace_atomic, sha256_file, sha256_json, write_atomic
 from edgekd.pipeline.assemble import ARTIFACTS, assemble, data_facts
 from edgekd.pipeline.gates import broken
-from edgekd.pipeline.keys import package_version
 from edgekd.pipeline.schema import Pipeline
 from edgekd.report.draw import draw
 from edgekd.report.schema import Report
@@ -112,8 +111,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _environment() -> dict[str, Any]:
-    packages = {name: version for name in _PACKAGES if (version := package_version(name)) is not None}
-    return {**environment(), "packages": packages}
+    facts = environment(_PACKAGES)
+    return {**facts, "packages": {name: version for name, version in facts["packages"].items() if version is not None}}
 
 
 def _data(pipeline: Pipeline, outcome: Outcome) -> dict[str, Any] | None:

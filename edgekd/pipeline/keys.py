@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from edgekd.bench import machine
+from edgekd.bench.machine import package_version
 from edgekd.data.source import Data
 from edgekd.errors import ConfigError
 from edgekd.files import sha256_bytes, sha256_file, sha256_json, write_atomic
@@ -50,7 +50,7 @@ def ingredients(
         found["heads"] = [head.canonical() for head in heads]
     if entry.name == "export":
         found["name"] = pipeline.settings.name
-    if "train" in kind.rooms and entry.name in ("teacher", "distill", "quantize"):
+    if entry.name in ("teacher", "distill", "quantize"):
         augment = pipeline.settings.data.augment
         found["train"] = _acting(pipeline.settings.train)
         found["augment"] = augment.canonical() if augment else None
@@ -61,9 +61,7 @@ def ingredients(
         found["targets"] = {name: target.canonical() for name, target in targets.items()}
         found["machine"] = _processors()
     if kind.on_device:
-        from edgekd.bench.machine import fingerprint
-
-        found["machine"] = fingerprint()
+        found["machine"] = machine.fingerprint()
     return found | _weights(pipeline, entry) | _networks(pipeline, kind)
 
 
@@ -79,15 +77,6 @@ def _sources(kind: StageKind, store: Store) -> dict[str, str]:
     own = kind.function.partition(":")[0].rsplit(".", 1)[-1]
     files = sorted({_ROOT / "stages" / f"{name}.py" for name in (own, "context", "settings", *kind.shares)})
     return {**found, "stages": memo.digest(f"stages/{kind.name}", files)}
-
-
-@cache
-def package_version(name: str) -> str | None:
-    """Version of an installed package, or None; nothing is imported."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def changes(before: Any, after: Any, path: str = "") -> list[str]:
@@ -159,7 +148,8 @@ class _SourceMemo:
 def _effective(entry: StageEntry) -> dict[str, Any]:
     """A stage's settings as they act: weights count by their content, not by where they lie."""
     settings = entry.settings.canonical()
-    settings.pop("weights", None) if network_settings(entry) is not None else None
+    if network_settings(entry) is not None:
+        settings.pop("weights")
     return settings
 
 
@@ -200,8 +190,6 @@ def _networks(pipeline: Pipeline, kind: StageKind) -> dict[str, Any]:
 
 def _processors() -> dict[str, Any]:
     """What an engine is built for: another processor, GPU or driver gets another build."""
-    from edgekd.bench import machine
-
     gpu = {"gpu": machine.gpu_model(), "driver": machine.gpu_driver()}
     return {"machine": platform.machine(), "system": platform.system(), "cpu": machine.cpu_model(), **gpu}
 

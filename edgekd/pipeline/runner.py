@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import signal
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -103,18 +102,10 @@ class _Run:
             self._stages()
         except EdgekdError as error:
             self._failed(error.exit_code, self._located(error), error.hint)
-        except KeyboardInterrupt:
-            self._failed(
-                130,
-                self._located(EdgekdError("interrupted")),
-                "the last checkpoint is kept: the same command goes on from there",
-            )
-        except Terminated:
-            self._failed(
-                143,
-                self._located(EdgekdError("terminated")),
-                "the last checkpoint is kept: the same command goes on from there",
-            )
+        except (KeyboardInterrupt, Terminated) as stop:
+            code, word = (143, "terminated") if isinstance(stop, Terminated) else (130, "interrupted")
+            kept = "the last checkpoint is kept: the same command goes on from there"
+            self._failed(code, self._located(EdgekdError(word)), kept)
         except OSError as error:
             refused = explain_os_error(error)
             self._failed(refused.exit_code, refused.message if error.filename else self._located(refused), refused.hint)
@@ -166,7 +157,7 @@ class _Run:
         assert self.planner is not None and step.key is not None and step.found is not None
         artifact, state = step.artifact, "cached"
         if artifact is None:
-            with self._locked(step.key):
+            with self.store.locked(step.key, timeout_s=_LOCK_S, on_wait=self._waiting):
                 # Another run may have built it while this one waited for the lock.
                 artifact = None if step.entry.name in self.force else self.store.get(step.key)
                 if artifact is None:
@@ -183,16 +174,8 @@ class _Run:
         self._state(step.entry, state, step.key, seconds, step.why)
         self.log.info(f"{step.entry.name}: {state}" + (f" in {seconds:.1f} s" if state != "cached" else ""))
 
-    @contextlib.contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
-        """The lock of a key; says so when another run holds it."""
-        try:
-            with self.store.locked(key, timeout_s=0):
-                pass
-        except TryAgainError:
-            self.log.info("waiting for another run that builds this")
-        with self.store.locked(key, timeout_s=_LOCK_S):
-            yield
+    def _waiting(self) -> None:
+        self.log.info("waiting for another run that builds this")
 
     def _execute(self, step: Step, work: Path) -> Artifact:
         assert self.planner is not None and step.key is not None

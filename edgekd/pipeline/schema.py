@@ -207,7 +207,7 @@ def _order(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree)
     problems = []
     missed: list[tuple[str, ...]] = []
     seen: list[str] = ["model"] if settings.model is not None else []
-    listed = [next(iter(i)) if isinstance(i, Mapping) else i for i in tree.value["stages"]]
+    listed = _listed(tree)
     for index, stage in enumerate(stages):
         location: Location = ("stages", listed.index(stage.name), stage.name)
         if stage.name in seen:
@@ -233,10 +233,15 @@ def _order(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree)
     return problems
 
 
+def _listed(tree: Tree) -> list[str]:
+    """Names of the stages in the order of the file."""
+    return [next(iter(i)) if isinstance(i, Mapping) else i for i in tree.value["stages"]]
+
+
 def _knowledge(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree) -> list[Problem]:
     """A knowledge of logits needs a classification head."""
     tasks = {settings.task} if isinstance(settings.task, str) else set(settings.task.values())
-    listed = [next(iter(i)) if isinstance(i, Mapping) else i for i in tree.value["stages"]]
+    listed = _listed(tree)
     for stage in stages:
         if isinstance(stage.settings, DistillStage) and "classification" not in tasks:
             for index, item in enumerate(stage.settings.knowledge or ()):

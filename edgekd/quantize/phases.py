@@ -56,7 +56,7 @@ def calibration_rows(table: Table, count: int, seed: int) -> Table:
 def quantization_aware(
     heads: Sequence[HeadSettings],
     quantize: Quantize,
-    optim: Optim | None,
+    optim: Optim,
     epochs: int,
     *,
     temperature: float,
@@ -67,7 +67,7 @@ def quantization_aware(
 
     Self-distillation with KL alone follows SQAKD (Zhao and Zhao 2024): cross-entropy beside it is optional.
     """
-    if optim is None or epochs == 0:
+    if epochs == 0:
         return [Phase("calibration", start=(quantize,))]
     terms = task_terms(quantize.target, heads, task_weight)
     if distill:

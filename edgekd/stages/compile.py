@@ -71,7 +71,8 @@ def _build(context: Context, order: Order, export: Artifact) -> dict[str, Any]:
     folder = context.draft.folder / order.folder
     folder.mkdir(parents=True)
     flavour = engine.flavour(order.precision)
-    onnx = _source(order, flavour, export, folder)
+    origin = _FROM_FLOAT.get(flavour, flavour)
+    onnx = _source(order, flavour, origin, export, folder)
     options = order.settings.model_dump(
         include={"compute_capabilities", "max_batch", "workspace_bytes", "optimization_level"}
     )
@@ -81,18 +82,17 @@ def _build(context: Context, order: Order, export: Artifact) -> dict[str, Any]:
     if onnx.parent == folder:
         onnx.unlink()
     (folder / "layers.json").write_text(json.dumps([vars(layer) for layer in build.layers], indent=1))
-    return _facts(order, flavour, build, folder, export)
+    return _facts(order, origin, build, folder, export)
 
 
-def _source(order: Order, flavour: str, export: Artifact, folder: Path) -> Path:
-    """The ONNX file of a flavour; float16 ones are made from their float32 originals here."""
-    original = _FROM_FLOAT.get(flavour, flavour)
+def _source(order: Order, flavour: str, origin: str, export: Artifact, folder: Path) -> Path:
+    """The ONNX file of a flavour; float16 ones are made here from the exported flavour that is their origin."""
     name = next(
         name
         for name, facts in export.facts["files"].items()
-        if facts["model"] == order.model and facts["flavour"] == original
+        if facts["model"] == order.model and facts["flavour"] == origin
     )
-    if original == flavour:
+    if origin == flavour:
         source = export.path(name)
     else:
         source = folder / f"source.{flavour}.onnx"
@@ -115,7 +115,7 @@ def refuse_for_tensorrt(path: Path) -> None:
         )
 
 
-def _facts(order: Order, flavour: str, build: Build, folder: Path, export: Artifact) -> dict[str, Any]:
+def _facts(order: Order, origin: str, build: Build, folder: Path, export: Artifact) -> dict[str, Any]:
     return {
         "target": order.target,
         "runtime": order.settings.runtime,
@@ -123,7 +123,7 @@ def _facts(order: Order, flavour: str, build: Build, folder: Path, export: Artif
         "max_batch": order.settings.max_batch if order.settings.is_tensorrt else None,
         "precision": order.precision,
         "model": order.model,
-        "flavour": flavour,
+        "origin": origin,
         "folder": order.folder,
         "file": build.file,
         "size_bytes": sum(p.stat().st_size for p in folder.iterdir() if p.name != "layers.json"),

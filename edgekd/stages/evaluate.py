@@ -15,7 +15,7 @@ from edgekd.export.settings import ExportSettings
 from edgekd.runtimes.protocol import infer_batched
 from edgekd.runtimes.registry import runtime
 from edgekd.stages.context import Context
-from edgekd.stages.networks import CPU, load_model, make_world, metrics
+from edgekd.stages.networks import CPU, data_facts, load_model, make_world, metrics
 from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import EvaluateStage
 from edgekd.tasks.task import Score, task_named
@@ -38,7 +38,7 @@ def run(context: Context) -> None:
         n=len(table),
         models={role: metrics(values, options.split) for role, values in scores.items()},
         builds={},
-        data={"n": context.common.data.counts()},
+        data=data_facts(context.common),
     )
     feeds = {name: to_input(world, name, x, CPU).contiguous().numpy() for name, x in table.inputs.items()}
     for build in context.inputs["compile"].facts["builds"] if "compile" in context.inputs else ():

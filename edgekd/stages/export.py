@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from numpy.typing import NDArray
 from edgekd.errors import ParityError
 from edgekd.export import parity
 from edgekd.export.flavours import clip_activations, tensorrt_violations, to_uint8
-from edgekd.export.onnx_file import load, save, stored_bytes, write_onnx
+from edgekd.export.onnx_file import load, save, write_onnx
 from edgekd.quantize.quantizer import QuantizedNetwork, convert
 from edgekd.stages.context import Context
-from edgekd.stages.networks import example_inputs, load_model, make_world
+from edgekd.stages.networks import CPU, example_inputs, load_model, make_world
 from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import ExportStage
 from edgekd.train.batches import to_input
@@ -69,8 +70,6 @@ def _write(context: Context, model: Model, network: torch.nn.Module, path: Path,
 
 def _metadata(context: Context, flavour: str) -> dict[str, str]:
     """What a device needs to feed the network and to name its answers. No paths, nothing of this machine."""
-    import json
-
     common = context.common
     preprocessing = {
         name: {"scale": n.scale, "mean": list(n.mean), "std": list(n.std)}
@@ -92,8 +91,7 @@ def _parity_feeds(context: Context, samples: int) -> Arrays:
     table = data.load("validation" if data.counts().get("validation") else "train")
     rows = table.take(torch.arange(min(samples, len(table))))
     world = make_world(context.common, tables={})
-    cpu = torch.device("cpu")
-    return {name: to_input(world, name, x, cpu).contiguous().numpy() for name, x in rows.inputs.items()}
+    return {name: to_input(world, name, x, CPU).contiguous().numpy() for name, x in rows.inputs.items()}
 
 
 @torch.no_grad()
@@ -112,7 +110,5 @@ def _checked(context: Context, path: Path, model: str, flavour: str, expected: A
     return {
         "model": model,
         "flavour": flavour,
-        "inputs": {name: list(x.shape[1:]) for name, x in feeds.items()},
-        "stored_bytes": stored_bytes(load(path)),
         "parity": found.facts(),
     }

@@ -132,8 +132,7 @@ def metrics(scores: Mapping[str, Score], split: str) -> list[dict[str, Any]]:
 
 def data_facts(common: Common) -> dict[str, Any]:
     """What a report says of the data, so that a cached run need not open it."""
-    names = {name: list(info.names) for name, info in common.data.classes().items() if info.names}
-    return {"n": common.data.counts(), "classes": names}
+    return {"n": common.data.counts()}
 
 
 def _defaults(common: Common) -> dict[str, Any]:

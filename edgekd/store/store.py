@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,11 +120,12 @@ class Store:
         return self.root / "caches" / kind / key
 
     @contextlib.contextmanager
-    def locked(self, key: str, *, timeout_s: float) -> Iterator[None]:
+    def locked(self, key: str, *, timeout_s: float, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
         """Hold a key, so that two runs on one store never build it both."""
         with lock(
             self.root / "locks" / key,
             timeout_s=timeout_s,
+            on_wait=on_wait,
             holder_hint="another run builds this; wait for it, or use another --store",
         ):
             yield

@@ -14,6 +14,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class Reference:
     argument: str | None = None
 
 
+@cache
 def parse(text: str) -> Reference:
     """Parse a reference; raises ConfigError for text of another form."""
     match = _FORM.match(text)

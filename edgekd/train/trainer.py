@@ -96,7 +96,7 @@ def _add_kept(world: World, phase: Phase) -> None:
 
 
 def _restore_networks(world: World, progress: Progress) -> None:
-    """Models as the last finished phase left them; matters when every phase was finished before a restart."""
+    """Every model that was touched, as the checkpoint has it."""
     for name, state in progress.networks.items():
         if name in world.models:
             world.models[name].network.load_state_dict(state)

@@ -12,7 +12,7 @@ import pytest
 
 from edgekd.cli.main import run as edgekd
 
-FILE = """\
+MICRO = """\
 name: micro
 data:
   digits: {}
@@ -26,8 +26,10 @@ stages:
   - evaluate: {}
 targets:
   ort: {runtime: onnxruntime}
-gates:
-  - {measure: metric_drop, of: quantized, against: teacher, max: "50 pt"}
+"""
+FILE = f"""\
+{MICRO}gates:
+  - {{measure: metric_drop, of: quantized, against: teacher, max: "50 pt"}}
 """
 TEACHER = "  - teacher: {model: convnet, args: {width: 4, depth: 3}, epochs: 1}\n"
 

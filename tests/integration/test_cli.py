@@ -14,6 +14,7 @@ from typing import Any
 import jsonschema
 import pytest
 import typer
+from mistakes import MICRO
 
 import edgekd
 from edgekd.cli.main import COMMANDS
@@ -42,21 +43,6 @@ atexit.register(show)
 from edgekd.cli.main import run
 run()
 """
-FILE = """\
-name: micro
-data:
-  digits: {}
-  limit: {train: 64, validation: 32, test: 32}
-train: {batch: 32, precision: f32}
-stages:
-  - teacher: {model: convnet, args: {width: 4, depth: 3}, epochs: 1}
-  - quantize: {}
-  - export: {}
-  - compile: {}
-  - evaluate: {}
-targets:
-  ort: {runtime: onnxruntime}
-"""
 
 
 def call(folder: Path, *words: str, program: tuple[str, ...] = ("-m", "edgekd"), **environment: str) -> Any:
@@ -78,7 +64,7 @@ def loaded(folder: Path, *words: str) -> tuple[int, set[str]]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the chain ran once."""
     folder = tmp_path_factory.mktemp("finished")
-    (folder / "p.yaml").write_text(FILE)
+    (folder / "p.yaml").write_text(MICRO)
     done = call(folder, "run", "p.yaml")
     assert done.returncode == 0, done.stderr
     return folder
@@ -100,7 +86,7 @@ def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
 
 
 def test_a_config_error_loads_nothing_heavy(tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text(FILE.replace("batch", "bacth"))
+    (tmp_path / "p.yaml").write_text(MICRO.replace("batch", "bacth"))
     for command in ("run", "plan"):
         code, modules = loaded(tmp_path, command, "p.yaml")
         assert code == 2
@@ -138,7 +124,7 @@ def test_a_json_log_is_one_object_a_line(finished: Path) -> None:
 
 def test_the_store_is_that_of_the_flag_else_of_the_environment(finished: Path, tmp_path: Path) -> None:
     store = str(finished / ".edgekd/store")
-    (tmp_path / "p.yaml").write_text(FILE)
+    (tmp_path / "p.yaml").write_text(MICRO)
     for words, environment in ((["--store", store], {}), ([], {"EDGEKD_STORE": store})):
         done = call(tmp_path, "plan", "p.yaml", "--json", *words, **environment)
         assert {row["state"] for row in json.loads(done.stdout)["stages"]} == {"cached"}
@@ -156,7 +142,7 @@ def test_run_in_json_prints_the_report_and_nothing_else(finished: Path) -> None:
 
 
 def test_a_failed_run_in_json_prints_its_report(tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text(FILE.replace("convnet, args: {width: 4, depth: 3}", "nomodule:make"))
+    (tmp_path / "p.yaml").write_text(MICRO.replace("convnet, args: {width: 4, depth: 3}", "nomodule:make"))
     done = call(tmp_path, "run", "p.yaml", "--json")
     report = json.loads(done.stdout)
     assert (done.returncode, report["status"], report["exit_code"]) == (2, "failed", 2)
@@ -192,7 +178,7 @@ def test_list_stages_prints_every_option_with_its_help(tmp_path: Path) -> None:
 
 
 def _stages() -> list[str]:
-    return re.findall(r"^  - (\w+):", FILE, re.MULTILINE)
+    return re.findall(r"^  - (\w+):", MICRO, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

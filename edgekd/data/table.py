@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,10 @@ class Table:
             {name: t[rows] for name, t in self.targets.items()},
             self.ids[rows],
         )
+
+    def batches(self, groups: Iterable[Tensor]) -> Iterator[Table]:
+        """The tables of several groups of rows, one after the other."""
+        return map(self.take, groups)
 
 
 @dataclass(frozen=True)

@@ -43,15 +43,24 @@ class Views:
 
     def own(self, ids: Tensor) -> Tensor:
         """The distinct views that each sample has for itself, whatever the seed: ids (N,) to int64 (N, per_sample)."""
-        return self._own(ids[:, None], torch.arange(self.per_sample, device=ids.device)[None, :])
+        return self.at(ids[:, None], torch.arange(self.per_sample, device=ids.device)[None, :])
 
     def choose(self, epoch: int, ids: Tensor) -> Tensor:
         """The view of each sample in an epoch, one of its own, drawn by (seed, epoch, id): ids (N,) to int64 (N,)."""
-        return self._own(ids, self.slot(epoch, ids))
+        return self.at(ids, self.slot(epoch, ids))
 
     def slot(self, epoch: int, ids: Tensor) -> Tensor:
         """Which of its own views a sample sees in an epoch: ids (N,) to int64 (N,), each below `per_sample`."""
         return hash_counter(self._seed, "view", epoch, ids) % self.per_sample
+
+    def at(self, ids: Tensor, slots: Tensor) -> Tensor:
+        """The view in each slot of a sample's own: ids and slots, int64 (N,), to int64 (N,)."""
+        # A stride that shares no factor with `count` makes start + slots * stride distinct for all slots; the fixed
+        # shuffle spreads what would be neighbouring places.
+        order, strides = self._order.to(ids.device), self._strides.to(ids.device)
+        start = hash_counter(_VIEW_SEED, "start", 0, ids) % self.count
+        stride = strides[hash_counter(_VIEW_SEED, "stride", 0, ids) % len(strides)]
+        return order[(start + slots * stride) % self.count]
 
     def apply(self, x: Tensor, view: Tensor) -> Tensor:
         """Show each sample in its view.
@@ -74,11 +83,3 @@ class Views:
         pixels = (rows[:, :, None] * (width + 2 * self._crop) + columns[:, None, :]).view(n, 1, -1)
         padded = functional.pad(x, (self._crop,) * 4).flatten(2)
         return padded.gather(2, pixels.expand(-1, channels, -1)).view(x.shape)
-
-    def _own(self, ids: Tensor, k: Tensor) -> Tensor:
-        # A stride that shares no factor with `count` makes start + k * stride distinct for all k; the fixed shuffle
-        # spreads what would be neighbouring places.
-        order, strides = self._order.to(ids.device), self._strides.to(ids.device)
-        start = hash_counter(_VIEW_SEED, "start", 0, ids) % self.count
-        stride = strides[hash_counter(_VIEW_SEED, "stride", 0, ids) % len(strides)]
-        return order[(start + k * stride) % self.count]

@@ -15,7 +15,7 @@ from edgekd.quantize.quantizer import calibrate, prepare
 from edgekd.quantize.settings import QuantizationSettings
 from edgekd.tasks import HeadSettings
 from edgekd.tasks.task import task_named
-from edgekd.train.batches import to_input
+from edgekd.train.feed import to_input
 from edgekd.train.world import Model, Move, Optim, Phase, Watch, World
 
 _CALIBRATION_BATCH = 64

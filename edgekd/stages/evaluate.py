@@ -19,8 +19,8 @@ from edgekd.stages.networks import CPU, data_facts, load_model, make_world, metr
 from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import EvaluateStage
 from edgekd.tasks.task import Score, task_named
-from edgekd.train.batches import to_input
 from edgekd.train.evaluate import outputs, score_outputs
+from edgekd.train.feed import to_input
 from edgekd.train.world import World
 
 

@@ -18,7 +18,7 @@ from edgekd.stages.context import Context
 from edgekd.stages.networks import CPU, example_inputs, load_model, make_world
 from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import ExportStage
-from edgekd.train.batches import to_input
+from edgekd.train.feed import to_input
 from edgekd.train.world import Model, named_outputs
 
 Arrays = dict[str, NDArray[Any]]

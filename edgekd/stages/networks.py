@@ -19,7 +19,7 @@ from edgekd.models.weights import apply_state, load_state, save_state
 from edgekd.stages.context import Common, Context
 from edgekd.store import Artifact
 from edgekd.tasks.task import Score, task_named
-from edgekd.train.batches import to_input
+from edgekd.train.feed import to_input
 from edgekd.train.world import Model, World, named_outputs
 
 WEIGHTS = "weights.safetensors"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from edgekd.data.table import Table
 from edgekd.tasks.task import Score, task_named
-from edgekd.train.batches import to_input
+from edgekd.train.feed import to_input
 from edgekd.train.world import World
 
 _BATCH = 256

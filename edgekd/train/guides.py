@@ -13,9 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from edgekd.data.table import Table
-from edgekd.data.views import Views
-from edgekd.train.batches import training_batch
+from edgekd.train.feed import Batch, Feed
 from edgekd.train.precision import autocast
 from edgekd.train.world import World
 
@@ -37,42 +35,34 @@ class CachedGuide:
     """A frozen model of the world that is asked through a cache, for one phase."""
 
     def __init__(
-        self,
-        world: World,
-        name: str,
-        cache: OutputCache,
-        table: Table,
-        views: Views,
-        device: torch.device,
-        precision: str,
+        self, world: World, name: str, cache: OutputCache, feed: Feed, device: torch.device, precision: str
     ) -> None:
-        self._world, self._name, self._cache, self._table = world, name, cache, table
-        self._views, self._device, self._precision = views, device, precision
-        self._order, self._slots = torch.empty(0), torch.empty(0)
-        self._epoch = 0
+        self._world, self._name, self._cache, self._feed = world, name, cache, feed
+        self._device, self._precision = device, precision
 
-    def start_epoch(self, epoch: int, order: Tensor) -> None:
-        """The order in which this epoch visits the rows of the table: what is ahead is known."""
-        self._epoch, self._order = epoch, order
-        self._slots = self._views.slot(epoch, self._table.ids[order])
-
-    def outputs(self, start: int, stop: int) -> dict[str, Tensor]:
-        """Outputs for the rows at positions start..stop of the epoch, on the training device."""
-        ids, slots = self._table.ids[self._order[start:stop]], self._slots[start:stop]
+    def outputs(self, batch: Batch, start: int) -> dict[str, Tensor]:
+        """Outputs for a batch, which begins at a position of the epoch, on the training device."""
+        stop = start + len(next(iter(batch.values())))
+        ids, slots = self._feed.ids[start:stop], self._feed.slots[start:stop]
+        missing = self._cache.missing(ids, slots)
+        if bool(missing.all()):
+            self._compute(batch, torch.arange(start, stop))
         while bool(self._cache.missing(ids, slots).any()):
             self._fill(start, stop - start)
         return {name: value.to(self._device) for name, value in self._cache.read(ids, slots).items()}
 
-    @torch.no_grad()
     def _fill(self, start: int, count: int) -> None:
         """Compute the next `count` misses from `start` on, topped up by rows that are known if the epoch has fewer."""
-        ahead = self._table.ids[self._order[start:]]
-        positions = start + torch.nonzero(self._cache.missing(ahead, self._slots[start:])).flatten()[:count]
+        feed = self._feed
+        positions = start + torch.nonzero(self._cache.missing(feed.ids[start:], feed.slots[start:])).flatten()[:count]
         if len(positions) < count:
-            known = torch.arange(len(self._order))[: count - len(positions)]
+            known = torch.arange(len(feed.ids))[: count - len(positions)]
             positions = torch.cat([positions, known])
-        rows = self._table.take(self._order[positions])
-        batch = training_batch(self._world, rows, self._views, self._epoch, self._device)
+        self._compute(feed.batch(positions), positions)
+
+    @torch.no_grad()
+    def _compute(self, batch: Batch, positions: Tensor) -> None:
         with autocast(self._precision, self._device):
             outputs = self._world.models[self._name](batch)
-        self._cache.write(rows.ids, self._slots[positions], {name: value.float() for name, value in outputs.items()})
+        kept = {name: value.float() for name, value in outputs.items()}
+        self._cache.write(self._feed.ids[positions], self._feed.slots[positions], kept)

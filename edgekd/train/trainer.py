@@ -23,9 +23,9 @@ from edgekd.data.table import Table
 from edgekd.data.views import Views, permutation
 from edgekd.errors import ConfigError, TrainingError
 from edgekd.train import checkpoint
-from edgekd.train.batches import training_batch
 from edgekd.train.checkpoint import Progress
 from edgekd.train.evaluate import score
+from edgekd.train.feed import Feed
 from edgekd.train.guides import CachedGuide, OutputCache
 from edgekd.train.knowledge import knowledge_named
 from edgekd.train.learning import Learner
@@ -123,6 +123,7 @@ class _PhaseRun:
             for move in phase.moves
         ]
         self.references = _references(phase)
+        self.feed = Feed(world, self.table, run.views, run.device)
         self.guides = self._cached_guides()
         self.known: dict[str, dict[str, Tensor]] = {}
 
@@ -165,20 +166,16 @@ class _PhaseRun:
         names = (self.run.caches.keys() & self.world.models.keys() & read) - self.phase.learners() - inside
         run = self.run
         return {
-            name: CachedGuide(self.world, name, run.caches[name], self.table, run.views, run.device, run.precision)
+            name: CachedGuide(self.world, name, run.caches[name], self.feed, run.device, run.precision)
             for name in sorted(names)
         }
 
     def _epoch(self, epoch: int, taps: Taps) -> dict[str, float]:
         order = permutation(self.run.seed, f"order/{self.index}", epoch, len(self.table))
-        for guide in self.guides.values():
-            guide.start_epoch(epoch, order)
+        self.feed.start_epoch(epoch, order)
         sums: dict[str, Tensor] = {}
-        for step in range(self.steps):
-            start, stop = step * self.batch, (step + 1) * self.batch
-            rows = order[start:stop]
-            self.known = {name: guide.outputs(start, stop) for name, guide in self.guides.items()}
-            batch = training_batch(self.world, self.table.take(rows), self.run.views, epoch, self.run.device)
+        for step, batch in enumerate(self.feed.batches([self.batch] * self.steps)):
+            self.known = {name: guide.outputs(batch, step * self.batch) for name, guide in self.guides.items()}
             for number, move in enumerate(self.phase.moves):
                 if step % move.every == 0:
                     self._move(number, move, batch, taps, epoch, step, sums)

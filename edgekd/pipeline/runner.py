@@ -181,10 +181,10 @@ class _Run:
         assert self.planner is not None and step.key is not None
         kind = KINDS[step.entry.name]
         module, _, name = kind.function.partition(":")
-        if "torch" in kind.packages and self.pipeline.settings.train.threads:
-            import torch
+        if "torch" in kind.packages:
+            from edgekd.train.precision import use_threads
 
-            torch.set_num_threads(self.pipeline.settings.train.threads)
+            use_threads(self.pipeline.settings.train)
         function = getattr(importlib.import_module(module), name)
         with self.store.publish(step.key) as draft:
             draft.record.update(stage=step.entry.name, pipeline=self.pipeline.settings.name, created=time.time())

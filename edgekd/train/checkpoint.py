@@ -25,8 +25,10 @@ class Progress:
     curves: list[dict[str, Any]] = field(default_factory=list)
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)
     learners: list[list[dict[str, Any]]] = field(default_factory=list)
+    scalers: list[dict[str, Any]] = field(default_factory=list)
     best: float | None = None
     kept: dict[str, Any] | None = None
+    stale: int = 0
 
 
 def save(progress: Progress, folder: Path) -> None:

@@ -26,6 +26,10 @@ class Feed:
         self._world, self._table, self._views, self._device = world, table, views, device
         self._rows = self.ids = self.slots = torch.empty(0, dtype=torch.int64)
 
+    def columns(self) -> set[str]:
+        """Names that a batch holds."""
+        return {*self._world.normalization, *self._table.inputs, *self._table.targets}
+
     def start_epoch(self, epoch: int, rows: Tensor) -> None:
         """The rows of the table that this epoch visits, int64 (M,), in this order."""
         self._rows, self.ids = rows, self._table.ids[rows]

@@ -32,12 +32,12 @@ class OutputCache(Protocol):
 
 
 class CachedGuide:
-    """A frozen model of the world that is asked through a cache, for one phase."""
+    """A frozen model of the world that is asked through a cache, for one phase; it sees `rows` rows at once."""
 
     def __init__(
-        self, world: World, name: str, cache: OutputCache, feed: Feed, device: torch.device, precision: str
+        self, world: World, name: str, cache: OutputCache, feed: Feed, device: torch.device, precision: str, rows: int
     ) -> None:
-        self._world, self._name, self._cache, self._feed = world, name, cache, feed
+        self._world, self._name, self._cache, self._feed, self._rows = world, name, cache, feed, rows
         self._device, self._precision = device, precision
 
     def outputs(self, batch: Batch, start: int) -> dict[str, Tensor]:
@@ -48,21 +48,20 @@ class CachedGuide:
         if bool(missing.all()):
             self._compute(batch, torch.arange(start, stop))
         while bool(self._cache.missing(ids, slots).any()):
-            self._fill(start, stop - start)
+            self._fill(start)
         return {name: value.to(self._device) for name, value in self._cache.read(ids, slots).items()}
 
-    def _fill(self, start: int, count: int) -> None:
-        """Compute the next `count` misses from `start` on, topped up by rows that are known if the epoch has fewer."""
-        feed = self._feed
+    def _fill(self, start: int) -> None:
+        """Compute a batch of misses from `start` on, topped up by rows that are known if the epoch has fewer."""
+        feed, count = self._feed, self._rows
         positions = start + torch.nonzero(self._cache.missing(feed.ids[start:], feed.slots[start:])).flatten()[:count]
         if len(positions) < count:
             known = torch.arange(len(feed.ids))[: count - len(positions)]
             positions = torch.cat([positions, known])
         self._compute(feed.batch(positions), positions)
 
-    @torch.no_grad()
     def _compute(self, batch: Batch, positions: Tensor) -> None:
         with autocast(self._precision, self._device):
-            outputs = self._world.models[self._name](batch)
+            outputs = self._world.models[self._name].answer(batch, self._rows)
         kept = {name: value.float() for name, value in outputs.items()}
         self._cache.write(self._feed.ids[positions], self._feed.slots[positions], kept)

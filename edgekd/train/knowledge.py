@@ -23,6 +23,7 @@ class Knowledge:
 
     name: str
     function: Callable[..., Tensor]
+    coupled: bool = False
 
 
 _TABLE: dict[str, Knowledge] = {

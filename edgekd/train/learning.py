@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.amp import GradScaler
 
 from edgekd.errors import TrainingError
+from edgekd.train.lion import Lion
 from edgekd.train.world import Follow, Model, Optim, World
+
+_ONE_CYCLE_RISE = 0.3  # share of the steps in which the rate rises
+_ONE_CYCLE_START, _ONE_CYCLE_END = 1 / 25, 1e-4  # shares of the peak
 
 
 class Learner:
@@ -24,9 +30,13 @@ class Learner:
         """Learning rate of a step of the phase: linear warm-up, then the schedule."""
         rule = self.rule
         assert isinstance(rule, Optim)
+        if rule.schedule == "one_cycle":
+            return rule.lr * _one_cycle(step / self.steps)
         warmup = rule.warmup * self.steps_per_epoch
         if step < warmup:
             return rule.lr * (step + 1) / (warmup + 1)
+        if rule.schedule == "step":
+            return rule.lr * rule.gamma ** sum(step >= share * self.steps for share in rule.milestones)
         if rule.schedule == "constant":
             return rule.lr
         progress = (step - warmup) / max(self.steps - warmup, 1)
@@ -37,7 +47,7 @@ class Learner:
         if self.optimizer is not None:
             self.optimizer.zero_grad(set_to_none=True)
 
-    def step(self, world: World, step: int) -> None:
+    def step(self, world: World, step: int, scaler: GradScaler) -> None:
         """Apply the gradients of this step, or move towards the followed model."""
         if isinstance(self.rule, Follow):
             _follow(self.model, world.models[self.rule.source], self.rule.decay)
@@ -46,8 +56,9 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         if self.rule.clip is not None:
+            scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.network.parameters(), self.rule.clip)
-        self.optimizer.step()
+        scaler.step(self.optimizer)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -57,6 +68,17 @@ class Learner:
         """Take up a checkpoint's state."""
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state)
+
+
+def _one_cycle(progress: float) -> float:
+    """Share of the peak rate: up by a cosine, then down to almost nothing (Smith and Topin 2019)."""
+
+    def between(start: float, end: float, at: float) -> float:
+        return end + (start - end) * 0.5 * (1 + math.cos(math.pi * at))
+
+    if progress < _ONE_CYCLE_RISE:
+        return between(_ONE_CYCLE_START, 1.0, progress / _ONE_CYCLE_RISE)
+    return between(1.0, _ONE_CYCLE_END, (progress - _ONE_CYCLE_RISE) / (1 - _ONE_CYCLE_RISE))
 
 
 def _optimizer(network: nn.Module, rule: Optim) -> torch.optim.Optimizer:
@@ -70,9 +92,19 @@ def _optimizer(network: nn.Module, rule: Optim) -> torch.optim.Optimizer:
             "the network has no parameter that learns",
             hint="set requires_grad on those that should, or leave out training",
         )
-    if rule.name == "adamw":
-        return torch.optim.AdamW(groups, lr=rule.lr)
-    return torch.optim.SGD(groups, lr=rule.lr, momentum=rule.momentum, nesterov=rule.momentum > 0)
+    if rule.name == "sgd":
+        return torch.optim.SGD(groups, lr=rule.lr, momentum=rule.momentum, nesterov=rule.momentum > 0)
+    return _ADAPTIVE[rule.name](groups, lr=rule.lr)
+
+
+_ADAPTIVE: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": lambda groups, lr: torch.optim.NAdam(groups, lr=lr, decoupled_weight_decay=True),
+    "radam": lambda groups, lr: torch.optim.RAdam(groups, lr=lr, decoupled_weight_decay=True),
+    "rmsprop": torch.optim.RMSprop,
+    "lion": Lion,
+}
 
 
 @torch.no_grad()

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
+from edgekd.train.distributed import current, local_device
 from edgekd.train.settings import TrainSettings
+
+_SMALL_MACHINE = 4
+_MOST_THREADS = 8
+# CUDA graphs pay where launching kernels takes longer than running them, and compiling takes a minute or two.
+_SMALL_NETWORK = 20_000_000
+_LONG_PHASE = 10_000
 
 
 def choose_device(settings: TrainSettings) -> torch.device:
-    """cuda when asked for or (auto) found, else the CPU."""
-    if settings.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(settings.device)
+    """cuda when asked for or (auto) found, a GPU of its own for each process of a machine; else the CPU."""
+    if settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda", local_device())
+    return torch.device("cpu")
 
 
 def choose_precision(settings: TrainSettings, device: torch.device) -> str:
@@ -26,11 +38,54 @@ def choose_precision(settings: TrainSettings, device: torch.device) -> str:
     return "bf16" if _cpu_has_bf16() else "f32"
 
 
+def use_threads(settings: TrainSettings) -> None:
+    """Give this process its threads by the rule in the settings; 0 leaves it to torch."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = settings.threads
+    if threads == "auto":
+        threads = threads_for(cores, current().count)
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def threads_for(cores: int, processes: int) -> int:
+    """The rule for `threads: auto`."""
+    return 1 if cores <= _SMALL_MACHINE else max(min(cores // 4, _MOST_THREADS) // processes, 1)
+
+
+def choose_compile(setting: str, device: torch.device, *, alone: bool, parameters: int, steps: int) -> str:
+    """off, default or graphs for a phase.
+
+    Args:
+        alone: one process and no accumulation; graphs keep gradients in memory of their own.
+        parameters: those of the largest network that runs.
+        steps: steps of the phase.
+    """
+    if setting != "auto":
+        return setting
+    tools = importlib.util.find_spec("triton") is not None and shutil.which("cc") is not None
+    pays = device.type == "cuda" and parameters <= _SMALL_NETWORK and steps >= _LONG_PHASE
+    return "graphs" if pays and alone and tools else "off"
+
+
+@contextlib.contextmanager
+def compiled(networks: Iterable[nn.Module], mode: str) -> Iterator[None]:
+    """Inside, these networks run compiled; outside, and where `torch.compiler.set_stance` says so, as they were."""
+    networks = list(networks) if mode != "off" else []
+    for network in networks:
+        network.compile(mode="reduce-overhead" if mode == "graphs" else None)
+    try:
+        yield
+    finally:
+        for network in networks:
+            network._compiled_call_impl = None  # what `compile` sets; torch has no call that takes it back
+
+
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """The context in which forward passes run."""
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+    if precision == "f32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 def _cpu_has_bf16() -> bool:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from edgekd.errors import ConfigError
@@ -67,6 +66,11 @@ class Taps:
 
         return record
 
+    @property
+    def installed(self) -> bool:
+        """Whether any submodule is tapped."""
+        return bool(self._handles)
+
     def close(self) -> None:
         """Take the hooks off again."""
         for handle in self._handles:
@@ -74,7 +78,10 @@ class Taps:
 
 
 class Values:
-    """Values of references in one step; each model runs once per input, however often it is named."""
+    """Values of references in one step; each model runs once per input, however often it is named.
+
+    `rows`: how many rows guides see at once, however few the batch has (Model.answer).
+    """
 
     def __init__(
         self,
@@ -83,7 +90,9 @@ class Values:
         batch: Mapping[str, Tensor],
         learners: set[str],
         known: Mapping[str, dict[str, Tensor]],
+        rows: int = 0,
     ) -> None:
+        self._rows = rows
         self._world, self._taps, self._batch, self._learners = world, taps, batch, learners
         # What frozen models say of this batch, where a cache knows it already.
         self._outputs: dict[tuple[str, str | None], dict[str, Tensor]] = {(n, None): o for n, o in known.items()}
@@ -110,11 +119,11 @@ class Values:
             model = self._world.models[name]
             feeds = self._batch if argument is None else {**self._batch, model.inputs[0]: self._batch[argument]}
             # Guides are derived, never declared: gradients are recorded only where something learns.
-            with torch.set_grad_enabled(name in self._learners):
-                self._outputs[key] = model(feeds)
+            self._outputs[key] = model(feeds) if name in self._learners else model.answer(feeds, self._rows)
+            count = len(feeds[model.inputs[0]])
             for (owner, path, given), value in self._taps.seen.items():
                 if owner == name:
-                    self._tapped[name, argument, path, given] = value
+                    self._tapped[name, argument, path, given] = value[:count]
         return self._outputs[key]
 
 

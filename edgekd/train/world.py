@@ -33,6 +33,27 @@ class Model:
         """Named inputs, each (N, ..), to named outputs; the network itself is called by position."""
         return named_outputs(self.network(*(feeds[name] for name in self.inputs)), self.outputs)
 
+    @torch.no_grad()
+    def answer(self, feeds: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+        """The outputs of a network that guides, for feeds of at most `rows` rows.
+
+        The last bits of a row may depend on how many there are, so a guide always sees `rows` of them: a batch that is
+        a little shorter is filled up with its own first rows.
+        """
+        inputs = [feeds[name] for name in self.inputs]
+        count = len(inputs[0])
+        if count < rows:
+            places = torch.arange(rows, device=inputs[0].device) % count
+            inputs = [_in_layout(x[places], like=x) for x in inputs]
+        outputs = named_outputs(self.network(*inputs), self.outputs)
+        return {name: value[:count] for name, value in outputs.items()} if count < rows else outputs
+
+
+def _in_layout(x: Tensor, *, like: Tensor) -> Tensor:
+    """Indexing forgets channels-last, and another layout is another kernel."""
+    last = like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last) if last else x
+
 
 def named_outputs(result: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
     """What a network returned (a tensor, a tuple, a dictionary) as a dictionary by output names."""
@@ -79,11 +100,16 @@ class Term:
 
 @dataclass(frozen=True)
 class Optim:
-    """A model learns by gradient: optimizer, peak learning rate, schedule over the phase, weight decay, clipping."""
+    """A model learns by gradient: optimizer, peak learning rate, schedule over the phase, weight decay, clipping.
+
+    `warmup` is in epochs; `milestones` are shares of the phase at which the step schedule multiplies by `gamma`.
+    """
 
     name: str = "sgd"
     lr: float = 0.1
     schedule: str = "cosine"
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
     warmup: float = 0.0
     weight_decay: float = 0.0
     momentum: float = 0.9
@@ -109,11 +135,15 @@ class Move:
 
 @dataclass(frozen=True)
 class Watch:
-    """Score a model on a table after each epoch; the best state is kept under the name `keep`."""
+    """Score a model on a table after each epoch; the best state is kept under the name `keep`.
+
+    `patience`: the phase ends after so many epochs in a row without a better score.
+    """
 
     model: str
     table: str = "validation"
     keep: str | None = None
+    patience: int | None = None
 
 
 class Edit(Protocol):

@@ -1,200 +1,198 @@
-"""Images per second of a distillation step on one core: a plain loop, edgekd cold and warm, the student alone.
+"""CPU time of a distillation step: the loops of others, edgekd with a cold and a warm cache, the student alone.
 
-    python benchmarks/train_speed.py [--parquet FOLDER] [--rounds 5] [--images 640] [--json FILE]
+    python benchmarks/train_speed.py [--parquet FOLDER] [--rounds 5] [--images 640] [--workers 1] [--json FILE]
 
-One interleaved run: every round takes each arm once, in another order, on the same images; CPU time per image, medians
-and ratios of medians. The plain loop is what known libraries do: float32, NCHW, JPEG decoded and augmented by Pillow
-for every step, the teacher live. Without --parquet the images are noise, encoded as JPEG.
+Every arm has a process of its own, as it has in life, with one torch thread. Only one works at a time: every round
+takes each arm once, in another order, on the same images. What counts is CPU time (user + system) per image, that of
+the arm's DataLoader workers included, by their CPU clocks; medians and ratios of medians. The first round warms up.
+
+The plain loop and torchdistill are float32, NCHW, and decode and augment JPEG or PNG with Pillow for every step, the
+teacher live (plain_loop.py). torchdistill is left out where it does not import; the JSON then says why. Without
+--parquet the images are noise, encoded as JPEG.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
+import contextlib
 import json
+import multiprocessing
 import os
 import random
+import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
+import our_loop
 import torch
-from PIL import Image, ImageOps
-from torch import nn
+from plain_loop import CPU, PAIRS, Epoch, Samples, network, plain, samples, torchdistill
 
 from edgekd.bench.machine import environment
-from edgekd.data.settings import AugmentSettings
-from edgekd.data.table import Normalization, Table
-from edgekd.data.views import Views
-from edgekd.distill.knowledge import kd
-from edgekd.distill.schemes.offline import offline, supervised
-from edgekd.distill.settings import DistillationSettings
-from edgekd.distill.teacher_cache import Head, TeacherCache, open_cache
-from edgekd.models.resolve import build
-from edgekd.store import Store
-from edgekd.tasks import heads_of
-from edgekd.train.precision import choose_precision
-from edgekd.train.settings import TrainSettings
-from edgekd.train.trainer import Run, train
-from edgekd.train.world import Model, Optim, World
 
-PAIRS = [("resnet32x4", "resnet8x4"), ("resnet56", "resnet20")]
 BATCH = 64
-HEADS = heads_of("classification", ("label",))
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-CPU = torch.device("cpu")
-AUGMENT = AugmentSettings(crop=4, flip=True, views=16)
-Samples = list[tuple[bytes, int]]
+Pair = tuple[str, str]
 
 
-def samples(folder: Path | None, count: int) -> Samples:
-    """Encoded images with labels."""
-    if folder is not None:
-        from pyarrow import parquet
-
-        table = parquet.read_table(folder / "train.parquet").slice(0, count)
-        return [(row["img"]["bytes"], row["label"]) for row in table.to_pylist()]
-    rng = np.random.default_rng(0)
-    found = []
-    for i in range(count):
-        buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(buffer, "JPEG", quality=90)
-        found.append((buffer.getvalue(), i % 10))
-    return found
+def plain_arm(pair: Pair, rows: Samples, workers: int, folder: Path) -> Epoch:
+    return plain(network(pair[0], 0), network(pair[1], 1), rows, batch=BATCH, workers=workers)
 
 
-class Encoded(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
-    """Images decoded and augmented by Pillow when they are asked for."""
-
-    def __init__(self, rows: Samples) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        data, label = self.rows[index]
-        image = ImageOps.expand(Image.open(io.BytesIO(data)).convert("RGB"), 4)
-        x, y = random.randrange(9), random.randrange(9)
-        image = image.crop((x, y, x + 32, y + 32))
-        if random.random() < 0.5:
-            image = ImageOps.mirror(image)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)
-        return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1), label
+def torchdistill_arm(pair: Pair, rows: Samples, workers: int, folder: Path) -> Epoch:
+    return torchdistill(network(pair[0], 0), network(pair[1], 1), rows, batch=BATCH, workers=workers)
 
 
-def network(name: str, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return build(name, {}, Path(), {"num_classes": 10, "in_channels": 3, "image_size": 32})
+def distillation(pair: Pair, rows: Samples) -> Callable[..., None]:
+    return partial(our_loop.epochs, network(pair[1], 1), network(pair[0], 0), our_loop.table_of(rows), batch=BATCH)
 
 
-def plain(teacher: nn.Module, student: nn.Module, rows: Samples) -> Callable[[], None]:
-    """One epoch of the loop that everyone writes."""
-    loader = torch.utils.data.DataLoader(Encoded(rows), batch_size=BATCH, shuffle=True, drop_last=True)
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    teacher.eval()
-
-    def epoch() -> None:
-        student.train()
-        for x, y in loader:
-            with torch.no_grad():
-                target = teacher(x)
-            logits = student(x)
-            loss = 0.1 * nn.functional.cross_entropy(logits, y) + 0.9 * kd(logits, target, temperature=4.0)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss.item()
-
-    return epoch
+def live_arm(pair: Pair, rows: Samples, workers: int, folder: Path) -> Epoch:
+    return distillation(pair, rows)
 
 
-def table_of(rows: Samples) -> Table:
-    pixels = np.stack([np.array(Image.open(io.BytesIO(data)).convert("RGB")) for data, _ in rows])
-    image = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-    return Table({"image": image}, {"label": torch.tensor([label for _, label in rows])}, torch.arange(len(rows)))
+def cold_arm(pair: Pair, rows: Samples, workers: int, folder: Path) -> Epoch:
+    """Each epoch begins with an empty cache."""
+    epoch = distillation(pair, rows)
+    return lambda: epoch(cache=our_loop.new_cache(len(rows), Path(tempfile.mkdtemp(dir=folder))))
 
 
-def ours(teacher: nn.Module, student: nn.Module, table: Table, *, distil: bool, cache: TeacherCache | None) -> None:
-    """One epoch of edgekd's trainer."""
-    world = World({"student": Model(student, ("image",), ("logits",))}, {"train": table}, HEADS)
-    world.normalization = {"image": Normalization(MEAN, STD, 1 / 255)}
-    optim = Optim("sgd", lr=0.05, weight_decay=5e-4)
-    phases = supervised("student", HEADS, optim, 1, None)
-    if distil:
-        world.models["teacher"] = Model(teacher.eval(), ("image",), ("logits",))
-        phases = offline(HEADS, DistillationSettings(), optim, 1, None)
-    caches = {"teacher": cache} if cache is not None else {}
-    precision = choose_precision(TrainSettings(), CPU)
-    train(world, phases, Run(0, BATCH, CPU, precision, Views(AUGMENT, 0), caches=caches))
+def warm_arm(pair: Pair, rows: Samples, workers: int, folder: Path) -> Epoch:
+    """The first epoch fills the cache; it is the one that warms up."""
+    return partial(distillation(pair, rows), cache=our_loop.new_cache(len(rows), folder))
 
 
-def new_cache(count: int, folder: str) -> TeacherCache:
-    limits: dict[str, Any] = {"samples": count, "views": 16, "max_bytes": 10**10}
-    cache, words = open_cache(Store(Path(folder)), {}, [Head("logits", (10,))], dtype="f32", **limits)
-    if cache is None:
-        raise SystemExit(words)
-    return cache
+def alone_arm(pair: Pair, rows: Samples, workers: int, folder: Path) -> Epoch:
+    return partial(our_loop.epochs, network(pair[1], 1), None, our_loop.table_of(rows), batch=BATCH)
 
 
-def measure(pair: tuple[str, str], rows: Samples, rounds: int) -> dict[str, Any]:
-    """CPU microseconds per image of every arm, one value a round."""
-    table, count = table_of(rows), len(rows) // BATCH * BATCH
-    teacher = network(pair[0], 0)
-    live, cold, warm, alone, loop = (network(pair[1], 1) for _ in range(5))
+ARMS: dict[str, Callable[[Pair, Samples, int, Path], Epoch]] = {
+    "plain loop": plain_arm,
+    "torchdistill": torchdistill_arm,
+    "edgekd, live teacher": live_arm,
+    "edgekd, first epoch": cold_arm,
+    "edgekd, warm cache": warm_arm,
+    "student alone": alone_arm,
+}
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of all that it started: those that ended, and by their clocks those that live."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # The CPU clock of another process, as clock_getcpuclockid(3) makes it from its number.
+    alive = [time.clock_gettime((~child.pid << 3) | 2) for child in multiprocessing.active_children() if child.pid]
+    return time.process_time() + ended.ru_utime + ended.ru_stime + sum(alive)
+
+
+def serve(pipe: Connection, name: str, pair: Pair, rows: Samples, workers: int, folder: Path) -> None:
+    """Be one arm: for every message run an epoch, and answer with its CPU seconds and the page faults."""
+    multiprocessing.set_start_method(None, force=True)  # the platform's own for DataLoaders, not that of this process
+    torch.set_num_threads(1)
+    random.seed(0)
+    try:
+        epoch = ARMS[name](pair, rows, workers, folder)
+    except ImportError as error:
+        pipe.send(f"not run: {str(error).splitlines()[0]}")
+        return
+    pipe.send("ready")
+    while pipe.recv():
+        started, faults = cpu_seconds(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        epoch()
+        pipe.send((cpu_seconds() - started, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults))
+
+
+class Arm:
+    """An arm in its process."""
+
+    def __init__(self, name: str, pair: Pair, rows: Samples, workers: int, folder: Path) -> None:
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=serve, args=(other, name, pair, rows, workers, folder))
+        self._process.start()
+        other.close()
+        self.state: str = self._pipe.recv()
+
+    def epoch(self) -> tuple[float, int]:
+        """CPU seconds and page faults of an epoch."""
+        self._pipe.send(True)
+        found: tuple[float, int] = self._pipe.recv()
+        return found
+
+    def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):  # an arm that has ended
+            self._pipe.send(False)
+        self._process.join()
+
+
+def measure(pair: Pair, rows: Samples, rounds: int, workers: int) -> dict[str, Any]:
+    """CPU microseconds per image and page faults per step of every arm, one value a round."""
+    steps = len(rows) // BATCH
     times: dict[str, list[float]] = {}
+    faults: dict[str, list[int]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        kept = new_cache(len(rows), f"{scratch}/kept")
-        ours(teacher, warm, table, distil=True, cache=kept)
-        arms: dict[str, Callable[[], None]] = {
-            "plain loop": plain(network(pair[0], 0), loop, rows),
-            "edgekd, live teacher": lambda: ours(teacher, live, table, distil=True, cache=None),
-            "edgekd, warm cache": lambda: ours(teacher, warm, table, distil=True, cache=kept),
-            "student alone": lambda: ours(teacher, alone, table, distil=False, cache=None),
-        }
-        for number in range(rounds + 1):
-            fresh = new_cache(len(rows), f"{scratch}/{number}")
-            arms["edgekd, first epoch"] = lambda fresh=fresh: ours(teacher, cold, table, distil=True, cache=fresh)  # type: ignore[misc]
-            for name in random.sample(list(arms), len(arms)):
-                started = time.process_time()
-                arms[name]()
-                if number:  # the first round warms up
-                    times.setdefault(name, []).append(1e6 * (time.process_time() - started) / count)
-    return dict(sorted(times.items()))
+        arms: list[Arm] = []
+        try:
+            for name in ARMS:
+                arms.append(Arm(name, pair, rows, workers, Path(tempfile.mkdtemp(dir=scratch))))
+            ready = [arm for arm in arms if arm.state == "ready"]
+            for number in range(rounds + 1):
+                for arm in random.sample(ready, len(ready)):
+                    seconds, faulted = arm.epoch()
+                    if number:
+                        times.setdefault(arm.name, []).append(1e6 * seconds / (steps * BATCH))
+                        faults.setdefault(arm.name, []).append(faulted // steps)
+        finally:
+            for arm in arms:
+                arm.close()
+    absent = {arm.name: arm.state for arm in arms if arm.state != "ready"}
+    return {"cpu_us_per_image": dict(sorted(times.items())), "page_faults_per_step": faults, **absent}
+
+
+def show(pair: Pair, found: dict[str, Any]) -> None:
+    medians = {name: statistics.median(values) for name, values in found["cpu_us_per_image"].items()}
+    print(f"\n{pair[0]} -> {pair[1]}, batch {BATCH}, one thread")
+    print("  images per CPU second, times the plain loop, cost of a step over the student alone, page faults in a step")
+    for name, value in sorted(medians.items(), key=lambda item: -item[1]):
+        loop, alone = medians["plain loop"] / value, value / medians["student alone"]
+        faults = statistics.median(found["page_faults_per_step"][name])
+        print(f"  {name:<22} {1e6 / value:8.0f}   {loop:5.2f}x   {alone:5.2f}   {faults:8.0f}")
+    if "torchdistill" in found:
+        print(f"  torchdistill: {found['torchdistill']}")
 
 
 def main() -> None:
     """Measure both pairs, print a table, and write JSON with the environment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parquet", type=Path)
+    parser.add_argument("--parquet", type=Path, help="folder with train.parquet: img, label")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=640)
+    parser.add_argument("--workers", type=int, default=1, help="DataLoader workers of the loops of others")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(1)
     random.seed(0)
-    rows = samples(options.parquet, options.images)
-    document: dict[str, Any] = {"batch": BATCH, "rounds": options.rounds, "images": options.images, "threads": 1}
-    document |= {
-        "precision": choose_precision(TrainSettings(), CPU),
-        "environment": environment(("torch",)),
+    rows = samples(options.parquet, options.images // BATCH * BATCH)
+    document: dict[str, Any] = {
+        "batch": BATCH,
+        "rounds": options.rounds,
+        "images": len(rows),
+        "threads": 1,
+        "workers": options.workers,
+        "cpu_time": "process and its DataLoader workers, user + system",
+        "precision": our_loop.precision_on(CPU),
+        "environment": environment(("torch", "torchvision", "torchdistill")),
         "pairs": [],
     }
     for pair in PAIRS:
-        times = measure(pair, rows, options.rounds)
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        print(f"\n{pair[0]} -> {pair[1]}, batch {BATCH}, one thread")
-        print("  images per CPU second, times the plain loop, cost of a step over the student alone")
-        for name, value in sorted(medians.items(), key=lambda item: -item[1]):
-            loop, alone = medians["plain loop"] / value, value / medians["student alone"]
-            print(f"  {name:<22} {1e6 / value:8.0f}   {loop:5.2f}x   {alone:5.2f}")
-        document["pairs"].append({"teacher": pair[0], "student": pair[1], "cpu_us_per_image": times})
+        found = measure(pair, rows, options.rounds, options.workers)
+        show(pair, found)
+        document["pairs"].append({"teacher": pair[0], "student": pair[1], **found})
     if options.json is not None:
         options.json.write_text(json.dumps(document, indent=1) + "\n")
 

@@ -51,9 +51,11 @@ def _stages() -> Rows:
 
 def _knowledge() -> Rows:
     from edgekd.config import describe
-    from edgekd.distill.settings import KdSettings, MseLogitsSettings
+    from edgekd.config.settings import nested
+    from edgekd.distill.settings import KnowledgeSettings
 
-    return [_described("kd", KdSettings, describe), _described("mse_logits", MseLogitsSettings, describe)]
+    fields = KnowledgeSettings.model_fields.items()
+    return [_described(name, inner, describe) for name, field in fields for inner in nested(field.annotation)]
 
 
 def _blocks(name: str, module: str, attribute: str) -> Callable[[], Rows]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -70,22 +71,30 @@ def run(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always, with the exit code of the README.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    code = _exit_code(list(sys.argv[1:] if argv is None else argv))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun started us, as one of several
+        from edgekd.pipeline.processes import leave_with
+
+        leave_with(code)
+    sys.exit(code)
+
+
+def _exit_code(words: list[str]) -> int:
     try:
         code = app(args=words, prog_name="edgekd", standalone_mode=False)
     except EdgekdError as error:
         say_error(error, words)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
-        sys.exit(130)
+        return 130
     except BrokenPipeError:
         # The reader of our output went away (`edgekd list | head`): nothing is wrong.
         sys.stderr.close()
-        sys.exit(0)
+        return 0
     except Exception as error:
-        sys.exit(_usage_or_bug(error, words))
-    sys.exit(code if isinstance(code, int) else 0)
+        return _usage_or_bug(error, words)
+    return code if isinstance(code, int) else 0
 
 
 def _usage_or_bug(error: Exception, words: Sequence[str]) -> int:

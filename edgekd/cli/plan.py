@@ -29,7 +29,7 @@ def plan(
 ) -> int:
     """Show each stage as cached or to run, and why."""
     from edgekd.pipeline.failures import check_folders
-    from edgekd.pipeline.plan import Planner
+    from edgekd.pipeline.plan import Planner, frozen_answers
     from edgekd.pipeline.schema import load_pipeline
     from edgekd.store import Store
 
@@ -37,12 +37,19 @@ def plan(
     check_folders({"--store": store})
     steps = Planner.open(pipeline, Store(store.absolute())).all()
     rows = [
-        {"name": s.entry.name, "state": "cached" if s.cached else "would run", "key": s.key, "why": s.why}
+        {
+            "name": s.entry.name,
+            "state": "cached" if s.cached else "would run",
+            "key": s.key,
+            "why": s.why,
+            "frozen_outputs": frozen_answers(pipeline, s.entry),
+        }
         for s in steps
     ]
     if json_:
         print_json({"pipeline": pipeline.settings.name, "stages": rows})
     else:
         for row in rows:
-            typer.echo(f"{row['name']:<10} {row['state']:<10} {row['why']}")
+            answers = f"; {row['frozen_outputs']}" if row["frozen_outputs"] and row["state"] == "would run" else ""
+            typer.echo(f"{row['name']:<10} {row['state']:<10} {row['why']}{answers}")
     return int(exit_code and not all(step.cached for step in steps))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,10 @@ from edgekd.cli.shared import (
     make_log,
     print_json,
 )
+from edgekd.errors import TryAgainError
+
+if TYPE_CHECKING:
+    from edgekd.pipeline.runner import RunOptions
 
 
 def run(
@@ -31,6 +35,15 @@ def run(
         Path | None, typer.Option("--out", help="Folder for the report and the artefacts [default: runs/NAME].")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
+    nproc: Annotated[
+        int,
+        typer.Option(
+            "--nproc", min=1, help="Processes that train together on this machine; train.batch is shared out."
+        ),
+    ] = 1,
+    max_restarts: Annotated[
+        int, typer.Option("--max-restarts", min=0, help="With --nproc: start again after a process died, so often.")
+    ] = 0,
     offline: Annotated[
         bool,
         typer.Option("--offline", envvar="EDGEKD_OFFLINE", help="Use no network; no stage does, with or without it."),
@@ -47,12 +60,21 @@ def run(
     names = [stage.name for stage in pipeline.stages]
     check_stage_names("--to", [to] if to else [], names)
     check_stage_names("--force", force or [], names)
+    from edgekd.pipeline.processes import check_processes, follow, follows, launch, launched
     from edgekd.pipeline.runner import RunOptions
     from edgekd.pipeline.runner import run as run_pipeline
 
     folder = out or Path("runs") / pipeline.settings.name
     options = RunOptions(folder, store.absolute(), to, tuple(force or ()), remeasure)
+    if nproc > 1 and not launched():
+        check_processes(pipeline, nproc)
+        flags = [flag for flag, on in (("--remeasure", remeasure), ("--json", json_), ("--quiet", quiet)) if on]
+        return launch([*_words(file, sets, options), *flags, "--log-format", log_format], nproc, max_restarts)
+    if follows():
+        return follow(pipeline, options)
     outcome = run_pipeline(pipeline, options, log)
+    if launched() and outcome.exit_code == TryAgainError.exit_code:
+        return outcome.exit_code  # torchrun starts it again: its results come then
     if json_:
         print_json(outcome.report)
         return outcome.exit_code
@@ -65,3 +87,16 @@ def run(
     if (folder / "report.html").is_file():
         typer.echo(f"report: {folder / 'report.html'}  (also report.md, report.json, junit.xml)")
     return outcome.exit_code
+
+
+def _words(file: Path, sets: list[str] | None, options: RunOptions) -> list[str]:
+    """The command line of the processes that torchrun starts."""
+    words = ["run", str(file), "--out", str(options.out), "--store", str(options.store)]
+    for flag, values in (
+        ("--set", sets or ()),
+        ("--to", [options.to] if options.to else ()),
+        ("--force", options.force),
+    ):
+        for value in values:
+            words += [flag, value]
+    return words

@@ -69,6 +69,22 @@ def index_names(values: Sequence[str], names: Sequence[str], split: str) -> Any:
     return np.array([places[value] for value in values], dtype=np.int64)
 
 
+def index_codes(codes: Any, distinct: Sequence[str], names: Sequence[str], split: str) -> Any:
+    """`index_names` of the texts distinct[codes], codes being an integer NumPy array (N,): int64 (N,).
+
+    Raises:
+        DataError: a text that is not among the names.
+    """
+    import numpy as np
+
+    places = {name: place for place, name in enumerate(names)}
+    found = np.array([places.get(name, -1) for name in distinct], dtype=np.int64)[codes]
+    if len(found) and found.min() < 0:
+        row = int(np.argmin(found >= 0))
+        raise _unseen(split, row, repr(distinct[codes[row]]))
+    return found
+
+
 def check_labels(labels: Tensor, split: str, target: str, *, classes: int | None, seen: Tensor | None) -> None:
     """See that integer labels, (N,) or (N, ..), are classes.
 

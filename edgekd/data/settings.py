@@ -74,18 +74,82 @@ class MeanStd(Settings):
         return self
 
 
+RAND_AUGMENT_LEVELS = 30
+
+Strength = Annotated[float, Field(ge=0, le=1)]
+MixAlpha = Annotated[float, Field(ge=0, le=32)]
+
+
+class ColorSettings(Settings):
+    """Colour jitter of images of pixels 0 .. 255: a strength s draws a factor from max(0, 1 - s) .. 1 + s; 0 is off."""
+
+    brightness: Strength = 0.0
+    """Strength of a change between black and twice as bright."""
+    contrast: Strength = 0.0
+    """Strength of a change between the image's mean grey and twice the contrast."""
+    saturation: Strength = 0.0
+    """Strength of a change between grey and twice as colourful."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Largest turn of the hue either way, as a share of the whole circle."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether any strength is above 0."""
+        return max(self.brightness, self.contrast, self.saturation, self.hue) > 0
+
+
+class RandAugmentSettings(Settings):
+    """RandAugment (Cubuk et al. 2020) of images of pixels 0 .. 255: operations drawn for each view, of one strength."""
+
+    operations: Annotated[int, Field(ge=1, le=14)] = 2
+    """Operations in sequence."""
+    magnitude: Annotated[int, Field(ge=0, le=RAND_AUGMENT_LEVELS)] = 9
+    """Strength of all operations, 0 to 30."""
+
+
 class AugmentSettings(Settings):
-    """Augmentation that can be enumerated: (2 crop + 1)^2 places, times two with flips."""
+    """Seeded augmentation: where a sample is cut out, its colours, what is erased, what it is mixed with.
+
+    All of it is drawn by counter for each view of a sample. Crop and flip alone are (2 crop + 1)^2 places, times two.
+    """
 
     crop: Annotated[int, Field(ge=0)] = 0
     """Pixels of zeros put around an image before a window of its own size is cut out; 0 is no crop."""
     flip: bool = False
     """Mirror left and right in half of the views."""
+    color: ColorSettings | None = None
+    """Colour jitter, e.g. `{brightness: 0.4, contrast: 0.4, saturation: 0.4}`."""
+    rand_augment: RandAugmentSettings | None = None
+    """RandAugment, `{}` for 2 operations of magnitude 9."""
+    erase: Strength = 0.0
+    """Share of views in which a box of 2% to 40% of the image is erased to the mean (Zhong et al. 2020)."""
+    mixup: MixAlpha | None = None
+    """Mix each sample with another, its share drawn from Beta(alpha, alpha) (Zhang et al. 2018), e.g. 0.2; 0 is off."""
+    cutmix: MixAlpha | None = None
+    """Paste a box of another image into each one, the area by Beta(alpha, alpha) (Yun et al. 2019), e.g. 1; 0 is off.
+    With mixup as well, each view takes one of the two with equal odds."""
     views: Annotated[
         Annotated[Count, Tag("number")] | Annotated[Literal["all"], Tag("word")],
         Discriminator(lambda value: "word" if isinstance(value, str) else "number"),
     ] = 16
-    """Views that each sample has for itself, the same for every seed; `all` draws among all of them in every epoch."""
+    """Views that each sample has for itself, the same for every seed. `all` draws among all views of crop and flip in
+    every epoch; with any other augmentation there is no end of views, and a frozen teacher is asked live."""
+
+    @property
+    def geometric(self) -> bool:
+        """Whether there is nothing but crop and flip, whose views can be enumerated."""
+        colored = (self.color is not None and self.color.acts) or self.rand_augment is not None
+        return not (colored or self.erase or self.mixes)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether samples are mixed with others."""
+        return bool(self.mixup or self.cutmix)
+
+    @property
+    def finite(self) -> bool:
+        """Whether a sample has finitely many views, so that a frozen teacher's outputs can be kept."""
+        return self.views != "all" or self.geometric
 
 
 class LimitSettings(Settings):
@@ -132,6 +196,15 @@ class DataSettings(Settings):
     licence: str | None = None
     """Licence of the data, for the report."""
 
+    stream: Literal["auto", "always", "never"] = "auto"
+    """Decode images of parquet and folder batch by batch instead of keeping them decoded: auto streams a split that
+    would take more memory than `memory` allows. The results are the same; npz and digits always stay in memory."""
+    memory: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the free memory (what the system calls available, within the limits of its control groups) that the
+    decoded images of a split may take; a larger split is streamed."""
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Processes that decode streamed images ahead of training; 0 decodes in the training process."""
+
     @property
     def source(self) -> str:
         """Name of the one source that is given."""
@@ -148,6 +221,8 @@ class DataSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_the_source(self) -> DataSettings:
+        if self.stream == "always" and (self.digits is not None or self.npz is not None):
+            raise ValueError("stream: always is for parquet and folder only | remove `stream:`")
         if self.size is not None and (self.digits is not None or self.npz is not None):
             raise ValueError("size is for parquet and folder only | remove `size:`")
         if isinstance(self.normalize, MeanStd):

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.data.fingerprint import Memo
-from edgekd.data.readers import Reader, open_reader
+from edgekd.data.memory import free_bytes
+from edgekd.data.readers import ImageReader, Reader, open_reader
 from edgekd.data.settings import SPLITS, DataSettings, MeanStd, Split
+from edgekd.data.workers import Pool
 from edgekd.errors import ConfigError, DataError
 from edgekd.files import sha256_json
+from edgekd.store import Store
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgekd.data.table import Normalization, Table
+    from edgekd.data.table import Normalization, Rows
 
 _FINGERPRINT_VERSION = 1  # a change of what samples mean raises it
 
@@ -29,23 +35,27 @@ class ClassInfo:
     names: tuple[str, ...] | None
 
 
-def open_data(settings: DataSettings, *, base: Path, seed: int, memo: Path | None = None) -> Data:
+def open_data(
+    settings: DataSettings, *, base: Path, seed: int, memo: Path | None = None, spool: Path | None = None
+) -> Data:
     """Find a data set, without reading samples and without loading numpy, torch or pyarrow.
 
     Args:
         base: folder that relative paths start from.
         seed: draws the splits that the source does not bring, and `limit`.
-        memo: JSON file that remembers digests of files between runs.
+        memo: JSON file that remembers digests of files, and what was measured, between runs.
+        spool: folder of the store that keeps the copy of images to stream from, if the source needs one; without it a
+            temporary folder, made when it is needed, gone when nothing streams from it any more.
 
     Raises:
         ConfigError: a path, a file, a column or an array is missing.
         DataError: a file is not what its name says.
     """
-    return Data(settings, open_reader(settings, base), seed, Memo(memo))
+    return Data(settings, open_reader(settings, base), seed, Memo(memo), spool)
 
 
 class Data:
-    """An opened data set. What is decoded stays in memory in this object.
+    """An opened data set. What is decoded stays in memory in this object, unless it is streamed.
 
     Attributes:
         settings: the options it was opened with.
@@ -53,18 +63,22 @@ class Data:
         target_names: `label` for images and digits, else the names of the arrays; empty without labels.
     """
 
-    def __init__(self, settings: DataSettings, reader: Reader, seed: int, memo: Memo) -> None:
+    def __init__(
+        self, settings: DataSettings, reader: Reader, seed: int, memo: Memo, spool: Path | None = None
+    ) -> None:
         self.settings = settings
         self._reader = reader
         self._seed = seed
         self._memo = memo
+        self._spool = spool
+        self._pool = Pool(settings.workers)
         self._shares: dict[Split, float] = {}
         if "test" not in reader.splits:
             self._shares["test"] = settings.test
         if "validation" not in reader.splits:
             self._shares["validation"] = settings.validation
         self._targets: dict[Split, dict[str, Tensor]] = {}
-        self._tables: dict[Split, Table] = {}
+        self._tables: dict[Split, Rows] = {}
         self._normalization: dict[str, Normalization] = {}
 
     @property
@@ -95,7 +109,7 @@ class Data:
             {
                 "version": _FINGERPRINT_VERSION,
                 "source": settings.source,
-                "files": self._memo.digests(self._reader.files()),
+                "files": self._digests,
                 "identity": self._reader.identity(),
                 "shares": self._shares,
                 "limit": {split: limit.get(split) for split in SPLITS},
@@ -113,10 +127,11 @@ class Data:
         """
         self._reader.check()
 
-    def load(self, split: Split) -> Table:
-        """The samples of a split, in the order of the source; decoded on the first call.
+    def load(self, split: Split) -> Rows:
+        """The samples of a split, in the order of the source: a table that is decoded on the first call, or streamed.
 
-        With `validation: 0` the validation split is empty: a table of no rows.
+        Images are streamed if `stream` says so, or if decoded they would take more than the share `memory` of the free
+        memory. With `validation: 0` the validation split is empty: a table of no rows.
 
         Raises:
             DataError: something cannot be decoded or makes no sense, a split is empty, or `test` is 0 and asked for.
@@ -140,29 +155,16 @@ class Data:
         return result
 
     def normalization(self) -> dict[str, Normalization]:
-        """How each input is normalised, by its name. `auto` loads train.
+        """How each input is normalised, by its name. `auto` reads train, once: the memo remembers what was measured.
 
         Raises:
             ConfigError: the given mean and std do not fit the channels.
             DataError: as `load`.
         """
-        from edgekd.data.table import Normalization, measure, scale_of
-
-        given, known = self.settings.normalize, self._normalization
-        for name, x in self.load("train").inputs.items() if not known else ():
-            if given == "auto":
-                known[name] = measure(x)
-            elif isinstance(given, MeanStd):
-                channels = x.shape[1] if x.dim() > 1 else 1
-                if len(given.mean) not in (1, channels):
-                    raise ConfigError(
-                        f"data.normalize: {len(given.mean)} means for the {channels} channels of {name!r}",
-                        hint=f"give {channels} of each, or one for all",
-                    )
-                known[name] = Normalization(given.mean, given.std, scale_of(x))
-            else:
-                known[name] = Normalization((0.0,), (1.0,), scale_of(x))
-        return dict(known)
+        if not self._normalization:
+            auto = self.settings.normalize == "auto"
+            self._normalization = self._measured() if auto else self._given_normalization()
+        return dict(self._normalization)
 
     def counts(self) -> dict[str, int]:
         """Number of samples of each split, without decoding images; remembered in the memo.
@@ -181,9 +183,40 @@ class Data:
         self._memo.remember_counts(self.fingerprint, counts)
         return counts
 
-    def _load(self, split: Split) -> Table:
+    def _measured(self) -> dict[str, Normalization]:
+        from edgekd.data.table import Normalization, measure_rows
+
+        kept = self._memo.normalization(self.fingerprint)
+        if kept is not None:
+            return {name: Normalization(tuple(mean), tuple(std), scale) for name, (mean, std, scale) in kept.items()}
+        found = measure_rows(self.load("train"))
+        self._memo.remember_normalization(self.fingerprint, {k: [n.mean, n.std, n.scale] for k, n in found.items()})
+        return found
+
+    def _given_normalization(self) -> dict[str, Normalization]:
+        from edgekd.data.table import Normalization, scale_of
+
+        given = self.settings.normalize
+        found = {}
+        for name, x in self.load("train").inputs.items():
+            mean, std = (given.mean, given.std) if isinstance(given, MeanStd) else ((0.0,), (1.0,))
+            channels = x.shape[1] if x.dim() > 1 else 1
+            if len(mean) not in (1, channels):
+                raise ConfigError(
+                    f"data.normalize: {len(mean)} means for the {channels} channels of {name!r}",
+                    hint=f"give {channels} of each, or one for all",
+                )
+            found[name] = Normalization(mean, std, scale_of(x))
+        return found
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        return self._memo.digests(self._reader.files())
+
+    def _load(self, split: Split) -> Rows:
         import torch
 
+        from edgekd.data.stream import StreamedTable
         from edgekd.data.table import Table
 
         if self._shares.get(split) == 0:
@@ -197,9 +230,24 @@ class Data:
         targets = self._source_targets(origin)
         before = SPLITS[: SPLITS.index(origin)]
         offset = sum(self._source_rows(earlier) for earlier in before if earlier in self._reader.splits)
-        return Table(
-            self._reader.inputs(origin, rows), {name: labels[rows] for name, labels in targets.items()}, rows + offset
-        )
+        reader = self._reader
+        if isinstance(reader, ImageReader) and self.settings.stream != "never":
+            first = reader.inputs(origin, rows[:1])["image"][0]
+            if self.settings.stream == "always" or len(rows) * first.nbytes > self.settings.memory * free_bytes():
+                images = reader.encoded(origin, self._store, self._digests)
+                shape = tuple(first.shape)
+                return StreamedTable(images, reader.decoder, shape, targets, rows, offset, self._pool)
+        inputs = reader.inputs(origin, rows)
+        return Table(inputs, {name: labels[rows] for name, labels in targets.items()}, rows + offset)
+
+    @cached_property
+    def _store(self) -> Store:
+        """Where images are copied to, to be streamed from."""
+        if self._spool is not None:
+            return Store(self._spool)
+        folder = tempfile.mkdtemp(prefix="edgekd-")
+        weakref.finalize(self._pool, shutil.rmtree, folder, ignore_errors=True)  # which streamed tables hold, too
+        return Store(Path(folder))
 
     def _rows(self, split: Split, origin: Split) -> Tensor:
         """Rows of the split in the part of the source that it comes from."""

@@ -11,6 +11,8 @@ from edgekd.data.counters import permutation
 from edgekd.data.settings import Split
 from edgekd.errors import DataError
 
+_CHUNK = 1 << 16
+
 
 def part_size(n: int, share: float) -> int:
     """How many of n samples a share is: at least one, unless the share is 0."""
@@ -52,7 +54,8 @@ def split_rows(n: int, shares: Mapping[Split, float], labels: Tensor | None, see
     result: dict[Split, Tensor] = {}
     for split, size in split_sizes(n, shares).items():
         if split != "train":
-            chosen = choose_rows(len(rows), size, labels[rows] if labels is not None else None, seed, split)
+            left = labels if labels is None or len(rows) == n else labels[rows]
+            chosen = choose_rows(len(rows), size, left, seed, split)
             keep = torch.ones(len(rows), dtype=torch.bool)
             keep[chosen] = False
             result[split], rows = rows[chosen], rows[keep]
@@ -67,11 +70,32 @@ def choose_rows(n: int, size: int, labels: Tensor | None, seed: int, purpose: st
     order = permutation(seed, purpose, 0, n)
     if labels is None:
         return order[:size].sort().values
-    _, of_class, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+    classes = torch.empty(0, dtype=labels.dtype)
+    for part in torch.split(labels, _CHUNK):
+        classes = torch.unique(torch.cat([classes, torch.unique(part)]))
+    counts = sum(
+        (_count(classes, part) for part in torch.split(labels, _CHUNK)), torch.zeros(len(classes), dtype=torch.int64)
+    )
     quota = counts * size // n
     drawn = permutation(seed, f"{purpose} ties", 0, len(counts))
     by_remainder = drawn[torch.argsort(-(counts * size % n)[drawn], stable=True)]
     quota[by_remainder[: size - int(quota.sum())]] += 1
-    by_class = order[torch.argsort(of_class[order], stable=True)]
-    rank = torch.arange(n) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return by_class[rank < quota.repeat_interleave(counts)].sort().values
+    return _first_of_each_class(order, labels, classes, quota)
+
+
+def _first_of_each_class(order: Tensor, labels: Tensor, classes: Tensor, quota: Tensor) -> Tensor:
+    """The first `quota` rows of each class in an order, ascending; chunk by chunk, to hold little beside the order."""
+    chosen = torch.zeros(len(order), dtype=torch.bool)
+    seen = torch.zeros_like(quota)
+    for part in torch.split(order, _CHUNK):
+        of_class = torch.searchsorted(classes, labels[part])
+        by_class = torch.argsort(of_class, stable=True)
+        counts = torch.bincount(of_class, minlength=len(classes))
+        rank = torch.arange(len(part)) - (counts.cumsum(0) - counts - seen).repeat_interleave(counts)
+        chosen[part[by_class[rank < quota.repeat_interleave(counts)]]] = True
+        seen += counts
+    return chosen.nonzero().flatten()
+
+
+def _count(classes: Tensor, labels: Tensor) -> Tensor:
+    return torch.bincount(torch.searchsorted(classes, labels), minlength=len(classes))

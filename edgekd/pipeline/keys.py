@@ -50,7 +50,7 @@ def ingredients(
         found["heads"] = [head.canonical() for head in heads]
     if entry.name == "export":
         found["name"] = pipeline.settings.name
-    if entry.name in ("teacher", "distill", "quantize"):
+    if kind.trains and entry.name != "model":
         augment = pipeline.settings.data.augment
         found["train"] = _acting(pipeline.settings.train)
         found["augment"] = augment.canonical() if augment else None

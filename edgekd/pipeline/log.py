@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any, TextIO
+
+_BAR = 20
+_CLEAR = "\r\x1b[2K"
 
 
 class Log:
@@ -18,6 +23,10 @@ class Log:
         self.form, self.quiet = form, quiet
         self._stream = stream or sys.stderr
         self._path: Path | None = None
+        # A bar is for somebody who watches: in CI, in a file and in JSON there are lines.
+        watched = self._stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
+        self.bars = watched and form == "text" and not quiet
+        self._bar_drawn = False
 
     def open(self, path: Path) -> None:
         """Begin a run's log file."""
@@ -31,12 +40,29 @@ class Log:
         if not self.quiet:
             self._say("info", text)
 
+    def epoch(self, text: str, share: float) -> None:
+        """A line about an epoch; on a terminal it becomes the bar."""
+        if not self.bars:
+            self.info(text)
+            return
+        self._event("info", text)
+        self.bar(text, share)
+
+    def bar(self, text: str, share: float) -> None:
+        """Draw a bar of what is done (0 .. 1) over the last one."""
+        columns = shutil.get_terminal_size().columns - 1
+        filled = int(_BAR * min(max(share, 0.0), 1.0))
+        line = f"[{'#' * filled}{'.' * (_BAR - filled)}] {share:4.0%}  {text}"
+        self._write(f"{_CLEAR}{line[:columns]}", end="")
+        self._bar_drawn = True
+
     def error(self, message: str, hint: str | None) -> None:
         """One line of what is wrong, one of how to mend it; shown also when quiet."""
         self._event("error", message, hint=hint)
         if self.form == "json":
             self._say("error", message, hint=hint)
             return
+        self._end_bar()
         print(f"error: {message}", file=self._stream)
         if hint:
             print(f"help: {hint}", file=self._stream)
@@ -50,8 +76,18 @@ class Log:
     def _say(self, level: str, text: str, **more: Any) -> None:
         if self.form == "json":
             text = json.dumps({"level": level, "message": text, **more})
+        self._end_bar()
+        self._write(text)
+
+    def _end_bar(self) -> None:
+        """Leave the last bar standing: what comes next has a line of its own."""
+        if self._bar_drawn:
+            self._bar_drawn = False
+            self._write("")
+
+    def _write(self, text: str, end: str = "\n") -> None:
         with contextlib.suppress(BrokenPipeError):  # whoever read our progress went away: the run does not
-            print(text, file=self._stream, flush=True)
+            print(text, end=end, file=self._stream, flush=True)
 
     def _event(self, level: str, text: str, **more: Any) -> None:
         if self._path is None:

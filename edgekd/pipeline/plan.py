@@ -11,7 +11,9 @@ from edgekd.errors import ConfigError
 from edgekd.pipeline.keys import LastRuns, explain, ingredients, key_of
 from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_settings, stage_location
 from edgekd.stages.context import Common
+from edgekd.stages.guides import answers
 from edgekd.stages.kinds import KINDS
+from edgekd.stages.settings import DistillStage, QuantizeStage
 from edgekd.store import Artifact, Store
 from edgekd.tasks import HeadSettings, heads_of
 
@@ -47,7 +49,7 @@ class Planner:
         """Open the pipeline's data; raises ConfigError for paths that are not there."""
         settings = pipeline.settings
         try:
-            data = open_data(settings.data, base=pipeline.base, seed=settings.seed, memo=store.memo)
+            data = open_data(settings.data, base=pipeline.base, seed=settings.seed, memo=store.memo, spool=store.root)
         except ConfigError as error:
             address = error.message.partition(":")[0].split(".")  # "data.npz.path: .."
             raise located(pipeline, tuple(address) if address[0] == "data" else ("data",), error) from None
@@ -95,6 +97,18 @@ class Planner:
                 done[entry.name] = step.artifact
             steps.append(step)
         return steps
+
+
+def frozen_answers(pipeline: Pipeline, entry: StageEntry) -> str | None:
+    """How a stage that learns from a frozen network gets its outputs, cached or live, in words; None for the others."""
+    settings, augment = entry.settings, pipeline.settings.data.augment
+    train = pipeline.settings.train
+    if isinstance(settings, DistillStage) and settings.epochs:
+        features = any(item.features for item in settings.knowledge or ())
+        return f"teacher {answers(train, augment, reads_features=features)}"
+    if isinstance(settings, QuantizeStage) and settings.self_distillation and settings.passes():
+        return f"float original {answers(train, augment, reads_features=False)}"
+    return None
 
 
 def _check_weights(pipeline: Pipeline) -> None:

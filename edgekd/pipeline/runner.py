@@ -19,6 +19,7 @@ from edgekd.pipeline.gates import broken
 from edgekd.pipeline.log import Log
 from edgekd.pipeline.plan import Planner, Step
 from edgekd.pipeline.preflight import preflight
+from edgekd.pipeline.processes import Team, lost
 from edgekd.pipeline.schema import Pipeline, StageEntry, located, stage_location
 from edgekd.stages.context import Context
 from edgekd.stages.kinds import KINDS
@@ -93,13 +94,16 @@ class _Run:
         self.force = {*options.force, *(("bench",) if options.remeasure else ())}
         self.current: StageEntry | None = None
         self.started = 0.0
+        self.team = Team()
 
     def go(self) -> None:
         """Run everything; an error is recorded once, with the stage it belongs to."""
         try:
+            self.team.join()
             self.planner = Planner.open(self.pipeline, self.store)
             self.outcome.fingerprint = self.planner.data.fingerprint
             self._stages()
+            self.team.end()
         except EdgekdError as error:
             self._failed(error.exit_code, self._located(error), error.hint)
         except (KeyboardInterrupt, Terminated) as stop:
@@ -110,6 +114,9 @@ class _Run:
             refused = explain_os_error(error)
             self._failed(refused.exit_code, refused.message if error.filename else self._located(refused), refused.hint)
         except Exception as error:
+            if (gone := lost(error)) is not None:
+                self._failed(gone.exit_code, self._located(gone), gone.hint)
+                return
             # The one place where a bug of ours is caught: its traceback goes to the log, the user gets its name.
             where = self.log.bug(error)
             self._failed(
@@ -186,6 +193,8 @@ class _Run:
 
             use_threads(self.pipeline.settings.train)
         function = getattr(importlib.import_module(module), name)
+        if kind.trains:
+            self.team.start(step.entry.name, step.key, self._inputs(step))
         with self.store.publish(step.key) as draft:
             draft.record.update(stage=step.entry.name, pipeline=self.pipeline.settings.name, created=time.time())
             function(self._context(step, draft, work))
@@ -195,9 +204,13 @@ class _Run:
 
     def _context(self, step: Step, draft: Draft, work: Path) -> Context:
         assert self.planner is not None
-        inputs = {name: self.outcome.done[name] for name in KINDS[step.entry.name].takes if name in self.outcome.done}
-        common = self.planner.common()
-        return Context(step.entry.name, step.entry.settings, common, inputs, draft, work, self.store, self.log.info)
+        name, settings, common = step.entry.name, step.entry.settings, self.planner.common()
+        log, moment = self.log, self.log.bar if self.log.bars else None
+        inputs = self._inputs(step)
+        return Context(name, settings, common, inputs, draft, work, self.store, log.info, log.epoch, moment)
+
+    def _inputs(self, step: Step) -> dict[str, Artifact]:
+        return {name: self.outcome.done[name] for name in KINDS[step.entry.name].takes if name in self.outcome.done}
 
     def _located(self, error: EdgekdError) -> str:
         """The message with the place in the pipeline file: of the data, or of the stage it happened in."""

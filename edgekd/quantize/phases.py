@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from edgekd.data.table import Table
+from edgekd.data.table import Rows, Table
 from edgekd.data.views import permutation
 from edgekd.distill.schemes.terms import response_terms, task_terms
 from edgekd.distill.settings import KdSettings, KnowledgeSettings, MseLogitsSettings
@@ -47,7 +47,7 @@ class Quantize:
         world.models[self.target] = Model(network, model.inputs, model.outputs)
 
 
-def calibration_rows(table: Table, count: int, seed: int) -> Table:
+def calibration_rows(table: Rows, count: int, seed: int) -> Table:
     """A seeded sample of a table, without repetition, for calibration."""
     order = permutation(seed, "calibration", 0, len(table))
     return table.take(torch.sort(order[:count]).values)
@@ -62,6 +62,8 @@ def quantization_aware(
     temperature: float,
     task_weight: float,
     distill: bool,
+    mixed: bool = False,
+    label_smoothing: float = 0.0,
 ) -> list[Phase]:
     """Calibrate, then (with `epochs`) learn: KL to the float original, no labels needed, and/or the task.
 
@@ -69,7 +71,7 @@ def quantization_aware(
     """
     if epochs == 0:
         return [Phase("calibration", start=(quantize,))]
-    terms = task_terms(quantize.target, heads, task_weight)
+    terms = task_terms(quantize.target, heads, task_weight, mixed=mixed, label_smoothing=label_smoothing)
     if distill:
         terms += response_terms(quantize.target, quantize.source, heads, lambda h: (_self_knowledge(h, temperature),))
     name = "self_distillation" if distill else "quantization_aware"

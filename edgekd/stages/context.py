@@ -33,7 +33,11 @@ class Common:
 
 @dataclass
 class Context:
-    """One stage at work."""
+    """One stage at work.
+
+    `tell` takes lines of progress. `epoch` takes a line about each epoch, `moment` (where somebody watches) what is so
+    right now, both with the share of the phase that is done.
+    """
 
     stage: str
     settings: Settings
@@ -43,6 +47,8 @@ class Context:
     work: Path
     store: Store
     tell: Callable[[str], None] = print
+    epoch: Callable[[str, float], None] = lambda text, share: print(text)
+    moment: Callable[[str, float], None] | None = None
 
     def options(self, kind: type[S]) -> S:
         """The stage's settings, typed."""

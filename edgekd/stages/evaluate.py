@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from edgekd.data.table import Rows, row_groups
 from edgekd.export import parity
 from edgekd.export.settings import ExportSettings
-from edgekd.runtimes.protocol import infer_batched
+from edgekd.runtimes.protocol import Arrays, Session, infer_batched
 from edgekd.runtimes.registry import runtime
 from edgekd.stages.context import Context
 from edgekd.stages.networks import CPU, data_facts, load_model, make_world, metrics
@@ -22,6 +23,8 @@ from edgekd.tasks.task import Score, task_named
 from edgekd.train.evaluate import outputs, score_outputs
 from edgekd.train.feed import to_input
 from edgekd.train.world import World
+
+_READ_ROWS = 256
 
 
 def run(context: Context) -> None:
@@ -40,9 +43,8 @@ def run(context: Context) -> None:
         builds={},
         data=data_facts(context.common),
     )
-    feeds = {name: to_input(world, name, x, CPU).contiguous().numpy() for name, x in table.inputs.items()}
     for build in context.inputs["compile"].facts["builds"] if "compile" in context.inputs else ():
-        facts = _evaluate_build(context, build, world, feeds, found, table.targets)
+        facts = _evaluate_build(context, build, world, table, found)
         context.draft.facts["builds"][build["folder"]] = facts
         first = facts["metrics"][0]
         context.tell(f"evaluate: {build['folder']}  {first['name']} {first['value']:.4f}")
@@ -62,7 +64,7 @@ def _load_networks(context: Context, world: World) -> None:
 
 
 def _scores(
-    world: World, found: dict[str, Tensor], targets: dict[str, Tensor], reference: dict[str, Tensor]
+    world: World, found: dict[str, Tensor], targets: Mapping[str, Tensor], reference: dict[str, Tensor]
 ) -> dict[str, Score]:
     scores = score_outputs(world, found, targets)
     for head in world.heads:
@@ -76,16 +78,14 @@ def _evaluate_build(
     context: Context,
     build: dict[str, Any],
     world: World,
-    feeds: dict[str, NDArray[Any]],
+    table: Rows,
     found: dict[str, dict[str, Tensor]],
-    targets: dict[str, Tensor],
 ) -> dict[str, Any]:
     """Metrics of a build on its target, and how far it agrees with the PyTorch network that it was made from."""
     options = context.options(EvaluateStage)
     path = context.inputs["compile"].path(f"{build['folder']}/{build['file']}")
     session = runtime(build["runtime"]).load(path, device=build["device"], threads=1)
-    batch = min(options.batch, build["max_batch"] or options.batch)
-    arrays = infer_batched(session, {i.name: feeds[i.name] for i in session.inputs}, batch)
+    arrays = _infer(world, session, table, min(options.batch, build["max_batch"] or options.batch))
     session.close()
     result = {name: torch.from_numpy(np.asarray(array, dtype=np.float32)) for name, array in arrays.items()}
     best = found[_best(context)]
@@ -95,6 +95,15 @@ def _evaluate_build(
     # Float16 rounds like a quantized graph: it is judged by its noise.
     parity.require(f"the build {build['folder']}", same, exact=build["precision"] == "f32", settings=limits)
     return {
-        "metrics": metrics(_scores(world, result, targets, best), options.split),
+        "metrics": metrics(_scores(world, result, table.targets, best), options.split),
         "parity": {**same.facts(), "reference": f"{build['model']} in PyTorch"},
     }
+
+
+def _infer(world: World, session: Session, table: Rows, batch: int) -> Arrays:
+    """Outputs of an engine over all rows of a table, in batches, of which several are read at once."""
+    parts = []
+    for rows in table.batches(row_groups(len(table), batch * max(1, _READ_ROWS // batch))):
+        feeds = {i.name: to_input(world, i.name, rows.inputs[i.name], CPU) for i in session.inputs}
+        parts.append(infer_batched(session, {name: x.contiguous().numpy() for name, x in feeds.items()}, batch))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

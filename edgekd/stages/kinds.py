@@ -17,7 +17,7 @@ from edgekd.stages.settings import (
 )
 
 _TRAINING = ("data", "tasks", "models", "train", "distill")
-_SHARED = ("networks", "training")
+_SHARED = ("networks", "training", "guides")
 _TORCH = ("torch", "numpy", "pillow", "pyarrow", "scikit-learn")
 # Which packages an engine's results depend on: only those of a pipeline's own targets enter its keys.
 ENGINE_PACKAGES = {
@@ -36,6 +36,7 @@ class StageKind:
     `shares`: files of this room that the stage's own file imports; they enter the key too.
     `reads_data` and `on_device`: whether the data's fingerprint and the machine's enter it.
     `on_targets`: whether the targets do, their engines' versions, and the processors.
+    `trains`: whether all processes of a distributed run take part.
     """
 
     name: str
@@ -49,6 +50,7 @@ class StageKind:
     reads_data: bool = True
     on_device: bool = False
     on_targets: bool = False
+    trains: bool = False
 
 
 _NETWORKS = ("model", "teacher", "distill")
@@ -56,8 +58,10 @@ _NETWORKS = ("model", "teacher", "distill")
 KINDS: dict[str, StageKind] = {
     kind.name: kind
     for kind in (
-        StageKind("model", ModelStage, "edgekd.stages.teacher:run_model", _TRAINING, _TORCH, shares=_SHARED),
-        StageKind("teacher", TeacherStage, "edgekd.stages.teacher:run", _TRAINING, _TORCH, shares=_SHARED),
+        StageKind(
+            "model", ModelStage, "edgekd.stages.teacher:run_model", _TRAINING, _TORCH, shares=_SHARED, trains=True
+        ),
+        StageKind("teacher", TeacherStage, "edgekd.stages.teacher:run", _TRAINING, _TORCH, shares=_SHARED, trains=True),
         StageKind(
             "distill",
             DistillStage,
@@ -67,6 +71,7 @@ KINDS: dict[str, StageKind] = {
             needs=(("model", "teacher"),),
             takes=("model", "teacher"),
             shares=("teacher", *_SHARED),
+            trains=True,
         ),
         StageKind(
             "quantize",
@@ -77,6 +82,7 @@ KINDS: dict[str, StageKind] = {
             needs=(_NETWORKS,),
             takes=_NETWORKS,
             shares=("quantized", *_SHARED),
+            trains=True,
         ),
         StageKind(
             "export",

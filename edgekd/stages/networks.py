@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgekd.data.table import Table
+from edgekd.data.table import Rows
 from edgekd.errors import ConfigError, first_line
 from edgekd.files import write_atomic
 from edgekd.models.facts import input_names, macs, parameter_count
@@ -27,12 +27,12 @@ CURVES = "curves.json"
 CPU = torch.device("cpu")
 
 
-def make_world(common: Common, *, tables: Mapping[str, Table]) -> World:
+def make_world(common: Common, *, tables: Mapping[str, Rows]) -> World:
     """An empty world over the pipeline's data."""
     return World({}, dict(tables), common.heads, common.data.normalization())
 
 
-def training_tables(common: Common) -> dict[str, Table]:
+def training_tables(common: Common) -> dict[str, Rows]:
     """The splits that training may see."""
     tables = {"train": common.data.load("train")}
     if common.data.counts().get("validation"):
@@ -190,5 +190,5 @@ def _try(common: Common, model: Model, reference: str) -> None:
         ) from None
     train = common.data.load("train")
     for head in common.heads:
-        if head.target in train.targets:
+        if head.target is not None and head.target in train.targets:
             task_named(head.task).check(outputs[head.output], train.targets[head.target], reference)

@@ -7,7 +7,7 @@ from edgekd.stages.context import Context
 from edgekd.stages.networks import load_model, make_world, save_curves, training_tables
 from edgekd.stages.quantized import save_quantized
 from edgekd.stages.settings import QuantizeStage
-from edgekd.stages.training import optim, run_phases, stage_train_settings, validation_scores
+from edgekd.stages.training import optim, run_phases, stage_train_settings, target_options, validation_scores
 
 # Scales and folded weights start where calibration left them: a hundredth of a from-scratch rate moves them well.
 _LR_SCALE = 0.01
@@ -29,10 +29,17 @@ def run(context: Context) -> None:
         temperature=options.temperature,
         task_weight=options.task_weight,
         distill=options.self_distillation,
+        **target_options(context),
     )
     # float32 unless the stage asks for something else: bf16 has fewer bits than the rounding that is being learned.
     curves = run_phases(
-        context, world, phases, settings, precision=options.precision or "f32", frozen={"original": source}
+        context,
+        world,
+        phases,
+        settings,
+        learner="quantized",
+        precision=options.precision or "f32",
+        frozen={"original": source},
     )
     scores, split = validation_scores(world, "quantized", settings)
     save_quantized(context, world.models["quantized"], options, scores, split)

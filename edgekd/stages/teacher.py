@@ -8,7 +8,7 @@ from edgekd.models.settings import ModelSettings
 from edgekd.stages.context import Context
 from edgekd.stages.networks import fresh_model, make_world, note_normalization, save_curves, save_model, training_tables
 from edgekd.stages.settings import ModelStage, Select, TeacherStage
-from edgekd.stages.training import optim, run_phases, stage_train_settings, validation_scores
+from edgekd.stages.training import optim, run_phases, stage_train_settings, target_options, validation_scores
 from edgekd.train.world import Model, Phase, World
 
 
@@ -22,12 +22,13 @@ def run(context: Context) -> None:
     if options.passes():
         if not any(head.target for head in context.common.heads):
             raise ConfigError("a teacher cannot be trained without targets", hint="give `weights`, or labelled data")
+        keep = keep_name(options.select, "teacher")
         phases = supervised(
-            "teacher", context.common.heads, optim(context), options.passes(), keep_name(options.select, "teacher")
+            "teacher", context.common.heads, optim(context), options.passes(), keep, **target_options(context)
         )
     world = make_world(context.common, tables=training_tables(context.common))
     world.models["teacher"] = model
-    curves = run_phases(context, world, phases, settings)
+    curves = run_phases(context, world, phases, settings, learner="teacher")
     save_trained(context, world, world.models["teacher"], "teacher", options)
     save_curves(context, curves)
 

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
 from edgekd.data.views import Views
 from edgekd.distill.teacher_cache import Head, TeacherCache, open_cache
 from edgekd.stages.context import Context
+from edgekd.stages.guides import why_live
 from edgekd.stages.networks import example_inputs
 from edgekd.store import Artifact
 from edgekd.tasks.task import Score
+from edgekd.train.distributed import Shares, current
 from edgekd.train.evaluate import score
+from edgekd.train.phase import reads_inside
+from edgekd.train.practice import averaged, patient
 from edgekd.train.precision import choose_device, choose_precision
 from edgekd.train.settings import TrainOverrides, TrainSettings
 from edgekd.train.trainer import Epoch, Run, train
 from edgekd.train.world import Optim, Phase, World
 
-_LR = {"sgd": 0.1, "adamw": 2e-3}
+_LR = {"sgd": 0.1, "lion": 3e-4}
+_ADAPTIVE_LR = 2e-3
 
 
 def stage_train_settings(context: Context) -> TrainSettings:
@@ -36,16 +42,34 @@ def optim(context: Context, *, scale: float = 1.0) -> Optim:
     settings = stage_train_settings(context)
     usual = settings.lr
     if usual is None:
-        usual = _LR[settings.optimizer] * (settings.batch / 128 if settings.optimizer == "sgd" else 1.0)
+        usual = _LR.get(settings.optimizer, _ADAPTIVE_LR)
+        usual *= settings.batch / 128 if settings.optimizer == "sgd" else 1.0
     own = context.options(TrainOverrides).lr
     return Optim(
         settings.optimizer,
         lr=own if own is not None else usual * scale,
         schedule=settings.schedule,
+        milestones=settings.milestones,
+        gamma=settings.gamma,
         warmup=settings.warmup,
         weight_decay=settings.weight_decay,
         momentum=settings.momentum,
         clip=settings.clip,
+    )
+
+
+class TargetOptions(TypedDict):
+    """What the true targets are made into before the task's loss sees them."""
+
+    mixed: bool
+    label_smoothing: float
+
+
+def target_options(context: Context) -> TargetOptions:
+    """Mixed samples and smoothed labels, as the pipeline file says."""
+    augment = context.common.data.settings.augment
+    return TargetOptions(
+        mixed=augment is not None and augment.mixes, label_smoothing=context.common.train.label_smoothing
     )
 
 
@@ -55,33 +79,41 @@ def run_phases(
     phases: Sequence[Phase],
     settings: TrainSettings,
     *,
+    learner: str,
     precision: str | None = None,
     frozen: Mapping[str, Artifact] | None = None,
 ) -> list[dict[str, Any]]:
     """Run phases with the stage's settings; progress goes to the log, checkpoints to the stage's work folder.
 
-    `frozen` names models that no phase changes, with the artefacts they came from: their outputs are cached.
+    `learner` is the model that goes on. `frozen` names models that no phase changes, with the artefacts they came from:
+    their outputs are cached.
     """
-    device = choose_device(settings)
-    precision = precision or choose_precision(settings, device)
-    views = Views(context.common.data.settings.augment, context.common.seed)
-    caches = {}
-    if any(phase.epochs for phase in phases) and settings.teacher_cache != "off":
-        for name, artifact in (frozen or {}).items():
-            cache = _cache(context, world, name, artifact, settings, views, precision)
-            if cache is not None:
-                caches[name] = cache
+    if settings.average is not None and any(phase.epochs for phase in phases):
+        phases = averaged(phases, learner, settings.average)
+    if settings.patience is not None:
+        phases = patient(phases, settings.patience)
+    device, progress = choose_device(settings), _Progress(context)
     run = Run(
         seed=context.common.seed,
         batch=settings.batch,
         device=device,
-        precision=precision,
-        views=views,
+        precision=precision or choose_precision(settings, device),
+        views=Views(context.common.data.settings.augment, context.common.seed),
         folder=context.work,
-        tell=lambda epoch: context.tell(progress_line(context.stage, epoch)),
-        caches=caches,
+        tell=progress.epoch,
+        show=progress.moment if context.moment is not None else None,
+        ranks=current(),
+        accumulate=settings.accumulate,
+        compile=settings.compile,
+        sync_batchnorm=settings.sync_batchnorm,
+        memory=context.common.data.settings.memory,
     )
-    return train(world, phases, run)
+    caches = {}
+    for name, artifact in (frozen or {}).items() if any(phase.epochs for phase in phases) else ():
+        cache = _cache(context, world, name, artifact, settings, run, reads_inside(phases, name))
+        if cache is not None:
+            caches[name] = cache
+    return train(world, phases, dataclasses.replace(run, caches=caches))
 
 
 def _cache(
@@ -90,21 +122,25 @@ def _cache(
     name: str,
     artifact: Artifact,
     settings: TrainSettings,
-    views: Views,
-    precision: str,
+    run: Run,
+    reads_features: bool,
 ) -> TeacherCache | None:
     """The cache of a frozen model's outputs over the training split, or None; the log says which."""
     data, train_table = context.common.data, world.tables["train"]
     augment = data.settings.augment
+    reason = why_live(settings, augment, reads_features=reads_features)
+    if reason is not None:
+        context.tell(f"{context.stage}: outputs of the {name} are live: {reason}")
+        return None
     about = {
         "teacher": artifact.digest,
         "data": data.fingerprint,
         "augment": augment.canonical() if augment else None,
-        "precision": precision,
+        "precision": run.precision,
         "torch": torch.__version__,
-        "device": choose_device(settings).type,
-        # Kernels, and with them the last bits, depend on the batch and on the processor.
-        "batch": settings.batch,
+        "device": run.device.type,
+        # Kernels, and with them the last bits, depend on the rows of a batch and on the processor.
+        "batch": Shares(len(train_table), min(run.batch, len(train_table)), run.accumulate, run.ranks).largest,
         "processor": [platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
     }
     top_k = settings.teacher_cache_top_k
@@ -118,13 +154,31 @@ def _cache(
         context.store,
         about,
         heads,
-        dtype=settings.teacher_cache,
+        dtype="f16" if settings.teacher_cache == "f16" else "f32",
         samples=int(train_table.ids.max()) + 1,
-        views=views.per_sample,
+        views=run.views.per_sample,
         max_bytes=settings.teacher_cache_bytes,
     )
     context.tell(f"{context.stage}: outputs of the {name} are {words}")
     return cache
+
+
+class _Progress:
+    """Tells how far training is; within an epoch with the scores of the one before."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._metrics: Mapping[str, float] = {}
+
+    def epoch(self, epoch: Epoch) -> None:
+        self._metrics = epoch.metrics
+        self._context.epoch(progress_line(self._context.stage, epoch), epoch.epoch / epoch.epochs)
+
+    def moment(self, epoch: Epoch) -> None:
+        assert self._context.moment is not None
+        now = dataclasses.replace(epoch, metrics=self._metrics)
+        share = (epoch.epoch - 1 + epoch.done) / epoch.epochs
+        self._context.moment(progress_line(self._context.stage, now), share)
 
 
 def progress_line(stage: str, epoch: Epoch) -> str:
@@ -132,11 +186,19 @@ def progress_line(stage: str, epoch: Epoch) -> str:
     metrics = "".join(f"  {name} {value:.4f}" for name, value in epoch.metrics.items())
     return (
         f"{stage}: {epoch.phase} {epoch.epoch}/{epoch.epochs}  loss {epoch.loss:.3g}{metrics}"
-        f"  {epoch.samples_per_s:,.0f} samples/s  {epoch.seconds_left:.0f} s left"
+        f"  {epoch.samples_per_s:,.0f} samples/s  {duration(epoch.seconds_left)} left"
     )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 42 s, 3:20 min, 1:05 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{seconds // 60:.0f}:{seconds % 60:02.0f} min" if minutes < 100 else f"{minutes // 60}:{minutes % 60:02d} h"
 
 
 def validation_scores(world: World, model: str, settings: TrainSettings) -> tuple[dict[str, Score], str]:
     """Scores on the validation split (the training split where there is none), and that split's name."""
     split = "validation" if "validation" in world.tables else "train"
-    return score(world, model, world.tables[split], choose_device(settings)), split
+    return score(world, model, world.tables[split], choose_device(settings), current()), split

@@ -12,9 +12,31 @@ from edgekd.errors import DataError
 ScoreFields = tuple[str, float, str, int, tuple[float, float], int]
 
 
-def cross_entropy(student: Tensor, teacher: Tensor | None = None, *, target: Tensor) -> Tensor:
-    """Mean cross-entropy of logits (N, C) with class indices (N,); there is no teacher."""
-    return F.cross_entropy(student, target)
+def cross_entropy(
+    student: Tensor,
+    teacher: Tensor | None = None,
+    *,
+    target: Tensor,
+    other: Tensor | None = None,
+    share: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Mean cross-entropy of logits (N, C) with class indices (N,); there is no teacher.
+
+    Args:
+        other: class indices (N,) of the samples that these are mixed with (mixup, Zhang et al. 2018); with `share`.
+        share: float (N,), how much of each sample is itself: share * CE(target) + (1 - share) * CE(other).
+        label_smoothing: share of each true label that is spread over all classes (Szegedy et al. 2016).
+    """
+    if other is None:
+        return F.cross_entropy(student, target, label_smoothing=label_smoothing)
+    assert share is not None
+    own, theirs = (
+        F.cross_entropy(student, classes, reduction="none", label_smoothing=label_smoothing)
+        for classes in (target, other)
+    )
+    weight = share.view(-1, *[1] * (own.dim() - 1))
+    return (weight * own + (1 - weight) * theirs).mean()
 
 
 def accuracy(output: Tensor, target: Tensor) -> ScoreFields:

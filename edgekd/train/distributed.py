@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -112,19 +113,19 @@ def join() -> Ranks:
     """Meet the other processes that torchrun started: gloo on CPUs, NCCL between GPUs."""
     if launched() and not dist.is_initialized():
         cuda = torch.cuda.is_available() and dist.is_nccl_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
+        store, rank, count = next(rendezvous("env://", timeout=_TIMEOUT))
+        # torchrun keeps its store over restarts: without a prefix of its own, a restarted process would look for the
+        # dead ones at the addresses that they left there.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_TIMEOUT)
     return current()
 
 
 def local_device() -> int:
     """Number of the GPU that is this process's own on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0")) % max(torch.cuda.device_count(), 1)
-
-
-def leave() -> None:
-    """Part from the others."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ class Learner:
     def step(self, world: World, step: int, scaler: GradScaler) -> None:
         """Apply the gradients of this step, or move towards the followed model."""
         if isinstance(self.rule, Follow):
-            _follow(self.model, world.models[self.rule.source], self.rule.decay)
+            decay = min(self.rule.decay, (1 + step) / (10 + step)) if self.rule.rising else self.rule.decay
+            _follow(self.model, world.models[self.rule.source], decay)
             return
         assert self.optimizer is not None
         for group in self.optimizer.param_groups:

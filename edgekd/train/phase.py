@@ -260,7 +260,7 @@ class PhaseRun:
         if watch is None or watch.table not in self.world.tables:
             return {}
         with torch.compiler.set_stance("force_eager"):
-            scores = score(self.world, watch.model, self.world.tables[watch.table], self.run.device)
+            scores = score(self.world, watch.model, self.world.tables[watch.table], self.run.device, self.run.ranks)
         self.in_training = None
         for name, found in scores.items():
             curve["metrics"].setdefault(name, []).append(found.value)
@@ -304,6 +304,11 @@ def add_kept(world: World, phase: Phase) -> None:
     watch = phase.watch
     if watch is not None and watch.keep and watch.keep not in world.models:
         world.models[watch.keep] = copy.deepcopy(world.models[watch.model])
+
+
+def reads_inside(phases: Sequence[Phase], model: str) -> bool:
+    """Whether a term wants more of a model than its outputs on the batch: a submodule's, or those on another input."""
+    return any(r.name == model and (r.path or r.argument) for phase in phases for r in _references(phase))
 
 
 def mix_seed(seed: int, phase: int, what: str) -> int:

@@ -39,6 +39,7 @@ class Run:
         show: shown about every second within an epoch; it costs a wait for the device.
         caches: of frozen models' outputs, by the model's name.
         ranks: this process among those that train together.
+        memory: share of a GPU's free memory that one table may take to live there.
     """
 
     seed: int
@@ -54,3 +55,4 @@ class Run:
     accumulate: int = 1
     compile: str = "off"
     sync_batchnorm: bool = False
+    memory: float = 0.5

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from edgekd.data.table import place
 from edgekd.train import checkpoint
 from edgekd.train.checkpoint import Progress
 from edgekd.train.phase import PhaseRun, add_kept, mix_seed
@@ -28,6 +29,8 @@ def train(world: World, phases: Sequence[Phase], run: Run) -> list[dict[str, Any
     """
     for model in world.models.values():
         model.network.to(run.device)
+    for name, table in world.tables.items():
+        world.tables[name] = place(table, run.device, run.memory)
     # Rank 0's checkpoint counts, so that the others need not see its disk.
     found = checkpoint.load(run.folder) if run.folder and run.ranks.first else None
     progress = run.ranks.shared(found) or Progress()

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from edgekd.data.table import Normalization, Table
+from edgekd.data.table import Normalization, Rows
 from edgekd.tasks import HeadSettings
 
 Side = str | tuple[str, ...]
@@ -68,7 +68,7 @@ class World:
     """Everything that phases read and change: models by name, tables by name, and what is needed to feed them."""
 
     models: dict[str, Model]
-    tables: dict[str, Table]
+    tables: dict[str, Rows]
     heads: tuple[HeadSettings, ...]
     normalization: Mapping[str, Normalization] = field(default_factory=dict)
 
@@ -118,10 +118,14 @@ class Optim:
 
 @dataclass(frozen=True)
 class Follow:
-    """A model learns by following another: an average of its weights with `decay`; 0 copies."""
+    """A model learns by following another: an average of its weights with `decay`; 0 copies.
+
+    `rising`: early steps have a smaller decay, (1 + step) / (10 + step), so that a short run forgets where it began.
+    """
 
     source: str
     decay: float = 0.0
+    rising: bool = False
 
 
 @dataclass(frozen=True)

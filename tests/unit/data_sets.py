@@ -16,10 +16,10 @@ from edgekd.data import DataSettings
 from edgekd.data.source import Data, open_data
 
 
-def opened(base: Path, seed: int = 0, memo: Path | None = None, **options: Any) -> Data:
+def opened(base: Path, seed: int = 0, memo: Path | None = None, spool: Path | None = None, **options: Any) -> Data:
     value, problems = validate(DataSettings, options)
     assert value is not None, problems
-    return open_data(value, base=base, seed=seed, memo=memo)
+    return open_data(value, base=base, seed=seed, memo=memo, spool=spool)
 
 
 def encoded(array: Any, form: str = "PNG", **options: Any) -> bytes:

@@ -5,10 +5,13 @@ Importing this loads no numpy, torch or pyarrow, and neither does opening a read
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from edgekd.data.readers.images import EncodedImages, ImageDecoder
 from edgekd.data.settings import DataSettings, Split
+from edgekd.store import Store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,8 +35,8 @@ class Reader(Protocol):
         """Names of the targets; empty without labels."""
         ...
 
-    def files(self) -> dict[str, Path]:
-        """Every file by its name inside of the data set."""
+    def files(self) -> Mapping[str, Sequence[Path]]:
+        """All files in groups that change together, by the name of the first one inside of the data set."""
         ...
 
     def identity(self) -> dict[str, Any]:
@@ -61,6 +64,25 @@ class Reader(Protocol):
         ...
 
 
+@runtime_checkable
+class ImageReader(Reader, Protocol):
+    """A source of encoded images: they can be streamed."""
+
+    @property
+    def decoder(self) -> ImageDecoder:
+        """What decodes them."""
+        ...
+
+    def encoded(self, split: Split, store: Store, digests: Mapping[str, str]) -> EncodedImages:
+        """The encoded images of a split at random access.
+
+        Args:
+            store: where a source that has no random access keeps a copy that has.
+            digests: sha256 of the groups of `files`.
+        """
+        ...
+
+
 def open_reader(settings: DataSettings, base: Path) -> Reader:
     """The reader of the source that the settings name; paths are relative to `base`.
 
@@ -70,7 +92,6 @@ def open_reader(settings: DataSettings, base: Path) -> Reader:
     """
     from edgekd.data.readers.digits import DigitsReader
     from edgekd.data.readers.folder import FolderReader
-    from edgekd.data.readers.images import ImageDecoder
     from edgekd.data.readers.npz import NpzReader
     from edgekd.data.readers.parquet import ParquetReader
 

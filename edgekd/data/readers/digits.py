@@ -23,7 +23,7 @@ class DigitsReader:
     input_names = ("image",)
     target_names = ("label",)
 
-    def files(self) -> dict[str, Path]:
+    def files(self) -> dict[str, tuple[Path, ...]]:
         return {}
 
     def identity(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Encoded images to one uint8 tensor, with Pillow.
+"""Encoded images to one uint8 array, with Pillow.
 
 EXIF orientation is applied, alpha is dropped, 16-bit grey keeps its upper 8 bits. An image of more pixels than Pillow's
 `Image.MAX_IMAGE_PIXELS` (89,478,485 unless someone changed it) is refused.
@@ -8,21 +8,37 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from edgekd.data.memory import physical_bytes
 from edgekd.errors import DataError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from PIL.Image import Image as PillowImage
-    from torch import Tensor
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+
+class Picked(Protocol):
+    """Some encoded images, each with its name for messages; small as a pickle."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[object, bytes | Path]]: ...
+
+
+class EncodedImages(Protocol):
+    """All encoded images of a split at random access."""
+
+    def pick(self, rows: NDArray[Any]) -> Picked:
+        """The images of some rows, int64 (M,), in this order; they are read when they are iterated."""
+        ...
 
 
 class ImageDecoder:
@@ -44,14 +60,13 @@ class ImageDecoder:
         """What of the decoder decides the samples."""
         return {"channels": self._channels, "size": self._resize}
 
-    def decode(self, images: Iterable[tuple[str, bytes | Path]], count: int) -> Tensor:
+    def decode(self, images: Iterable[tuple[object, bytes | Path]], count: int) -> NDArray[Any]:
         """Decode `count` images, each with its name for messages, to uint8 (count, C, H, W).
 
         Raises:
             DataError: an image cannot be decoded, has another size than the first, or all do not fit into memory.
         """
         import numpy as np
-        import torch
         from PIL import Image
 
         pixels: Any = None
@@ -66,9 +81,9 @@ class ImageDecoder:
                     pixels = np.empty((_fitting(count, shape), *shape), np.uint8)
                 pixels[place] = image.reshape(*image.shape[:2], -1).transpose(2, 0, 1)
         assert place + 1 == count > 0
-        return torch.from_numpy(pixels)
+        return pixels  # type: ignore[no-any-return]
 
-    def _decode_one(self, name: str, encoded: bytes | Path) -> PillowImage:
+    def _decode_one(self, name: object, encoded: bytes | Path) -> PillowImage:
         from PIL import Image, ImageOps
 
         try:
@@ -85,7 +100,7 @@ class ImageDecoder:
         if self._resize is not None:
             return result.resize((self._resize[1], self._resize[0]), Image.Resampling.BILINEAR)
         size = (result.height, result.width)
-        self._first = self._first or (name, size)
+        self._first = self._first or (str(name), size)
         if size != self._first[1]:
             first = f"{self._first[0]} is {_text(self._first[1])}"
             raise DataError(
@@ -94,7 +109,7 @@ class ImageDecoder:
             )
         return result
 
-    def _convert(self, name: str, image: PillowImage) -> PillowImage:
+    def _convert(self, name: object, image: PillowImage) -> PillowImage:
         import numpy as np
         from PIL import Image
 
@@ -113,11 +128,11 @@ class ImageDecoder:
 def _fitting(count: int, shape: tuple[int, ...]) -> int:
     """`count`, if so many images fit into the memory of this machine."""
     needed = count * math.prod(shape)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = physical_bytes()
     if needed > memory:
         raise DataError(
             f"{count} decoded images take {needed / 2**30:.1f} GiB, and this machine has {memory / 2**30:.1f} GiB",
-            hint="set `data.limit: {train: N}`, or a smaller `data.size`",
+            hint="let `data.stream` be auto, set `data.limit: {train: N}`, or a smaller `data.size`",
         )
     return count
 

@@ -40,8 +40,8 @@ class NpzReader:
                             f"data.npz.{field}: {path} holds no array {name!r}", hint=did_you_mean(name, held)
                         )
 
-    def files(self) -> dict[str, Path]:
-        return {f"{split}.npz": path for split, path in self._files.items()}
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        return {f"{split}.npz": (path,) for split, path in self._files.items()}
 
     def identity(self) -> dict[str, Any]:
         return {"inputs": self.input_names, "targets": self.target_names}

@@ -10,16 +10,32 @@ from edgekd.tasks import HeadSettings
 from edgekd.train.world import Move, Optim, Phase, Watch
 
 
-def supervised(model: str, heads: Sequence[HeadSettings], optim: Optim, epochs: int, keep: str | None) -> list[Phase]:
-    """One phase: the model learns its task from the true targets."""
-    move = Move({model: optim}, task_terms(model, heads, 1.0))
-    return [Phase("supervised", (move,), epochs, watch=Watch(model, keep=keep))]
+def supervised(
+    model: str,
+    heads: Sequence[HeadSettings],
+    optim: Optim,
+    epochs: int,
+    keep: str | None,
+    *,
+    mixed: bool = False,
+    label_smoothing: float = 0.0,
+) -> list[Phase]:
+    """One phase: the model learns its task from the true targets. `mixed`, `label_smoothing`: see `task_terms`."""
+    terms = task_terms(model, heads, 1.0, mixed=mixed, label_smoothing=label_smoothing)
+    return [Phase("supervised", (Move({model: optim}, terms),), epochs, watch=Watch(model, keep=keep))]
 
 
 def offline(
-    heads: Sequence[HeadSettings], settings: DistillationSettings, optim: Optim, epochs: int, keep: str | None
+    heads: Sequence[HeadSettings],
+    settings: DistillationSettings,
+    optim: Optim,
+    epochs: int,
+    keep: str | None,
+    *,
+    mixed: bool = False,
+    label_smoothing: float = 0.0,
 ) -> list[Phase]:
-    """One phase: `student` learns from the targets and from `teacher`."""
-    terms = task_terms("student", heads, settings.task_weight)
+    """One phase: `student` learns from the targets and from `teacher`. `mixed`, `label_smoothing`: see `task_terms`."""
+    terms = task_terms("student", heads, settings.task_weight, mixed=mixed, label_smoothing=label_smoothing)
     terms += response_terms("student", "teacher", heads, lambda head: knowledge_of(head, settings.knowledge))
     return [Phase("offline", (Move({"student": optim}, terms),), epochs, watch=Watch("student", keep=keep))]

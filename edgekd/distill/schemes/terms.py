@@ -8,19 +8,30 @@ import edgekd.distill.knowledge  # noqa: F401  registers every knowledge
 from edgekd.distill.settings import KnowledgeSettings
 from edgekd.tasks import HeadSettings
 from edgekd.tasks.task import task_named
+from edgekd.train.feed import MIX_SHARE, other_name
 from edgekd.train.world import Term
 
 
-def task_terms(model: str, heads: Sequence[HeadSettings], weight: float) -> tuple[Term, ...]:
-    """The loss of each head that has a target; none when the weight is 0."""
+def task_terms(
+    model: str, heads: Sequence[HeadSettings], weight: float, *, mixed: bool = False, label_smoothing: float = 0.0
+) -> tuple[Term, ...]:
+    """The loss of each head that has a target; none when the weight is 0.
+
+    Args:
+        mixed: whether batches are mixed with other samples (feed.py); classes then are learned in their shares, while
+            real targets are mixed already.
+        label_smoothing: share of each true class that is spread over all.
+    """
     terms = []
     for head in heads:
         if head.target is not None and weight > 0:
             name = task_named(head.task).loss
-            also = {"target": head.target}
-            terms.append(
-                Term(name, f"{model}[{head.output}]", weight=weight, also=also, label=_label(name, head, heads))
-            )
+            also, settings = {"target": head.target}, {}
+            if head.task == "classification":
+                also |= {"other": other_name(head.target), "share": MIX_SHARE} if mixed else {}
+                settings = {"label_smoothing": label_smoothing} if label_smoothing else {}
+            label = _label(name, head, heads)
+            terms.append(Term(name, f"{model}[{head.output}]", None, weight, settings, also, label=label))
     return tuple(terms)
 
 

@@ -1,0 +1,133 @@
+"""Several processes: the same curves as one, no sample twice, and a process that dies costs nothing but time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from chain import Result, Workshop
+
+from edgekd.models.weights import load_state
+
+pytestmark = pytest.mark.slow
+
+# No BatchNorm: its statistics are each process's own. One process kills itself where a file says so.
+NET = """
+import os, pathlib, signal
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes, width=8):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, width, 3), nn.ReLU(), nn.Conv2d(width, width, 3), nn.ReLU())
+        self.head = nn.Linear(width, num_classes)
+        self.asked = 0
+
+    def forward(self, x):
+        self.asked += self.training
+        order = pathlib.Path(os.environ.get("DIE_FILE", "/nowhere"))
+        if self.asked == 40 and os.environ.get("RANK") == "1" and order.is_file():
+            order.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.head(self.body(x).mean((2, 3)))
+"""
+PIPELINE = """
+name: many
+data: {digits: {}, validation: 0.107}
+train: {batch: 48, precision: f32, lr: 0.2, clip: 5.0}
+stages:
+  - teacher: {model: "net:Net", args: {width: 16}, epochs: 3}
+  - distill: {student: "net:Net", epochs: 4}
+"""
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    (tmp_path / "net.py").write_text(NET)
+    made = Workshop(tmp_path)
+    made.write(PIPELINE)
+    return made
+
+
+def outcome(
+    result: Result, workshop: Workshop, stage: str = "distill"
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Curves and weights of a stage."""
+    assert result.code == 0, result.err
+    key = next(row["key"] for row in result.report["stages"] if row["name"] == stage)
+    folder = workshop.folder / "store" / "objects" / key[:2] / key
+    curves: dict[str, Any] = json.loads((folder / "curves.json").read_text())["phases"][0]
+    return curves, load_state(folder / "weights.safetensors")
+
+
+def again(workshop: Workshop, name: str) -> Workshop:
+    """The same pipeline with a store and an output folder of its own."""
+    folder = workshop.folder / name
+    folder.mkdir()
+    (folder / "net.py").write_text(NET)
+    made = Workshop(folder)
+    made.write(PIPELINE)
+    return made
+
+
+def assert_close(one: Any, other: Any) -> None:
+    for part in ("terms", "metrics"):
+        for name, values in one[0][part].items():
+            assert other[0][part][name] == pytest.approx(values, rel=1e-5), name
+    for name, value in one[1].items():
+        assert torch.allclose(other[1][name], value, rtol=1e-3, atol=1e-5), name
+
+
+def test_two_processes_and_accumulated_parts_give_the_curves_of_one_with_the_whole_batch(workshop: Workshop) -> None:
+    alone = workshop.run()
+    two = again(workshop, "two")
+    together = two.run("--nproc", "2", "--set", "train.accumulate=2")
+    for stage in ("teacher", "distill"):
+        assert_close(outcome(alone, workshop, stage), outcome(together, two, stage))
+    assert together.states() == {"teacher": "ran", "distill": "ran"}
+    assert len([line for line in together.err.splitlines() if "offline 4/4" in line]) == 1  # one process speaks
+    # What several processes made is there for one: the number of them is no part of a key.
+    key = together.report["stages"][1]["key"]
+    assert two.run("--set", "train.accumulate=2").report["stages"][1] | {"seconds": 0} == {
+        "name": "distill", "state": "cached", "cache": "local", "key": key, "seconds": 0, "why": "unchanged",
+    }  # fmt: skip
+
+
+def test_a_killed_process_is_started_again_and_ends_with_the_same_bytes(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = outcome(workshop.run("--nproc", "2"), workshop)
+    order = workshop.folder / "die"
+    monkeypatch.setenv("DIE_FILE", str(order))
+
+    order.touch()
+    killed = again(workshop, "killed")
+    found = outcome(killed.run("--nproc", "2", "--max-restarts", "1"), killed)
+    assert not order.exists()
+    assert found[0] == whole[0]
+    assert all(torch.equal(found[1][name], value) for name, value in whole[1].items())
+
+    order.touch()
+    died = again(workshop, "died")
+    result = died.run("--nproc", "2")
+    assert not order.exists()
+    assert result.code == 4
+    assert "error: one of the 2 processes died" in result.err
+    # The checkpoint of two processes serves one.
+    rest = died.run()
+    assert "resumed" in rest.states().values()
+    assert_close(whole, outcome(rest, died))
+
+
+def test_a_mistake_is_said_once_and_keeps_its_exit_code(workshop: Workshop) -> None:
+    result = workshop.run("--nproc", "2", "--set", "distill.args={depth: 3}")
+    assert result.code == 2
+    assert result.err.count("error:") == 1
+    assert "depth" in result.err
+    few = workshop.run("--nproc", "64")
+    assert few.code == 2
+    assert "48 samples a step cannot be shared by 64 processes" in few.err

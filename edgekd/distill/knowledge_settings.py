@@ -52,10 +52,6 @@ class TermSettings(Settings):
     weight: Weight = 1.0
     ramp: Ramp = 0.0
 
-    def canonical(self) -> dict[str, Any]:
-        """The knowledge's own settings and its weight, as a term takes them; a stage's key holds all fields."""
-        return {name: value for name, value in super().canonical().items() if name not in ("ramp", "layers")}
-
     @property
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the knowledge's adapter, or of its function where there is none."""

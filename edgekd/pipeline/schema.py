@@ -245,9 +245,10 @@ def _knowledge(settings: PipelineSettings, stages: Sequence[StageEntry], tree: T
     for stage in stages:
         if isinstance(stage.settings, DistillStage) and "classification" not in tasks:
             for index, item in enumerate(stage.settings.knowledge or ()):
-                if item.name == "kd":
+                if item.of_classes:
                     location = ("stages", listed.index("distill"), "distill", "knowledge", index)
-                    return [Problem(location, "kd is for classification, this task is regression", "use mse_logits")]
+                    words = f"{item.name} is for classification, this task is regression"
+                    return [Problem(location, words, "use mse_logits")]
     return []
 
 

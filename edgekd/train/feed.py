@@ -16,6 +16,7 @@ from edgekd.train.world import World
 
 Batch = dict[str, Tensor]
 MIX_SHARE = "mix_share"
+SAMPLE_IDS = "sample_ids"
 
 
 def other_name(target: str) -> str:
@@ -30,6 +31,7 @@ class Feed:
     its partner are in the column `other_name(target)`, and `mix_share`, float32 (N,), says how much of it is itself.
 
     Attributes:
+        samples: ids of samples are below it.
         ids: int64 (M,), the samples that this epoch visits here, in order.
         slots: int64 (M,), which of its own views each of them is seen in.
 
@@ -43,7 +45,8 @@ class Feed:
         views.check(table.inputs)
         self._real = {name for name, y in table.targets.items() if y.is_floating_point()}
         self._real |= {head.target for head in world.heads if head.task == "regression" and head.target is not None}
-        self._columns = {*table.inputs, *table.targets}
+        self._columns = {*table.inputs, *table.targets, SAMPLE_IDS}
+        self.samples = int(table.ids.max()) + 1 if len(table) else 0
         if views.mixing is not None:
             made = {MIX_SHARE, *(other_name(name) for name in table.targets.keys() - self._real)}
             for name in sorted(made & self._columns):
@@ -92,6 +95,7 @@ class Feed:
         for name, x in rows.inputs.items():
             shown = to_input(self._world, name, self._views.show(x, look), self._device)
             batch[name] = self._views.erase(shown, look)
+        batch[SAMPLE_IDS] = rows.ids.to(self._device)
         return {**batch, **{name: y.to(self._device) for name, y in rows.targets.items()}}
 
     def _mixed(self, batch: Batch, partners: Table, mix: Mix) -> Batch:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgekd.train.adapters import adapter_name
 from edgekd.train.distributed import Ranks
 from edgekd.train.feed import Batch
 from edgekd.train.knowledge import knowledge_named
 from edgekd.train.precision import autocast
 from edgekd.train.references import Taps, Values
-from edgekd.train.world import Move, Optim, Side, Term, World
+from edgekd.train.world import Move, Optim, Side, Term, World, texts_of
 
 Known = Mapping[str, dict[str, Tensor]]
 
@@ -70,7 +71,10 @@ class Objective(nn.Module):
                 given, scale = self._gathered(found, part), part.share * part.total / part.rows
             else:
                 given, scale = found, part.share * self._ranks.count
-            loss = knowledge.function(*given.sides, **term.settings, **given.also)
+            if knowledge.adapter is not None:
+                loss = self._world.models[adapter_name(term)].network(*given.sides, **given.also)
+            else:
+                loss = knowledge.function(*given.sides, **term.settings, **given.also)
             means[term.name] = loss.detach() + means[term.name] if term.name in means else loss.detach()
             total = total + loss * (weight * scale)
         return total, means
@@ -97,7 +101,7 @@ def _arguments(term: Term, values: Values) -> _Arguments:
     def get(side: Side | None, live: bool) -> Any:
         if side is None:
             return None
-        found = [values.get(text) for text in ((side,) if isinstance(side, str) else side)]
+        found = [values.get(text) for text in texts_of(side)]
         found = found if live else [value.detach() for value in found]
         return found[0] if isinstance(side, str) else found
 

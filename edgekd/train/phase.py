@@ -18,6 +18,7 @@ from torch.amp import GradScaler
 from edgekd.data.views import permutation
 from edgekd.errors import ConfigError, TrainingError
 from edgekd.train import checkpoint
+from edgekd.train.adapters import make_adapters, with_adapters
 from edgekd.train.checkpoint import Progress
 from edgekd.train.distributed import Shares
 from edgekd.train.evaluate import score
@@ -28,7 +29,7 @@ from edgekd.train.objective import Known, Objective, Part
 from edgekd.train.precision import choose_compile, compiled
 from edgekd.train.references import Reference, Taps, parse
 from edgekd.train.run import Epoch, Run
-from edgekd.train.world import Model, Move, Optim, Phase, World
+from edgekd.train.world import Model, Move, Optim, Phase, World, texts_of
 
 _CHECK_EVERY = 50
 _SHOW_S = 1.0
@@ -42,11 +43,16 @@ class PhaseRun:
     def __init__(
         self, world: World, phase: Phase, index: int, run: Run, progress: Progress, touched: frozenset[str]
     ) -> None:
-        self.world, self.phase, self.index, self.run, self.progress = world, phase, index, run, progress
-        self.touched = touched
+        self.world, self.index, self.run, self.progress = world, index, run, progress
+        self.phase = with_adapters(phase)
+        self.touched = touched | self.phase.learners()
         self.in_training: set[str] | None = None
         self.table = world.tables[phase.data]
         self.shares = Shares(len(self.table), min(run.batch, len(self.table)), run.accumulate, run.ranks)
+        self.feed = Feed(world, self.table, run.views, run.device)
+        self.references = _references(phase)
+        _check_references(world, self.feed, self.references)
+        make_adapters(world, self.phase.moves, self.feed, mix_seed(run.seed, index, "adapters"), progress.networks)
         # Guides too: another layout is another kernel, and other bits after a resume.
         for model in world.models.values():
             _channels_last(model.network.to(run.device))
@@ -57,11 +63,9 @@ class PhaseRun:
         steps = self.shares.steps
         self.learners = [
             [Learner(world.models[name], rule, steps, steps * phase.epochs) for name, rule in move.learn.items()]
-            for move in phase.moves
+            for move in self.phase.moves
         ]
         self.scalers = [GradScaler(run.device.type, enabled=run.precision == "f16") for _ in phase.moves]
-        self.references = _references(phase)
-        self.feed = Feed(world, self.table, run.views, run.device)
         self.guides = self._cached_guides()
         self.objectives: list[nn.Module] = []
 
@@ -69,7 +73,6 @@ class PhaseRun:
         """All epochs from where the checkpoint stands."""
         self._resume()
         self._set_modes(set())
-        _check_references(self.world, self.feed, self.references)
         taps = Taps(self.world, [r for r in self.references if r.name in self.world.models])
         try:
             with compiled(*self._to_compile(taps)):
@@ -327,7 +330,7 @@ def _references(phase: Phase) -> list[Reference]:
     texts: list[str] = []
     for term in itertools.chain(*(move.terms for move in phase.moves)):
         for side in (term.student, term.teacher):
-            texts += [] if side is None else [side] if isinstance(side, str) else list(side)
+            texts += texts_of(side)
         texts += term.also.values()
     return [parse(text) for text in dict.fromkeys(texts)]
 

@@ -20,6 +20,11 @@ from edgekd.tasks import HeadSettings
 Side = str | tuple[str, ...]
 
 
+def texts_of(side: Side | None) -> tuple[str, ...]:
+    """The references of a side."""
+    return () if side is None else (side,) if isinstance(side, str) else side
+
+
 @dataclass
 class Model:
     """A network with named inputs and outputs; `fresh` builds an untrained one of the same kind."""

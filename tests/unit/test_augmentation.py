@@ -190,7 +190,7 @@ def test_arrays_and_real_targets_are_mixed_alike() -> None:
     assert torch.allclose(batch["count"], share * own + (1 - share) * partners)
     assert torch.equal(own, torch.arange(50).flip(0))
     assert not torch.equal(own, partners)
-    assert feed.columns() == batch.keys() == {"x", "angle", "count", "label", "label_other", "mix_share"}
+    assert feed.columns() == batch.keys() == {"x", "angle", "count", "label", "label_other", "mix_share", "sample_ids"}
 
 
 def test_partners_are_seen_in_geometric_views_only() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgekd.distill.schemes.terms import knowledge_of, response_terms, task_terms
+from edgekd.distill.schemes.terms import PairOf, feature_terms, knowledge_of, no_pairs, response_terms, task_terms
 from edgekd.distill.settings import DistillationSettings
 from edgekd.tasks import HeadSettings
 from edgekd.train.world import Move, Optim, Phase, Watch
@@ -32,10 +32,18 @@ def offline(
     epochs: int,
     keep: str | None,
     *,
+    pairs: PairOf = no_pairs,
     mixed: bool = False,
     label_smoothing: float = 0.0,
 ) -> list[Phase]:
-    """One phase: `student` learns from the targets and from `teacher`. `mixed`, `label_smoothing`: see `task_terms`."""
+    """One phase: `student` learns from the targets and from `teacher`.
+
+    Args:
+        pairs: layers that a knowledge compares.
+        mixed: see `task_terms`.
+        label_smoothing: see `task_terms`.
+    """
     terms = task_terms("student", heads, settings.task_weight, mixed=mixed, label_smoothing=label_smoothing)
     terms += response_terms("student", "teacher", heads, lambda head: knowledge_of(head, settings.knowledge))
+    terms += feature_terms("student", "teacher", heads, settings.knowledge or (), pairs)
     return [Phase("offline", (Move({"student": optim}, terms),), epochs, watch=Watch("student", keep=keep))]

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import edgekd.distill.knowledge  # noqa: F401  registers every knowledge
-from edgekd.distill.settings import KnowledgeSettings
+from edgekd.distill.knowledge_settings import KnowledgeSettings, Pair
+from edgekd.errors import ConfigError
 from edgekd.tasks import HeadSettings
 from edgekd.tasks.task import task_named
-from edgekd.train.feed import MIX_SHARE, other_name
-from edgekd.train.world import Term
+from edgekd.train.feed import MIX_SHARE, SAMPLE_IDS, other_name
+from edgekd.train.knowledge import knowledge_named
+from edgekd.train.world import Side, Term
+
+PairOf = Callable[[KnowledgeSettings], Sequence[Pair]]
+
+
+def no_pairs(item: KnowledgeSettings) -> Sequence[Pair]:
+    """Layers of a knowledge that names them itself."""
+    assert item.layers is not None, f"nobody says which layers {item.name} compares"
+    return item.layers
 
 
 def task_terms(
@@ -37,26 +47,73 @@ def task_terms(
 
 def response_terms(
     student: str,
-    teacher: str,
+    teacher: Side,
     heads: Sequence[HeadSettings],
     knowledge: Callable[[HeadSettings], Sequence[KnowledgeSettings]],
 ) -> tuple[Term, ...]:
     """What the teacher's heads teach the student's: `knowledge` says which knowledges a head uses."""
     terms = []
     for head in heads:
-        sides = f"{student}[{head.output}]", f"{teacher}[{head.output}]"
         for item in knowledge(head):
-            settings = item.settings.canonical()
-            weight = settings.pop("weight")
-            terms.append(Term(item.name, *sides, weight, settings, label=_label(item.name, head, heads)))
+            also = _also(item.name, head)
+            sides = f"{student}[{head.output}]", _each(teacher, f"[{head.output}]")
+            terms.append(_term(item, *sides, also, _label(item.name, head, heads)))
     return tuple(terms)
 
 
+def feature_terms(
+    student: str,
+    teacher: str,
+    heads: Sequence[HeadSettings],
+    knowledge: Sequence[KnowledgeSettings],
+    pairs: PairOf,
+) -> tuple[Term, ...]:
+    """What the teacher's layers teach the student's: `pairs` says which layers a knowledge compares.
+
+    Knowledge of outputs among them is left out. A knowledge of one pair is a term for each pair, one over several stages
+    a single term.
+    """
+    terms = []
+    for item in (item for item in knowledge if item.features):
+        found = [(f"{student}.{s}", f"{teacher}.{t}") for s, t in pairs(item)]
+        also = _also(item.name, heads[0])
+        if knowledge_named(item.name).levels == "several":
+            terms.append(_term(item, tuple(s for s, _ in found), tuple(t for _, t in found), also, item.name))
+            continue
+        for s, t in found:
+            place = f" {s.partition('.')[2]}" if len(found) > 1 else ""
+            terms.append(_term(item, s, t, also, f"{item.name}{place}"))
+    return tuple(terms)
+
+
+def _term(item: KnowledgeSettings, student: Side, teacher: Side, also: Mapping[str, str], label: str) -> Term:
+    ramp = (0.0, item.ramp) if item.ramp else None
+    return Term(item.name, student, teacher, item.weight, item.arguments, also, ramp, label=label)
+
+
+def _also(name: str, head: HeadSettings) -> dict[str, str]:
+    """What a knowledge needs besides its two sides: true classes, and which samples these are."""
+    knowledge = knowledge_named(name)
+    if "target" in knowledge.needs and head.target is None:
+        raise ConfigError(f"{name} needs true classes, and the data has none", hint="use kd, or data with labels")
+    wanted = knowledge.needs | knowledge.takes
+    also = {"index": SAMPLE_IDS} if "index" in wanted else {}
+    if "target" in wanted and head.target is not None and head.task == "classification":
+        also["target"] = head.target
+    return also
+
+
+def _each(side: Side, ending: str) -> Side:
+    return f"{side}{ending}" if isinstance(side, str) else tuple(f"{text}{ending}" for text in side)
+
+
 def knowledge_of(head: HeadSettings, given: Sequence[KnowledgeSettings] | None) -> Sequence[KnowledgeSettings]:
-    """The given knowledges that fit a head (logits: all; real values: no softmax), else its task's own, weight .9."""
-    response = task_named(head.task).response
-    fitting = [item for item in given or () if head.task == "classification" or item.name == response]
-    return fitting or (KnowledgeSettings.model_validate_json(f'{{"{response}": {{}}}}'),)
+    """The given knowledges of outputs that fit a head; its task's own where none is given, or none that fits."""
+    outputs = [item for item in given or () if not item.features]
+    fitting = [item for item in outputs if head.task == "classification" or not item.of_classes]
+    if fitting or (given and not outputs):
+        return fitting
+    return (KnowledgeSettings.model_validate_json(f'{{"{task_named(head.task).response}": {{}}}}'),)
 
 
 def _label(name: str, head: HeadSettings, heads: Sequence[HeadSettings]) -> str:

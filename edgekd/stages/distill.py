@@ -33,7 +33,15 @@ def run(context: Context) -> None:
     # Another seed than the teacher's, which may be a network of the same kind.
     world.models["student"] = fresh_model(context.common, options.network(), seed=context.common.seed + 1)
     keep = keep_name(options.select, "student")
-    phases = offline(context.common.heads, options, optim(context), options.epochs, keep, **target_options(context))
+    phases = offline(
+        context.common.heads,
+        options,
+        optim(context),
+        options.epochs,
+        keep,
+        pairs=_pairs(context, world),
+        **target_options(context),
+    )
     curves = run_phases(context, world, phases, settings, learner="student", frozen={"teacher": source})
     save_trained(context, world, world.models["student"], "student", options.network())
     save_curves(context, curves)

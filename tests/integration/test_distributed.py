@@ -131,3 +131,14 @@ def test_a_mistake_is_said_once_and_keeps_its_exit_code(workshop: Workshop) -> N
     few = workshop.run("--nproc", "64")
     assert few.code == 2
     assert "48 samples a step cannot be shared by 64 processes" in few.err
+
+
+def test_knowledge_between_samples_sees_the_rows_of_all_processes(workshop: Workshop) -> None:
+    knowledge = "distill.knowledge=[kd, rkd, similarity, dist]"
+    arguments = ["--set", knowledge]
+    # A small rate: these losses are steep at the start, and rounding would grow into differences that mean nothing.
+    for setting in ("train.lr=0.01", "teacher.epochs=1", "distill.epochs=2"):
+        arguments += ["--set", setting]
+    alone = workshop.run(*arguments)
+    two = again(workshop, "two")
+    assert_close(outcome(alone, workshop), outcome(two.run("--nproc", "2", *arguments), two))

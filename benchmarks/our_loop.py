@@ -76,9 +76,8 @@ def views_of(views: int | Literal["all"]) -> Views:
 
 def new_cache(samples: int, folder: Path, views: int = 16) -> TeacherCache:
     """An empty cache of a teacher's logits for 10 classes, in a folder of its own."""
-    cache, words = open_cache(
-        Store(folder), {}, [Head("logits", (10,))], dtype="f32", samples=samples, views=views, max_bytes=10**10
-    )
+    heads, ids = [Head("logits", (10,))], torch.arange(samples)
+    cache, words = open_cache(Store(folder), {}, heads, dtype="f32", ids=ids, views=views, max_bytes=10**10)
     if cache is None:
         raise SystemExit(words)
     return cache

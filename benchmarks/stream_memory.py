@@ -4,15 +4,16 @@
 
 For each size a synthetic Parquet data set (32x32 JPEG images of noise, 10,000 in a shard) is trained on for one epoch
 by edgekd's trainer, in a process of its own and from nothing: images are copied to the spool, normalisation is
-measured, the epoch runs, the validation split (a tenth) is scored. Meanwhile /proc is read five times a second: the
-memory of the training process and of its workers (RSS), and of all together with shared pages counted once (PSS). The
-steady value is the median over the training phase, the peak that from the start of the process to its end.
+measured, the epoch runs, the validation split (a tenth) is scored. Meanwhile /proc is read five times a second:
+resident memory of the training process and of its workers, and how much of both is anonymous, which leaves out the
+pages of libraries. The steady value is the median over the training phase, the peak that of the whole process.
 """
 
 # Heavy imports are inside of the functions: worker processes import this file.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -29,6 +30,7 @@ SHARD = 10_000
 DISTINCT = 2_000
 BATCH = 128
 EVERY_S = 0.2
+MEASURES = ("process_rss", "workers_rss", "all_rss", "all_anonymous")
 
 
 def write_data(folder: Path, count: int) -> None:
@@ -119,7 +121,7 @@ def summary(result: dict[str, Any], samples: list[dict[str, float]]) -> dict[str
             "steady_bytes": int(statistics.median(s[name] for s in steps)),
             "peak_bytes": int(max(s[name] for s in samples)),
         }
-        for name in ("process_rss", "workers_rss", "total_pss")
+        for name in MEASURES
     }
     memory["process_rss"]["peak_bytes"] = result["peak_rss_bytes"]  # as the kernel saw it, between the readings, too
     return {
@@ -134,26 +136,26 @@ def summary(result: dict[str, Any], samples: list[dict[str, float]]) -> dict[str
 
 
 def memory_of(pid: int) -> dict[str, float]:
-    """Memory of a process and of its descendants, in bytes."""
-    own = rollup(pid)
-    others = [rollup(child) for child in descendants(pid)]
+    """Memory of a process and of its workers, in bytes."""
+    own, others = rollup(pid), [rollup(worker) for worker in workers_of(pid)]
     return {
         "t": time.monotonic(),
         "process_rss": own["Rss"],
         "workers_rss": sum(other["Rss"] for other in others),
-        "total_pss": own["Pss"] + sum(other["Pss"] for other in others),
+        "all_rss": sum(each["Rss"] for each in (own, *others)),
+        "all_anonymous": sum(each["Anonymous"] for each in (own, *others)),
     }
 
 
-def descendants(pid: int) -> list[int]:
+def workers_of(pid: int) -> list[int]:
     found = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             children = [int(word) for word in path.read_text().split()]
-        except OSError:
+            # A child that has not begun its own program yet has borrowed all of the parent's memory.
+            found += [n for n in children if "edgekd.data.workers" in Path(f"/proc/{n}/cmdline").read_text()]
+        except OSError:  # it has just ended
             continue
-        for child in children:
-            found += [child, *descendants(child)]
     return found
 
 
@@ -163,7 +165,7 @@ def rollup(pid: int) -> dict[str, int]:
     except OSError:  # it has just ended
         text = ""
     found = {name: int(size) * 1024 for name, size in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
-    return {"Rss": 0, "Pss": 0} | found
+    return {"Rss": 0, "Anonymous": 0} | found
 
 
 def main() -> None:
@@ -182,7 +184,7 @@ def main() -> None:
     from edgekd.bench.machine import environment
 
     rows: list[dict[str, Any]] = []
-    print("   samples  steady MB: process workers  all   peak MB: process workers  all   images/s   of the first (all)")
+    print("   samples   steady and peak MB: process, workers, all, anonymous   images/s   of the first: all, anonymous")
     for count in options.sizes:
         folder = Path(tempfile.mkdtemp(prefix="stream-", dir=options.folder))
         try:
@@ -191,14 +193,11 @@ def main() -> None:
         finally:
             shutil.rmtree(folder)
         rows.append(row)
-        for kind in ("steady", "peak"):
-            first, now = (r["total_pss"][f"{kind}_bytes"] for r in (rows[0], row))
-            row[f"{kind}_ratio"] = round(now / first, 4)
-        names = ("process_rss", "workers_rss", "total_pss")
-        values = [row[name][f"{kind}_bytes"] / 1e6 for kind in ("steady", "peak") for name in names]
-        cells = "{:18.0f}{:8.0f}{:5.0f}{:18.0f}{:8.0f}{:5.0f}".format(*values)
-        ratios = f"{row['steady_ratio']:.3f} steady, {row['peak_ratio']:.3f} peak"
-        print(f"{count:10}{cells}{row['images_per_s']:11}   {ratios}", flush=True)
+        for name, kind in itertools.product(("all_rss", "all_anonymous"), ("steady", "peak")):
+            row[name][f"{kind}_ratio"] = round(row[name][f"{kind}_bytes"] / rows[0][name][f"{kind}_bytes"], 4)
+        cells = " ".join(f"{row[n]['steady_bytes'] / 1e6:4.0f} {row[n]['peak_bytes'] / 1e6:4.0f} " for n in MEASURES)
+        ratios = " ".join(f"{row[n]['steady_ratio']:.3f} {row[n]['peak_ratio']:.3f} " for n in MEASURES[2:])
+        print(f"{count:10}   {cells}  {row['images_per_s']:6}   {ratios}", flush=True)
     document = {"batch": BATCH, "workers": options.workers, "network": "resnet8", "image": "32x32 JPEG", "threads": 1}
     document |= {"environment": environment(("torch", "numpy", "pyarrow", "pillow")), "sizes": rows}
     if options.json is not None:

@@ -4,8 +4,8 @@
 
 The sweep is `edgekd run` in processes of their own that share a store: once to train the teacher, then once for each
 student. The teacher is a network of the user's that counts the samples it is given; it writes their number when the
-process ends. Two of them are there to learn the shape of its outputs. The last student runs twice as many epochs as the
-others, so its later half needs views that nobody asked for before.
+process ends. Two of them are there to learn the shape of its outputs, and some fill up its last batches. The last
+student runs twice as many epochs as the others, so its later half needs views that nobody asked for before.
 
 The long run is one student on digits: 60 epochs in which each sample is seen in one of 16 views of its own. The share
 of lookups that find what is there is compared with 1 - (15/16)^k for the epoch after k others.
@@ -96,29 +96,32 @@ def run(folder: Path, *arguments: str) -> dict[str, Any]:
 
 def sweep(parquet: Path | None, images: int, epochs: int) -> dict[str, Any]:
     """Four students, one after the other, of one teacher."""
-    source, augment = "digits: {}", "crop: 1"
+    source, augment, views = "digits: {}", "crop: 1", 9
     if parquet is not None:
         source = f"parquet: {{path: {parquet.resolve()}, image: img, label: label}}, limit: {{train: {images}}}"
-        augment = "crop: 4, flip: true"
-    rows = []
+        augment, views = "crop: 4, flip: true", VIEWS
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "counted.py").write_text(COUNTED)
         text = PIPELINE.format(
-            source=source, augment=augment, views=VIEWS, batch=BATCH, teacher_epochs=epochs, epochs=epochs
+            source=source, augment=augment, views=views, batch=BATCH, teacher_epochs=epochs, epochs=epochs
         )
         (folder / "sweep.yaml").write_text(text)
         run(folder, "--to", "teacher")
-        for number, student in enumerate(STUDENTS):
-            long = 2 * epochs if number == len(STUDENTS) - 1 else epochs
+        seen = 0
+        for student, long in (*((name, epochs) for name in STUDENTS[:-1]), (STUDENTS[-1], 2 * epochs)):
             found = run(folder, "--set", f"distill.student={student}", "--set", f"distill.epochs={long}")
-            steps = found["train_samples"] * long
-            rows.append({"student": student, "epochs": long, "without_cache": steps, **found})
-            print(f"{student:<10} {long:3} epochs   teacher saw {found['teacher_samples']:7} of {steps} samples")
-        again = run(folder, "--set", f"distill.student={STUDENTS[0]}", "--force", "distill")
-        rows.append({"student": STUDENTS[0], "epochs": epochs, "without_cache": rows[0]["without_cache"], **again})
-        print(f"{STUDENTS[0]:<10} {epochs:3} epochs   teacher saw {again['teacher_samples']:7}   (--force distill)")
-    views = 9 if parquet is None else VIEWS
+            # Pairs of sample and view that this run asks for and no earlier one did.
+            new = found["train_samples"] * sum(1 - share for share in expected_hits(long, views)[seen:])
+            rows.append({"student": student, "epochs": long, "expected_new": round(new), **found})
+            seen = max(seen, long)
+    for row in rows:
+        row["without_cache"] = row["train_samples"] * row["epochs"]
+        print(
+            f"{row['student']:<10} {row['epochs']:3} epochs   teacher saw {row['teacher_samples']:7} samples, "
+            f"expected new {row['expected_new']:7}, without a cache {row['without_cache']}"
+        )
     return {"data": "digits" if parquet is None else "parquet", "views": views, "batch": BATCH, "runs": rows}
 
 

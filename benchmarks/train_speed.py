@@ -7,8 +7,9 @@ takes each arm once, in another order, on the same images. What counts is CPU ti
 the arm's DataLoader workers included, by their CPU clocks; medians and ratios of medians. The first round warms up.
 
 The plain loop and torchdistill are float32, NCHW, and decode and augment JPEG or PNG with Pillow for every step, the
-teacher live (plain_loop.py). torchdistill is left out where it does not import; the JSON then says why. Without
---parquet the images are noise, encoded as JPEG.
+teacher live; plain_loop.py says how they differ. torchdistill is left out where it does not import; the JSON then says
+why. Page faults are those of the arm's process without its workers. Without --parquet the images are noise, encoded as
+JPEG.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ def plain_arm(pair: Pair, rows: Samples, workers: int, folder: Path) -> Epoch:
     return plain(network(pair[0], 0), network(pair[1], 1), rows, batch=BATCH, workers=workers)
 
 
+def teacher_first_arm(pair: Pair, rows: Samples, workers: int, folder: Path) -> Epoch:
+    return plain(network(pair[0], 0), network(pair[1], 1), rows, batch=BATCH, workers=workers, teacher_first=True)
+
+
 def torchdistill_arm(pair: Pair, rows: Samples, workers: int, folder: Path) -> Epoch:
     return torchdistill(network(pair[0], 0), network(pair[1], 1), rows, batch=BATCH, workers=workers)
 
@@ -74,6 +79,7 @@ def alone_arm(pair: Pair, rows: Samples, workers: int, folder: Path) -> Epoch:
 
 ARMS: dict[str, Callable[[Pair, Samples, int, Path], Epoch]] = {
     "plain loop": plain_arm,
+    "plain, teacher first": teacher_first_arm,
     "torchdistill": torchdistill_arm,
     "edgekd, live teacher": live_arm,
     "edgekd, first epoch": cold_arm,

@@ -145,8 +145,7 @@ def cache_of(arm: Arm, data: Data, views: Views, store: Store) -> TeacherCache |
     if arm.storage is None:
         return None
     heads = [Head("logits", (data.classes()["label"].count,))]
-    samples = int(data.load("train").ids.max()) + 1
-    sizes: dict[str, Any] = {"samples": samples, "views": views.per_sample, "max_bytes": 4 * 10**9}
+    sizes: dict[str, Any] = {"ids": data.load("train").ids, "views": views.per_sample, "max_bytes": 4 * 10**9}
     cache, words = open_cache(store, {"precision": arm.precision}, heads, dtype=arm.storage, **sizes)
     if cache is None:
         raise SystemExit(words)

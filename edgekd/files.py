@@ -7,6 +7,8 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.errors import TryAgainError
+
+_PR_SET_PDEATHSIG = 1
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -95,3 +99,21 @@ def lock(
             yield
         finally:
             fcntl.flock(stream, fcntl.LOCK_UN)
+
+
+def launched() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def processes_here() -> int:
+    """How many of a run's processes share this machine, and its memory and cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() else 1
+
+
+def die_with_parent() -> None:
+    """Have the system end this process when its parent dies, so that nobody trains on for no one (Linux alone)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

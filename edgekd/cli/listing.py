@@ -82,9 +82,20 @@ def _described(name: str, settings: Any, describe: Callable[..., Any]) -> dict[s
 
 
 def _schemes() -> Rows:
-    from edgekd.distill.settings import SCHEMES
+    from edgekd.config import describe
+    from edgekd.distill.settings import SCHEMES, DistillationSettings
 
-    return [{"name": name, "help": "a frozen teacher teaches the student (Hinton et al. 2015)"} for name in SCHEMES]
+    known = {row["name"]: row for row in describe(DistillationSettings)}
+    rows: Rows = []
+    for name, facts in SCHEMES.items():
+        options = []
+        for option in (known[option] for option in facts.options):
+            inside = [row for fields in option.get("fields", {}).values() for row in fields]
+            # The options of a block follow it, each with its own default.
+            options.append({**option, "default": {}} if isinstance(option.get("default"), dict) else option)
+            options += [{**row, "name": f"{option['name']}.{row['name']}"} for row in inside]
+        rows.append({"name": name, "help": facts.help, "options": options})
+    return rows
 
 
 def _models() -> Rows:

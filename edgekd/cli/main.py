@@ -11,7 +11,8 @@ import typer
 import edgekd
 from edgekd.cli.lazy import Command, LazyGroup
 from edgekd.cli.shared import explain_usage, keep_traceback, say_error
-from edgekd.errors import EdgekdError
+from edgekd.errors import ConfigError, EdgekdError
+from edgekd.files import launched
 
 # The help is the first line of the command's docstring (a test holds it): `edgekd --help` loads no command.
 COMMANDS = {
@@ -72,7 +73,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         SystemExit: always, with the exit code of the README.
     """
     code = _exit_code(list(sys.argv[1:] if argv is None else argv))
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun started us, as one of several
+    if launched():
         from edgekd.pipeline.processes import leave_with
 
         leave_with(code)
@@ -83,10 +84,13 @@ def _exit_code(words: list[str]) -> int:
     try:
         code = app(args=words, prog_name="edgekd", standalone_mode=False)
     except EdgekdError as error:
-        say_error(error, words)
+        # A mistake in the pipeline file meets all processes of a run alike; the first one says it.
+        if not (launched() and os.environ.get("RANK") != "0" and isinstance(error, ConfigError)):
+            say_error(error, words)
         return error.exit_code
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        if not launched():
+            print("error: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output went away (`edgekd list | head`): nothing is wrong.

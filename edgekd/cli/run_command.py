@@ -20,6 +20,7 @@ from edgekd.cli.shared import (
     print_json,
 )
 from edgekd.errors import TryAgainError
+from edgekd.files import launched
 
 if TYPE_CHECKING:
     from edgekd.pipeline.runner import RunOptions
@@ -54,20 +55,25 @@ def run(
 ) -> int:
     """Run a pipeline file: every stage from the store or anew, then the report and the budgets."""
     log = make_log(log_format, quiet or json_)
+    from edgekd.pipeline.processes import check_processes, done, follow, follows, launch, meet
     from edgekd.pipeline.schema import load_pipeline
 
+    if launched():
+        if done():
+            return 0
+        meet()
     pipeline = load_pipeline(file, sets or ())
     names = [stage.name for stage in pipeline.stages]
     check_stage_names("--to", [to] if to else [], names)
     check_stage_names("--force", force or [], names)
-    from edgekd.pipeline.processes import check_processes, follow, follows, launch, launched
-    from edgekd.pipeline.runner import RunOptions
+    from edgekd.pipeline.runner import RunOptions, check_start
     from edgekd.pipeline.runner import run as run_pipeline
 
     folder = out or Path("runs") / pipeline.settings.name
     options = RunOptions(folder, store.absolute(), to, tuple(force or ()), remeasure)
     if nproc > 1 and not launched():
         check_processes(pipeline, nproc)
+        check_start(pipeline, options)
         flags = [flag for flag, on in (("--remeasure", remeasure), ("--json", json_), ("--quiet", quiet)) if on]
         return launch([*_words(file, sets, options), *flags, "--log-format", log_format], nproc, max_restarts)
     if follows():

@@ -8,12 +8,19 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgekd.files import processes_here
+
 
 def free_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """What Linux calls available, but no more than the control groups of this process leave it.
+    """This process's part of what Linux calls available, but no more than its control groups leave.
 
-    Elsewhere the physical memory. Page cache that can be dropped counts as free.
+    Elsewhere of the physical memory. Page cache that can be dropped counts as free. Processes that train together on a
+    machine have equal parts.
     """
+    return _free(proc, cgroups) // processes_here()
+
+
+def _free(proc: Path, cgroups: Path) -> int:
     found = re.search(r"^MemAvailable:\s*(\d+) kB", _text(proc / "meminfo"), re.MULTILINE)
     if found is None:
         return physical_bytes()

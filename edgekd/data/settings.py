@@ -147,6 +147,14 @@ class AugmentSettings(Settings):
         return bool(self.mixup or self.cutmix)
 
     @property
+    def per_sample(self) -> int:
+        """Number of views that one sample can be given, where they are finite."""
+        places = (2 * self.crop + 1) ** 2 * (2 if self.flip else 1)
+        if self.views == "all":
+            return places
+        return min(self.views, places) if self.geometric else self.views
+
+    @property
     def finite(self) -> bool:
         """Whether a sample has finitely many views, so that a frozen teacher's outputs can be kept."""
         return self.views != "all" or self.geometric

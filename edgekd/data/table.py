@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -116,9 +117,14 @@ class Normalization:
     def apply(self, x: Tensor) -> Tensor:
         """Normalise x of shape (N,) or (N, C, ..): float32 of the same shape, on the same device."""
         shape = (1, -1, *[1] * (x.dim() - 2)) if x.dim() > 1 else (-1,)
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=x.device).view(shape)
-        std = torch.tensor(self.std, dtype=torch.float32, device=x.device).view(shape)
+        mean, std = _on_device(self.mean, x.device).view(shape), _on_device(self.std, x.device).view(shape)
         return (x.to(torch.float32) * self.scale - mean) / std
+
+
+@cache
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept there: a copy to a GPU in every step would wait for it."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def scale_of(x: Tensor) -> float:

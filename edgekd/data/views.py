@@ -68,7 +68,7 @@ class Views:
         self.count = places * places * (2 if self._flip else 1)
         self.identity = self._crop * places + self._crop
         self.finite = settings is None or settings.finite
-        self.per_sample = _per_sample(settings, self.count) if self.finite else 0
+        self.per_sample = (settings.per_sample if settings else 1) if self.finite else 0
         self._erasing = Erasing(settings.erase) if settings and settings.erase else None
         self.mixing = (
             Mixing(settings.mixup or 0, settings.cutmix or 0, self.count) if settings and settings.mixes else None
@@ -158,14 +158,6 @@ class Views:
         pixels = (rows[:, :, None] * (width + 2 * self._crop) + columns[:, None, :]).view(n, 1, -1)
         padded = functional.pad(x, (self._crop,) * 4).flatten(2)
         return padded.gather(2, pixels.expand(-1, channels, -1)).view(x.shape)
-
-
-def _per_sample(settings: AugmentSettings | None, count: int) -> int:
-    """Views of one sample: crop and flip have only so many, everything else is drawn anew in each slot."""
-    wanted = settings.views if settings else 1
-    if wanted == "all":
-        return count
-    return min(wanted, count) if settings is None or settings.geometric else wanted
 
 
 def _has_pixels(x: Tensor) -> bool:

@@ -1,28 +1,32 @@
 """Worker processes that decode images ahead of training. Importing this loads no numpy, torch or Pillow.
 
-They are Python's own process pool, started afresh: no fork of a process that has threads or a GPU. torch's DataLoader
-would do, too, but its workers import torch, which costs each of them 200 MB and two seconds, and hand batches over in
-/dev/shm, of which a container may have too little. These import numpy and Pillow, and answer through a pipe.
+A worker reads tasks from its standard input and writes arrays to its standard output; it ends when its parent closes
+them or is gone. Known pools were tried first. The workers of torch's DataLoader import torch, which costs each of them
+180 MB and two seconds, and hand over in /dev/shm, of which a container may have too little. concurrent.futures receives
+in a thread, and glibc keeps so much of that thread's memory that a process grew by 1 GB over 400 batches. These workers
+take 50 MB, and the thread that wants a batch reads it where it stays.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
+import io
 import os
-import signal
-import threading
+import pickle
+import subprocess
+import sys
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
-from edgekd.errors import DataError
+from edgekd.errors import DataError, EdgekdError
 
-_AHEAD = 2  # tasks in flight for each worker: one that it works on, one that it takes up next
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 K = TypeVar("K")
-R = TypeVar("R")
+Task = Callable[[], "NDArray[Any]"]
 
 
 class Pool:
@@ -34,12 +38,13 @@ class Pool:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self._executor: ProcessPoolExecutor | None = None
+        self._idle: list[_Worker] = []
 
-    def in_order(self, tasks: Iterable[tuple[K, Callable[[], R]]]) -> Iterator[tuple[K, R]]:
-        """Results of tasks, each with its key, in their order; at most two tasks per worker are begun ahead.
+    def in_order(self, tasks: Iterable[tuple[K, Task]]) -> Iterator[tuple[K, NDArray[Any]]]:
+        """Results of tasks, each with its key, in their order; each worker is at most one task ahead.
 
-        Tasks and results travel as pickles, keys stay here. Whoever stops before the last result ends the workers.
+        Tasks travel as pickles, keys stay here. Who stops before the last result ends the workers; otherwise they stay
+        for the next call. A call inside of another has workers of its own.
 
         Raises:
             DataError: a task raised it, or a worker died.
@@ -47,52 +52,123 @@ class Pool:
         if not self.workers:
             yield from ((key, task()) for key, task in tasks)
             return
-        waiting: deque[tuple[K, Future[R]]] = deque()
-        done = False
+        asked: deque[tuple[K, _Worker]] = deque()
+        idle: list[_Worker] = []
         try:
             for key, task in tasks:
-                waiting.append((key, self._submit(task)))
-                if len(waiting) > _AHEAD * self.workers:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                result = future.result()
-                done = not waiting  # before the last result: nobody need ask for one more
+                if len(asked) < self.workers:
+                    worker = self._idle.pop() if self._idle else _Worker()
+                    asked.append((key, worker))
+                    worker.ask(task)
+                    continue
+                first, worker = asked.popleft()
+                asked.append((key, worker))
+                result = worker.answer()
+                worker.ask(task)
                 yield first, result
-            done = True
-        except BrokenProcessPool:
-            raise DataError(
-                "a process that decodes images died",
-                hint="it may have run out of memory: lower `data.workers` (0 decodes in the training process) or the "
-                'batch; a script of your own needs `if __name__ == "__main__":`',
-            ) from None
+            while asked:
+                first, worker = asked[0]
+                result = worker.answer()
+                idle.append(asked.popleft()[1])
+                if not asked:  # before the last result: nobody need ask for one more
+                    self._keep(idle)
+                yield first, result
         finally:
-            if not done:
-                self.close()
+            for _, worker in asked:
+                worker.end()
+            if asked:
+                for worker in idle:
+                    worker.end()
 
-    def close(self) -> None:
-        """Let the workers end after the task that each is at; others start when they are needed."""
-        executor, self._executor = self._executor, None
-        if executor is not None:
-            # Not waiting: a generator that is garbage may be closed in any thread, the executor's own among them.
-            executor.shutdown(wait=False, cancel_futures=True)
-
-    def _submit(self, task: Callable[[], R]) -> Future[R]:
-        if self._executor is None:
-            context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(self.workers, context, initializer=_start)
-        return self._executor.submit(task)
+    def _keep(self, workers: list[_Worker]) -> None:
+        self._idle += workers
+        for worker in self._idle[self.workers :]:
+            worker.end()
+        del self._idle[self.workers :]
 
 
-def _start() -> None:
-    """In a worker: leave Ctrl-C to the parent, and end when the parent was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+class _Worker:
+    """One process. It is asked only when it has answered, so that neither side waits for the other to read."""
+
+    def __init__(self) -> None:
+        path = os.pathsep.join(place or os.getcwd() for place in sys.path)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C is for the parent
+        )
+        self._requests = cast(io.BufferedWriter, process.stdin)
+        self._answers = cast(io.BufferedReader, process.stdout)
+        self.end = weakref.finalize(self, _end, process)
+
+    def ask(self, task: Task) -> None:
+        """Send a task."""
+        try:
+            pickle.dump(task, self._requests)
+            self._requests.flush()
+        except BrokenPipeError:
+            raise _died() from None
+
+    def answer(self) -> NDArray[Any]:
+        """Wait for the result of the last task."""
+        import numpy as np
+
+        try:
+            found = pickle.load(self._answers)  # noqa: S301 - from a process of our own
+            if isinstance(found, EdgekdError):
+                raise found
+            result: NDArray[Any] = np.empty(*found)
+            if self._answers.readinto(result.reshape(-1).view(np.uint8).data) < result.nbytes:
+                raise EOFError
+        except (EOFError, pickle.UnpicklingError):
+            raise _died() from None
+        return result
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(0)
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        assert stream is not None
+        with contextlib.suppress(BrokenPipeError):  # a task that was not sent to its end
+            stream.close()
+
+
+def _died() -> DataError:
+    return DataError(
+        "a process that decodes images died",
+        hint="if memory ran out, lower `data.workers` (0 decodes in the training process) or the batch",
+    )
+
+
+def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+    """What a worker does: answer tasks until there are no more."""
+    while True:
+        try:
+            task: Task = pickle.load(requests)  # noqa: S301 - from the parent
+        except EOFError:
+            return
+        try:
+            result = task()
+        except EdgekdError as error:
+            pickle.dump(error, answers)
+        else:
+            pickle.dump((result.shape, result.dtype.str), answers)
+            answers.write(result.data.cast("B") if result.size else b"")
+        answers.flush()
+
+
+def main() -> None:
+    """Serve standard input and output; what a library may print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    try:
+        serve(sys.stdin.buffer, answers)
+    except BrokenPipeError:  # the parent is gone
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

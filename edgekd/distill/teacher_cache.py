@@ -57,10 +57,11 @@ def row_bytes(heads: Sequence[Head], dtype: str) -> int:
 class TeacherCache:
     """Outputs of one frozen teacher. See `open_cache`."""
 
-    def __init__(self, path: Path, heads: Sequence[Head], dtype: str, samples: int, views: int) -> None:
+    def __init__(self, path: Path, heads: Sequence[Head], dtype: str, ids: Tensor, views: int) -> None:
         self.heads, self._dtype, self._views = tuple(heads), _DTYPES[dtype], views
+        self._ids = ids.cpu().sort().values
         self._width = row_bytes(heads, dtype)
-        shape = (samples * views, self._width // _CHECK_BYTES)
+        shape = (len(ids) * views, self._width // _CHECK_BYTES)
         if not path.exists():
             replace_atomic(path, lambda new: _reserve(new, shape[0] * self._width))
         self._rows: NDArray[np.uint32] = np.memmap(path, np.uint32, "r+", shape=shape)
@@ -97,7 +98,8 @@ class TeacherCache:
         return int((self._rows[:, -1] == _checksum(self._rows[:, :-1])).sum())
 
     def _places(self, ids: Tensor, slots: Tensor) -> NDArray[np.int64]:
-        places: NDArray[np.int64] = (ids * self._views + slots).cpu().numpy()
+        samples = torch.searchsorted(self._ids, ids.cpu().contiguous())
+        places: NDArray[np.int64] = (samples * self._views + slots.cpu()).numpy()
         return places
 
 
@@ -107,7 +109,7 @@ def open_cache(
     heads: Sequence[Head],
     *,
     dtype: str,
-    samples: int,
+    ids: Tensor,
     views: int,
     max_bytes: int,
 ) -> tuple[TeacherCache | None, str]:
@@ -117,27 +119,34 @@ def open_cache(
         about: all that decides the outputs: digests of teacher and data, views, precision. Its sha256 is the key.
         heads: the teacher's outputs.
         dtype: f32 keeps the outputs as they are, f16 rounds them.
-        samples: largest sample id plus one.
+        ids: int64 (N,), the samples that are asked about.
         views: views that one sample can have.
         max_bytes: limit for the whole file.
     """
     if dtype == "f16" and any(head.top_k and head.shape[0] > _EXACT_F16 for head in heads):
         dtype = "f32"  # places of classes are stored as numbers, and float16 counts exactly to 2048 only
+    samples = len(ids)
     size = samples * views * row_bytes(heads, dtype)
     if size > max_bytes:
-        return None, f"live: a cache would take {size / 1e9:.1f} GB, the limit is {max_bytes / 1e9:.1f} GB"
+        return None, f"live: a cache would take {_text(size)}, teacher_cache_bytes is {_text(max_bytes)}"
     facts = {**about, "dtype": dtype, "samples": samples, "views": views, "heads": [vars(head) for head in heads]}
     key = sha256_json(facts)
     folder = store.cache(KIND, key)
     with lock(store.root / "locks" / f"{KIND}.{key}", timeout_s=_LOCK_S, holder_hint="another run makes this cache"):
         write_atomic(folder / _META, json.dumps(facts, indent=1))  # its time is that of the last use
         try:
-            cache = TeacherCache(folder / _VALUES, heads, dtype, samples, views)
+            cache = TeacherCache(folder / _VALUES, heads, dtype, ids, views)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
-            return None, f"live: there is no space for a cache of {size / 1e6:.1f} MB"
-    return cache, f"cached: {views} views of {samples} samples in {dtype}, at most {size / 1e6:.1f} MB"
+            return None, f"live: there is no space for a cache of {_text(size)}"
+    return cache, f"cached: {views} views of {samples} samples in {dtype}, at most {_text(size)}"
+
+
+def _text(size: int) -> str:
+    """A number of bytes as a person reads it."""
+    unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes")) if size >= u or u == 1)
+    return f"{size / unit:.3g} {name}"
 
 
 def _reserve(path: Path, size: int) -> None:

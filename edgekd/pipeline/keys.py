@@ -15,7 +15,7 @@ from edgekd.errors import ConfigError
 from edgekd.files import sha256_bytes, sha256_file, sha256_json, write_atomic
 from edgekd.models.resolve import code_digest
 from edgekd.models.source import source_digest
-from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, network_settings
+from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, networks_of
 from edgekd.stages.kinds import ENGINE_PACKAGES, KINDS, StageKind
 from edgekd.store import Artifact, Store
 from edgekd.tasks import HeadSettings
@@ -52,7 +52,7 @@ def ingredients(
         found["name"] = pipeline.settings.name
     if kind.trains and entry.name != "model":
         augment = pipeline.settings.data.augment
-        found["train"] = _acting(pipeline.settings.train)
+        found["train"] = _acting(pipeline.settings.train, asks=entry.name != "teacher")
         found["augment"] = augment.canonical() if augment else None
     if kind.on_targets:
         targets = pipeline.settings.targets
@@ -148,28 +148,32 @@ class _SourceMemo:
 def _effective(entry: StageEntry) -> dict[str, Any]:
     """A stage's settings as they act: weights count by their content, not by where they lie."""
     settings = entry.settings.canonical()
-    if network_settings(entry) is not None:
-        settings.pop("weights")
+    for place in networks_of(entry):
+        block: Any = settings
+        for part in place:
+            block = block[part]
+        block.pop("weights")
     return settings
 
 
-def _acting(train: TrainSettings) -> dict[str, Any]:
-    """Training settings as they act: an exact cache changes nothing, one that rounds does."""
+def _acting(train: TrainSettings, *, asks: bool) -> dict[str, Any]:
+    """Training settings as they act: an exact cache changes nothing, one that rounds does where a teacher is asked."""
     settings = train.canonical()
-    settings.pop("teacher_cache_bytes")
-    if train.teacher_cache != "f16" and not train.teacher_cache_top_k:
-        settings.pop("teacher_cache")
-        settings.pop("teacher_cache_top_k")
+    if not asks or (train.teacher_cache != "f16" and not train.teacher_cache_top_k):
+        for name in ("teacher_cache", "teacher_cache_top_k", "teacher_cache_bytes"):
+            settings.pop(name)
     return settings
 
 
 def _weights(pipeline: Pipeline, entry: StageEntry) -> dict[str, Any]:
-    """Digest of the weights that a stage's own network starts from."""
-    network = network_settings(entry)
-    if network is None:
-        return {}
-    path = pipeline.base / network.weights if network.weights else None
-    return {"weights": sha256_file(path) if path is not None and path.is_file() else None}
+    """Digests of the weights that a stage's networks start from: its own, and those beside it."""
+    found = {}
+    for place, network in networks_of(entry).items():
+        path = pipeline.base / network.weights if network.weights else None
+        digest = sha256_file(path) if path is not None and path.is_file() else None
+        if digest is not None or not place:
+            found[".".join(["weights", *map(str, place)])] = digest
+    return found
 
 
 def _networks(pipeline: Pipeline, kind: StageKind) -> dict[str, Any]:
@@ -179,12 +183,11 @@ def _networks(pipeline: Pipeline, kind: StageKind) -> dict[str, Any]:
     """
     found = {}
     for entry in pipeline.stages:
-        network = network_settings(entry)
-        if network is not None and entry.name in (kind.name, *kind.takes):
+        for place, network in networks_of(entry).items() if entry.name in (kind.name, *kind.takes) else ():
             try:
-                found[entry.name] = code_digest(network.model, pipeline.base)
+                found[".".join([entry.name, *map(str, place)])] = code_digest(network.model, pipeline.base)
             except ConfigError as error:
-                raise located(pipeline, network_location(pipeline, entry), error) from None
+                raise located(pipeline, network_location(pipeline, entry, place), error) from None
     return {"networks": found} if found else {}
 
 

@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
-_BAR = 20
+_BAR = 10
 _CLEAR = "\r\x1b[2K"
 
 
@@ -40,13 +40,13 @@ class Log:
         if not self.quiet:
             self._say("info", text)
 
-    def epoch(self, text: str, share: float) -> None:
-        """A line about an epoch; on a terminal it becomes the bar."""
+    def epoch(self, text: str, short: str, share: float) -> None:
+        """A line about an epoch; on a terminal its short form stands beside the bar."""
         if not self.bars:
             self.info(text)
             return
         self._event("info", text)
-        self.bar(text, share)
+        self.bar(short, share)
 
     def bar(self, text: str, share: float) -> None:
         """Draw a bar of what is done (0 .. 1) over the last one."""

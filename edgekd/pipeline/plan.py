@@ -9,7 +9,7 @@ from typing import Any
 from edgekd.data.source import Data, open_data
 from edgekd.errors import ConfigError
 from edgekd.pipeline.keys import LastRuns, explain, ingredients, key_of
-from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_settings, stage_location
+from edgekd.pipeline.schema import Pipeline, StageEntry, located, networks_of, stage_location
 from edgekd.stages.context import Common
 from edgekd.stages.guides import answers
 from edgekd.stages.kinds import KINDS
@@ -103,7 +103,7 @@ def frozen_answers(pipeline: Pipeline, entry: StageEntry) -> str | None:
     """How a stage that learns from a frozen network gets its outputs, cached or live, in words; None for the others."""
     settings, augment = entry.settings, pipeline.settings.data.augment
     train = pipeline.settings.train
-    if isinstance(settings, DistillStage) and settings.epochs:
+    if isinstance(settings, DistillStage) and settings.epochs and _asks_teacher(pipeline, settings):
         features = any(item.features for item in settings.knowledge or ())
         return f"teacher {answers(train, augment, reads_features=features)}"
     if isinstance(settings, QuantizeStage) and settings.self_distillation and settings.passes():
@@ -111,10 +111,17 @@ def frozen_answers(pipeline: Pipeline, entry: StageEntry) -> str | None:
     return None
 
 
+def _asks_teacher(pipeline: Pipeline, settings: DistillStage) -> bool:
+    """Whether the scheme learns from what an earlier stage made, as it is: what it trains itself, answers live."""
+    return settings.reads_teacher and any(entry.name in ("model", "teacher") for entry in pipeline.stages)
+
+
 def _check_weights(pipeline: Pipeline) -> None:
     """Weight files that are named must be there: known before the first stage."""
     for entry in pipeline.stages:
-        network = network_settings(entry)
-        if network is not None and network.weights and not (pipeline.base / network.weights).is_file():
-            missing = ConfigError(f"{network.weights}: no such file", hint="paths are relative to the pipeline file")
-            raise located(pipeline, stage_location(pipeline, entry, "weights"), missing)
+        for place, network in networks_of(entry).items():
+            if network.weights and not (pipeline.base / network.weights).is_file():
+                missing = ConfigError(
+                    f"{network.weights}: no such file", hint="paths are relative to the pipeline file"
+                )
+                raise located(pipeline, (*stage_location(pipeline, entry), *place, "weights"), missing)

@@ -6,7 +6,8 @@ import shutil
 
 from edgekd.errors import ConfigError, StageError, UnavailableError
 from edgekd.pipeline.plan import Planner
-from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, network_settings, stage_location
+from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, networks_of, stage_location
+from edgekd.stages.kinds import KINDS
 from edgekd.stages.settings import DistillStage, EvaluateStage, TeacherStage
 
 _FREE_BYTES = 50_000_000
@@ -34,6 +35,30 @@ def preflight(pipeline: Pipeline, planner: Planner, first: StageEntry, stages: l
     _device(pipeline)
     _splits(pipeline, planner, remaining)
     _networks(pipeline, planner, remaining)
+    _lessons(pipeline, planner, remaining)
+
+
+def _lessons(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) -> None:
+    """Augmentation must fit the data, and what is taught must fit the networks."""
+    training = [entry for entry in stages if KINDS[entry.name].trains and entry.name != "model"]
+    if not training:
+        return
+    from edgekd.data.views import Views
+    from edgekd.stages.distill import rehearse
+
+    common = planner.common()
+    try:
+        Views(pipeline.settings.data.augment, common.seed).check(common.data.load("train").inputs)
+    except ConfigError as error:
+        raise located(pipeline, ("data", "augment"), error) from None
+    earlier = [entry for entry in pipeline.stages if entry.name in ("model", "teacher")]
+    teacher = networks_of(earlier[0]).get(()) if earlier else None
+    for entry in training:
+        if isinstance(entry.settings, DistillStage):
+            try:
+                rehearse(common, entry.settings, teacher, planner.store)
+            except ConfigError as error:
+                raise located(pipeline, stage_location(pipeline, entry), error) from None
 
 
 def _device(pipeline: Pipeline) -> None:
@@ -55,8 +80,9 @@ def _splits(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) -> N
         wanted = None
         if isinstance(entry.settings, EvaluateStage):
             wanted = entry.settings.split
-        elif isinstance(entry.settings, (TeacherStage, DistillStage)) and entry.settings.select == "best":
-            wanted = "validation"
+        elif isinstance(entry.settings, (TeacherStage, DistillStage)):
+            chosen = {entry.settings.select, entry.settings.goes_on if isinstance(entry.settings, DistillStage) else ""}
+            wanted = "validation" if "best" in chosen or pipeline.settings.train.patience else None
         if wanted is not None and not planner.data.counts().get(wanted):
             empty = ConfigError(f"the {wanted} split has no samples", hint=f"give `data.{wanted}` a share above 0")
             raise located(pipeline, stage_location(pipeline, entry), empty)
@@ -78,25 +104,26 @@ def _engines(pipeline: Pipeline, *, run: bool) -> None:
 
 def _networks(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) -> None:
     """Build every network that a stage will train or take, and try it on two samples."""
-    named = [(entry, network) for entry in stages if (network := network_settings(entry)) is not None]
+    named = [(entry, place, network) for entry in stages for place, network in networks_of(entry).items()]
     if not named:
         return
     from edgekd.models.resolve import load_factory
 
-    for entry, network in named:  # factories first: they need no data
+    for entry, place, network in named:  # factories first: they need no data
         try:
             load_factory(network.model, pipeline.base)
         except ConfigError as error:
-            raise located(pipeline, network_location(pipeline, entry), error) from error.__cause__
+            raise located(pipeline, network_location(pipeline, entry, place), error) from error.__cause__
     from edgekd.stages.networks import fresh_model
 
     common = planner.common()
-    for entry, network in named:
+    for entry, place, network in named:
         try:
             fresh_model(common, network, seed=common.seed)
         except ConfigError as error:
             # A message about a file of weights begins with its path.
             weights = bool(network.weights) and error.message.startswith(str(pipeline.base / str(network.weights)))
             key = "weights" if weights else "args" if network.args else None
-            place = stage_location(pipeline, entry, key) if key else network_location(pipeline, entry)
-            raise located(pipeline, place, error) from error.__cause__
+            inside = (*stage_location(pipeline, entry), *place)
+            where = (*inside, key) if key else network_location(pipeline, entry, place)
+            raise located(pipeline, where, error) from error.__cause__

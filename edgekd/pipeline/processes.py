@@ -6,8 +6,10 @@ which key and on which artefacts; they run the same function on the same store a
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,21 +19,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgekd.errors import ConfigError, EdgekdError, StageError, TrainingError, TryAgainError, UnavailableError
+from edgekd.files import die_with_parent, launched
 from edgekd.pipeline.plan import Planner
 from edgekd.pipeline.schema import Pipeline, located
 from edgekd.stages.context import Context
 from edgekd.stages.kinds import KINDS
 from edgekd.store import Artifact, Draft, Store
+from edgekd.train.settings import TrainOverrides
 
 if TYPE_CHECKING:
     from edgekd.pipeline.runner import RunOptions
 
 STATUS = "EDGEKD_STATUS_FILE"
-
-
-def launched() -> bool:
-    """Whether torchrun started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+_BROKEN = re.compile("connection (closed|reset|refused)|broken pipe|timed out|connectFullMesh", re.IGNORECASE)
 
 
 def launch(words: Sequence[str], processes: int, restarts: int) -> int:
@@ -46,16 +46,20 @@ def launch(words: Sequence[str], processes: int, restarts: int) -> int:
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
         status = Path(folder) / "status"
         command = [sys.executable, "-m", "edgekd.pipeline.torchrun", "--standalone"]
-        command += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "-m", "edgekd", *words]
-        environment = {"OMP_NUM_THREADS": "1", **os.environ, STATUS: str(status)}
+        command += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", f"--log-dir={folder}"]
+        command += ["-m", "edgekd", *words]
+        environment = {"OMP_NUM_THREADS": "1", "LOGLEVEL": "CRITICAL", **os.environ, STATUS: str(status)}
         with subprocess.Popen(command, env=environment) as child:
             code, stopped = _wait(child)
         if stopped:
             return 128 + stopped
-        if code == 0 and status.is_file():
-            return int(status.read_text())
+        said = int(status.read_text()) if status.is_file() else None
+        if said is not None and (code == 0 or said != TryAgainError.exit_code):
+            return said
         raise StageError(
-            f"one of the {processes} processes died, and no restart is left",
+            f"one of the {processes} processes died, and no restart is left"
+            if code >= 0
+            else "torchrun, which watches over the processes, was killed",
             hint="the last checkpoint is kept: run it again, or with --max-restarts 3",
         )
 
@@ -77,16 +81,22 @@ def _wait(child: subprocess.Popen[bytes]) -> tuple[int, int]:
             signal.signal(number, handler)
 
 
+def done() -> bool:
+    """Whether an earlier attempt of this process ended with a code that no restart changes."""
+    path = Path(os.environ.get(STATUS, "/nowhere"))
+    return path.is_file() and path.read_text() != str(TryAgainError.exit_code)
+
+
 def leave_with(code: int) -> NoReturn:
     """End a process that torchrun started; under `launch` the parent gets the exit code of rank 0 in a file.
 
-    What torchrun sees is 0 then, unless a restart may mend it.
+    A code other than 0 has torchrun stop the others, wherever they wait. If it then starts all again, they see that
+    the code is final (`done`).
     """
     path = os.environ.get(STATUS)
-    if path is not None and code != TryAgainError.exit_code:
-        if os.environ.get("RANK", "0") == "0":
-            Path(path).write_text(str(code))
-        code = 0
+    if path is not None and os.environ.get("RANK", "0") == "0" and not done():
+        Path(path).write_text(str(code))
+    atexit._run_exitfuncs()  # of the workers that read data
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: threads of the connection to the others outlive what they use, and end the process with an abort.
@@ -96,18 +106,17 @@ def leave_with(code: int) -> NoReturn:
 class Team:
     """The other processes, as rank 0 sees them; alone, there are none."""
 
-    count = 1
-
-    def join(self) -> None:
-        """Meet the others."""
+    def __init__(self) -> None:
+        self.count = 1
         if launched():
-            from edgekd.train.distributed import join
+            from edgekd.train.distributed import current
 
-            self.count = join().count
+            self.count = current().count
 
-    def start(self, stage: str, key: str, inputs: Mapping[str, Artifact]) -> None:
+    def start(self, stage: str, key: str, inputs: Mapping[str, Artifact], made_by: Mapping[str, Any]) -> None:
         """Have the others run a stage together with this process."""
-        self._tell({"stage": stage, "key": key, "inputs": {name: a.key for name, a in inputs.items()}})
+        keys = {name: artifact.key for name, artifact in inputs.items()}
+        self._tell({"stage": stage, "key": key, "inputs": keys, "made_by": dict(made_by)})
 
     def end(self) -> None:
         """Let the others go."""
@@ -122,15 +131,17 @@ class Team:
 
 def lost(error: BaseException) -> TryAgainError | None:
     """What a broken connection to another process means; None for any other error."""
-    if not launched() or not isinstance(error, RuntimeError):
+    if not launched() or "torch" not in sys.modules:
         return None
-    words = ("connection", "timed out", "peer", "gloo", "nccl", "store")
-    if type(error).__module__.startswith("torch") or any(word in str(error).lower() for word in words):
-        return TryAgainError(
-            "another process of this run is gone",
-            hint="the last checkpoint is kept: the same command goes on from there",
-        )
-    return None
+    from torch.distributed import DistError
+
+    # gloo's errors have no type of their own.
+    broken = type(error) is RuntimeError and _BROKEN.search(str(error)) is not None
+    if not broken and not isinstance(error, DistError):
+        return None
+    return TryAgainError(
+        "another process of this run is gone", hint="the last checkpoint is kept: the same command goes on from there"
+    )
 
 
 def follows() -> bool:
@@ -141,35 +152,56 @@ def follows() -> bool:
 def check_processes(pipeline: Pipeline, count: int) -> None:
     """Raise ConfigError when a step has fewer samples than there are processes."""
     train = pipeline.settings.train
-    if train.batch < count * train.accumulate:
+    own = [entry.settings.over(train) for entry in pipeline.stages if isinstance(entry.settings, TrainOverrides)]
+    batch = min(settings.batch for settings in (*own, train))
+    if batch < count * train.accumulate:
         raise located(
             pipeline,
             ("train", "batch"),
             ConfigError(
-                f"{train.batch} samples a step cannot be shared by {count} processes",
-                hint=f"set train.batch to {count * train.accumulate} or more: it counts over all processes",
+                f"{batch} samples a step cannot be shared by {count} processes"
+                + (f" with {train.accumulate} accumulated parts each" if train.accumulate > 1 else ""),
+                hint=f"set batch to {count * train.accumulate} or more: it counts over all processes",
             ),
         )
 
 
-def follow(pipeline: Pipeline, options: RunOptions) -> int:
-    """What every process but rank 0 does: run the stages that it is told, until there are no more."""
-    from edgekd.train.distributed import current, join
+def meet() -> None:
+    """Join the others before anything can fail, so that nobody waits for a process that is gone.
 
-    rank = int(os.environ["RANK"])
-    store = Store(options.store)
-    planner = Planner.open(pipeline, store)
+    Raises:
+        TryAgainError: they do not come.
+        UnavailableError: there are fewer GPUs than processes on this machine.
+    """
+    from edgekd.train.distributed import join
+
+    if STATUS in os.environ:
+        die_with_parent()
     try:
         join()
+    except RuntimeError as error:
+        raise (lost(error) or error) from None
+
+
+def follow(pipeline: Pipeline, options: RunOptions) -> int:
+    """What every process but rank 0 does: run the stages that it is told, until there are no more."""
+    from edgekd.train.distributed import current
+
+    rank = current().rank
+    try:
+        store = Store(options.store)
+        planner = Planner.open(pipeline, store)
         while (message := current().shared(None)) is not None:
             _take_part(message, planner, store, rank)
-    except TrainingError:
-        return 0  # rank 0 says it
+    except (ConfigError, TrainingError) as error:
+        return error.exit_code  # it met rank 0 as well, which says it
     except EdgekdError as error:
         raise type(error)(f"process {rank}: {error.message}", hint=error.hint) from error
     except RuntimeError as error:
-        if lost(error) is None:
+        gone = lost(error)
+        if gone is None:
             raise
+        return gone.exit_code
     return 0
 
 
@@ -186,7 +218,7 @@ def _take_part(message: dict[str, Any], planner: Planner, store: Store, rank: in
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
         draft, work = Draft(Path(folder)), store.work(message["key"])
         getattr(importlib.import_module(module), name)(
-            Context(stage, settings, common, inputs, draft, work, store, tell=_say_nothing, epoch=_say_nothing)
+            Context(stage, settings, common, inputs, draft, work, store, message["made_by"], _say_nothing, _say_nothing)
         )
 
 

@@ -26,6 +26,7 @@ from edgekd.stages.kinds import KINDS
 from edgekd.store import Artifact, Draft, Store
 
 _LOCK_S = 6 * 3600.0
+_IN_USE = "wait for the other run, or choose another --out"
 
 
 class Terminated(BaseException):
@@ -58,6 +59,18 @@ class Outcome:
     whole: bool = True
 
 
+def check_start(pipeline: Pipeline, options: RunOptions) -> None:
+    """What can be known before several processes are started for a run.
+
+    Raises:
+        ConfigError: a folder cannot be written, or a path of the pipeline file is not there.
+        TryAgainError: another run works in that folder.
+    """
+    check_folders({"--out": options.out, "--store": options.store})
+    with lock(options.out / ".lock", timeout_s=0, holder_hint=_IN_USE):
+        Planner.open(pipeline, Store(options.store))
+
+
 def run(pipeline: Pipeline, options: RunOptions, log: Log) -> Outcome:
     """Run a pipeline and leave its report and artefacts in `options.out`; errors end up in the outcome, not here.
 
@@ -66,7 +79,7 @@ def run(pipeline: Pipeline, options: RunOptions, log: Log) -> Outcome:
         TryAgainError: another run works in that folder.
     """
     check_folders({"--out": options.out, "--store": options.store})
-    with lock(options.out / ".lock", timeout_s=0, holder_hint="wait for the other run, or choose another --out"):
+    with lock(options.out / ".lock", timeout_s=0, holder_hint=_IN_USE):
         log.open(options.out / "log.jsonl")
         outcome, started = Outcome(), time.time()
         previous = signal.signal(signal.SIGTERM, _terminate)
@@ -99,7 +112,6 @@ class _Run:
     def go(self) -> None:
         """Run everything; an error is recorded once, with the stage it belongs to."""
         try:
-            self.team.join()
             self.planner = Planner.open(self.pipeline, self.store)
             self.outcome.fingerprint = self.planner.data.fingerprint
             self._stages()
@@ -194,7 +206,7 @@ class _Run:
             use_threads(self.pipeline.settings.train)
         function = getattr(importlib.import_module(module), name)
         if kind.trains:
-            self.team.start(step.entry.name, step.key, self._inputs(step))
+            self.team.start(step.entry.name, step.key, self._inputs(step), self._made_by(step))
         with self.store.publish(step.key) as draft:
             draft.record.update(stage=step.entry.name, pipeline=self.pipeline.settings.name, created=time.time())
             function(self._context(step, draft, work))
@@ -207,7 +219,13 @@ class _Run:
         name, settings, common = step.entry.name, step.entry.settings, self.planner.common()
         log, moment = self.log, self.log.bar if self.log.bars else None
         inputs = self._inputs(step)
-        return Context(name, settings, common, inputs, draft, work, self.store, log.info, log.epoch, moment)
+        made_by = self._made_by(step)
+        return Context(name, settings, common, inputs, draft, work, self.store, made_by, log.info, log.epoch, moment)
+
+    def _made_by(self, step: Step) -> dict[str, Any]:
+        """Digests of the code and versions of the libraries that this stage and its inputs are made by."""
+        assert step.found is not None
+        return {part: step.found.get(part) for part in ("source", "packages", "networks", "python")}
 
     def _inputs(self, step: Step) -> dict[str, Artifact]:
         return {name: self.outcome.done[name] for name in KINDS[step.entry.name].takes if name in self.outcome.done}

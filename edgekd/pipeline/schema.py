@@ -15,12 +15,14 @@ from edgekd.config import Problem, Settings, Tree, load_tree, raise_problems, va
 from edgekd.config.settings import did_you_mean
 from edgekd.config.tree import Location
 from edgekd.data import DataSettings
+from edgekd.distill.knowledge_settings import KnowledgeSettings
+from edgekd.distill.settings import SCHEMES
 from edgekd.errors import ConfigError, EdgekdError
 from edgekd.models.settings import ModelReference, ModelSettings
 from edgekd.pipeline.gates import GateSettings
 from edgekd.pipeline.overrides import apply_override
 from edgekd.stages.context import roles
-from edgekd.stages.kinds import KINDS, ORDER, WRITABLE
+from edgekd.stages.kinds import KINDS, ORDER, WRITABLE, needs_of
 from edgekd.stages.settings import DistillStage, ModelStage, TargetSettings
 from edgekd.tasks.settings import TaskName
 from edgekd.train.settings import TrainSettings
@@ -219,18 +221,25 @@ def _order(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree)
             problems.append(
                 Problem(location, f"{stage.name} stands after {later[0]}", f"the order is {', '.join(WRITABLE)}")
             )
-        for group in KINDS[stage.name].needs:
+        for group in needs_of(stage.name, stage.settings):
             given = [s.name for s in stages] + seen
             if group not in missed and not any(name in given for name in group):
                 missed.append(group)
-                wanted = " or ".join(f"`{name}`" if name != "model" else "`model:` at the top" for name in group)
-                problems.append(
-                    Problem(location, f"{stage.name} has nothing to work on", f"it needs {wanted} before it")
-                )
+                problems.append(Problem(location, *_lacking(stage, group)))
         seen.append(stage.name)
     if settings.model is not None and "teacher" in seen:
         problems.append(Problem(("model",), "`model:` and a teacher stage are both given", "keep one of them"))
     return problems
+
+
+def _lacking(stage: StageEntry, group: tuple[str, ...]) -> tuple[str, str]:
+    """What a stage lacks when none of a group stands before it, and what mends it."""
+    wanted = " or ".join(f"`{name}`" if name != "model" else "`model:` at the top" for name in group)
+    if isinstance(stage.settings, DistillStage):
+        without = ", ".join(name for name, facts in SCHEMES.items() if not facts.teacher)
+        words = f"distill has nothing to work on: scheme {stage.settings.scheme} learns from a teacher"
+        return words, f"it needs {wanted} before it, or a scheme without a teacher: {without}"
+    return f"{stage.name} has nothing to work on", f"it needs {wanted} before it"
 
 
 def _listed(tree: Tree) -> list[str]:
@@ -239,7 +248,7 @@ def _listed(tree: Tree) -> list[str]:
 
 
 def _knowledge(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree) -> list[Problem]:
-    """A knowledge of logits needs a classification head."""
+    """A knowledge of classes needs a classification head, and dkd labels that are not mixed."""
     tasks = {settings.task} if isinstance(settings.task, str) else set(settings.task.values())
     listed = _listed(tree)
     for stage in stages:
@@ -249,7 +258,15 @@ def _knowledge(settings: PipelineSettings, stages: Sequence[StageEntry], tree: T
                     location = ("stages", listed.index("distill"), "distill", "knowledge", index)
                     words = f"{item.name} is for classification, this task is regression"
                     return [Problem(location, words, "use mse_logits")]
+        for index, item in enumerate(_taught(stage)):
+            if item.name == "dkd" and settings.data.augment is not None and settings.data.augment.mixes:
+                location = ("stages", listed.index("distill"), "distill", "knowledge", index)
+                return [Problem(location, "dkd needs one true class, and samples are mixed", "use kd, or mix nothing")]
     return []
+
+
+def _taught(stage: StageEntry) -> Sequence[KnowledgeSettings]:
+    return (stage.settings.knowledge or ()) if isinstance(stage.settings, DistillStage) else ()
 
 
 def _target(name: str, target: TargetSettings, stages: set[str], location: Location) -> list[Problem]:
@@ -292,9 +309,10 @@ def stage_location(pipeline: Pipeline, entry: StageEntry, *keys: str) -> Locatio
     return ("stages", pipeline.stages.index(entry) - offset, entry.name, *keys)
 
 
-def network_location(pipeline: Pipeline, entry: StageEntry) -> Location:
-    """Where a stage's network is named."""
-    return stage_location(pipeline, entry, "student" if entry.name == "distill" else "model")
+def network_location(pipeline: Pipeline, entry: StageEntry, place: Location = ()) -> Location:
+    """Where a network of a stage is named; `place`: below the stage's options, see `networks_of`."""
+    student = place[0] == "peers" if place else entry.name == "distill"
+    return (*stage_location(pipeline, entry), *place, "student" if student else "model")
 
 
 def network_settings(entry: StageEntry) -> ModelSettings | None:
@@ -302,3 +320,10 @@ def network_settings(entry: StageEntry) -> ModelSettings | None:
     if isinstance(entry.settings, ModelSettings):
         return entry.settings
     return entry.settings.network() if isinstance(entry.settings, DistillStage) else None
+
+
+def networks_of(entry: StageEntry) -> dict[Location, ModelSettings]:
+    """Every network that a stage's options describe, by where below them it stands; the stage's own at ()."""
+    own = network_settings(entry)
+    found: dict[Location, ModelSettings] = {} if own is None else {(): own}
+    return found | entry.settings.described() if isinstance(entry.settings, DistillStage) else found

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from edgekd.config import Settings
 from edgekd.data.source import Data
@@ -35,8 +35,9 @@ class Common:
 class Context:
     """One stage at work.
 
-    `tell` takes lines of progress. `epoch` takes a line about each epoch, `moment` (where somebody watches) what is so
-    right now, both with the share of the phase that is done.
+    `made_by`: digests of the code of edgekd's rooms (source) and of the networks, versions of libraries (packages).
+    `tell` takes lines of progress; `epoch` a line about each epoch and a short form of it; `moment`, where somebody
+    watches, what is so right now. Both come with the share of the phase that is done.
     """
 
     stage: str
@@ -46,8 +47,9 @@ class Context:
     draft: Draft
     work: Path
     store: Store
+    made_by: Mapping[str, Any] = field(default_factory=dict)
     tell: Callable[[str], None] = print
-    epoch: Callable[[str, float], None] = lambda text, share: print(text)
+    epoch: Callable[[str, str, float], None] = lambda text, bar, share: print(text)
     moment: Callable[[str, float], None] | None = None
 
     def options(self, kind: type[S]) -> S:

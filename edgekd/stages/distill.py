@@ -1,14 +1,17 @@
-"""distill: train a student from the teacher by a scheme."""
+"""distill: train a student by a scheme, most of them from a teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from edgekd.distill.knowledge_settings import KnowledgeSettings, Pair
 from edgekd.distill.pairing import Stages, pair, stages_of
-from edgekd.distill.schemes.offline import offline
+from edgekd.distill.schemes.choose import Cast, phases_of
+from edgekd.distill.schemes.recipe import Recipe
 from edgekd.distill.schemes.terms import PairOf
-from edgekd.stages.context import Context
+from edgekd.models.settings import ModelSettings
+from edgekd.stages.context import Common, Context
 from edgekd.stages.networks import (
     example_inputs,
     fresh_model,
@@ -18,47 +21,119 @@ from edgekd.stages.networks import (
     training_tables,
 )
 from edgekd.stages.settings import DistillStage
-from edgekd.stages.teacher import keep_name, save_trained
+from edgekd.stages.teacher import save_trained
 from edgekd.stages.training import optim, run_phases, stage_train_settings, target_options
-from edgekd.train.world import World
+from edgekd.store import Artifact, Draft, Store
+from edgekd.train.phase import check_layers
+from edgekd.train.world import Phase, World
 
 
 def run(context: Context) -> None:
-    """Train the student; the teacher is frozen and stays in evaluation mode."""
+    """Train the student; a teacher that an earlier stage made is frozen and stays in evaluation mode."""
     options = context.options(DistillStage)
     settings = stage_train_settings(context)
-    source = context.inputs.get("teacher") or context.inputs["model"]
+    source = _source(context, options)
     world = make_world(context.common, tables=training_tables(context.common))
-    world.models["teacher"] = load_model(context.common, source)
-    # Another seed than the teacher's, which may be a network of the same kind.
-    world.models["student"] = fresh_model(context.common, options.network(), seed=context.common.seed + 1)
-    keep = keep_name(options.select, "student")
-    phases = offline(
+    teacher = None
+    if source is not None:
+        world.models["teacher"] = load_model(context.common, source)
+        teacher = ModelSettings(model=source.facts["model"], args=source.facts["args"])
+    networks, phases = _plan(context, world, teacher)
+    frozen = {"teacher": source} if source is not None and options.reads_teacher else {}
+    curves = run_phases(context, world, phases, settings, learner="student", frozen=frozen)
+    winner = _winner(world, networks)
+    if options.goes_on == "best":
+        context.tell(f"{context.stage}: {winner} ({networks[winner].model}) goes on as the student")
+    save_trained(context, world, world.models["student"], "student", networks[winner])
+    save_curves(context, curves)
+
+
+def rehearse(common: Common, options: DistillStage, teacher: ModelSettings | None, store: Store) -> None:
+    """Make everything that the stage will train, untrained: what does not fit is known before anything is trained.
+
+    Raises:
+        ConfigError: a layer, a knowledge or an augmentation does not fit the networks or the data.
+    """
+    context = Context("distill", options, common, {}, Draft(Path()), Path(), store, tell=lambda text: None)
+    world = make_world(common, tables={"train": common.data.load("train")})
+    if teacher is not None and options.uses_teacher:
+        world.models["teacher"] = fresh_model(common, teacher.model_copy(update={"weights": None}), seed=common.seed)
+    _, phases = _plan(context, world, teacher if options.uses_teacher else None)
+    for phase in phases:
+        check_layers(world, phase)
+
+
+def _plan(
+    context: Context, world: World, teacher: ModelSettings | None
+) -> tuple[dict[str, ModelSettings], list[Phase]]:
+    """Build the networks of the scheme into the world, the student first, and make its phases."""
+    options = context.options(DistillStage)
+    student = options.network()
+    networks = {"student": student, **options.beside(student, teacher)}
+    for number, (name, network) in enumerate(networks.items(), start=1):
+        # Other seeds than the teacher's, which may be a network of the same kind.
+        world.models[name] = fresh_model(context.common, network, seed=context.common.seed + number)
+    recipe = Recipe(
         context.common.heads,
-        options,
         optim(context),
         options.epochs,
-        keep,
-        pairs=_pairs(context, world),
+        options.select == "best",
+        options.task(),
+        options.taught(),
+        _pairs(context, world),
         **target_options(context),
     )
-    curves = run_phases(context, world, phases, settings, learner="student", frozen={"teacher": source})
-    save_trained(context, world, world.models["student"], "student", options.network())
-    save_curves(context, curves)
+    cast = Cast([*networks][1:], teacher is not None, lambda: _stages(context, world, options))
+    return networks, phases_of(recipe, options, cast)
+
+
+def _source(context: Context, options: DistillStage) -> Artifact | None:
+    """The teacher that the scheme learns from, if there is one."""
+    found = context.inputs.get("teacher") or context.inputs.get("model")
+    if found is not None and not options.uses_teacher:
+        context.tell(f"{context.stage}: scheme {options.scheme} learns from no teacher; it is only compared with")
+        return None
+    return found
+
+
+def _winner(world: World, networks: dict[str, ModelSettings]) -> str:
+    """Whose weights the student has: those of a peer, where the best of them goes on."""
+    own = world.models["student"].network.state_dict()
+    for name in [name for name in networks if name != "student"]:
+        other = world.models[name].network.state_dict()
+        if own.keys() == other.keys() and all(value.equal(other[key]) for key, value in own.items()):
+            return name
+    return "student"
+
+
+def _stages(context: Context, world: World, options: DistillStage) -> Sequence[Pair]:
+    """Stages that a scheme joins: those that the file names, else those of one size."""
+    given = options.student_friendly.layers
+    if given != "auto":
+        return given
+    student, teacher = (stages_of(m, example_inputs(context.common, m)) for m in map(world.models.__getitem__, _BOTH))
+    pairs = pair(student, teacher, options.scheme)
+    context.tell(f"{context.stage}: stages are " + ", ".join(f"{s} and {t}" for s, t in pairs))
+    return pairs
+
+
+_BOTH = ("student", "teacher")
 
 
 def _pairs(context: Context, world: World) -> PairOf:
     """Layers that a knowledge compares: those that the file names, else stages of one size; the log says which."""
     found: dict[str, Stages] = {}
 
-    def of(item: KnowledgeSettings) -> Sequence[Pair]:
+    def of(item: KnowledgeSettings, student: str, teacher: str) -> Sequence[Pair]:
         if item.layers is not None:
             return item.layers
-        for name in ("student", "teacher") if not found else ():
-            model = world.models[name]
-            found[name] = stages_of(model, example_inputs(context.common, model))
-        pairs = pair(found["student"], found["teacher"], item.name)
-        context.tell(f"{context.stage}: {item.name} compares " + ", ".join(f"{s} with {t}" for s, t in pairs))
+        for name in (student, teacher):
+            if name not in found:
+                model = world.models[name]
+                found[name] = stages_of(model, example_inputs(context.common, model))
+        pairs = pair(found[student], found[teacher], item.name)
+        whom = "" if (student, teacher) == _BOTH else f" of {student} and {teacher}"
+        context.tell(f"{context.stage}: {item.name}{whom} compares " + ", ".join(f"{s} with {t}" for s, t in pairs))
         return pairs
 
     return of

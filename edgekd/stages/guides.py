@@ -23,8 +23,8 @@ def answers(train: TrainSettings, augment: AugmentSettings | None, *, reads_feat
     if reason is not None:
         return f"live: {reason}"
     kind = train.teacher_cache + (f", top {train.teacher_cache_top_k}" if train.teacher_cache_top_k else "")
+    kind += f", up to {train.teacher_cache_bytes / 1e9:.3g} GB"
     if augment is None:
         return f"cached ({kind}): one view of each sample"
     seeded = "" if augment.geometric else "seeded "
-    count = "all" if augment.views == "all" else augment.views
-    return f"cached ({kind}): {count} {seeded}views of each sample"
+    return f"cached ({kind}): {augment.per_sample} {seeded}views of each sample"

@@ -55,6 +55,14 @@ class StageKind:
 
 _NETWORKS = ("model", "teacher", "distill")
 
+
+def needs_of(name: str, settings: Settings) -> tuple[tuple[str, ...], ...]:
+    """Groups of earlier artefacts that a stage needs with these settings: some schemes learn from no teacher."""
+    if isinstance(settings, DistillStage) and not settings.needs_teacher:
+        return ()
+    return KINDS[name].needs
+
+
 KINDS: dict[str, StageKind] = {
     kind.name: kind
     for kind in (

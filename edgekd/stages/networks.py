@@ -47,14 +47,18 @@ def fresh_model(common: Common, settings: ModelSettings, *, seed: int) -> Model:
         ConfigError: the factory, its arguments or the weights do not work with this data.
         DataError: labels do not fit the network's outputs.
     """
+
+    def fresh() -> torch.nn.Module:
+        return build(settings.model, settings.args, common.base, _defaults(common))
+
     torch.default_generator.manual_seed(seed)
-    network = build(settings.model, settings.args, common.base, _defaults(common))
+    network = fresh()
     if settings.weights is not None:
         path = common.base / settings.weights
         apply_state(network, load_state(path), path)
     names = _match_inputs(network, common.data.input_names, settings.model)
     outputs = tuple(head.output for head in common.heads)
-    model = Model(network, names, outputs)
+    model = Model(network, names, outputs, fresh)
     _try(common, model, settings.model)
     return model
 

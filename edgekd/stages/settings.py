@@ -31,7 +31,7 @@ class TeacherStage(TrainOverrides, ModelSettings):
 
 
 class DistillStage(TrainOverrides, DistillationSettings):
-    """Trains a student from the teacher."""
+    """Trains a student, from the teacher or by a scheme that needs none."""
 
     student: ModelReference
     """Name of a built-in network, or `package.module:factory`."""
@@ -40,7 +40,7 @@ class DistillStage(TrainOverrides, DistillationSettings):
     weights: str | None = None
     """File with weights that the student starts from, relative to the pipeline file."""
     epochs: int = Field(default=60, ge=0)
-    """Passes over the training split."""
+    """Passes over the training split; those of the phase in which the student learns from others."""
     select: Select = "last"
     """Which weights go on: those of the last epoch, or of the best one on the validation split."""
 

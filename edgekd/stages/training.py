@@ -43,7 +43,8 @@ def optim(context: Context, *, scale: float = 1.0) -> Optim:
     usual = settings.lr
     if usual is None:
         usual = _LR.get(settings.optimizer, _ADAPTIVE_LR)
-        usual *= settings.batch / 128 if settings.optimizer == "sgd" else 1.0
+        batch = min(settings.batch, context.common.data.counts()["train"])
+        usual *= batch / 128 if settings.optimizer == "sgd" else 1.0
     own = context.options(TrainOverrides).lr
     return Optim(
         settings.optimizer,
@@ -108,6 +109,10 @@ def run_phases(
         sync_batchnorm=settings.sync_batchnorm,
         memory=context.common.data.settings.memory,
     )
+    if settings.compile in ("default", "graphs") and any(phase.epochs for phase in phases):
+        context.tell(f"{context.stage}: compiling; the first steps take minutes")
+    if settings.sync_batchnorm and (device.type == "cpu" or run.ranks.count == 1):
+        context.tell(f"{context.stage}: note: sync_batchnorm is for several processes on GPUs and does nothing here")
     caches = {}
     for name, artifact in (frozen or {}).items() if any(phase.epochs for phase in phases) else ():
         cache = _cache(context, world, name, artifact, settings, run, reads_inside(phases, name))
@@ -134,11 +139,11 @@ def _cache(
         return None
     about = {
         "teacher": artifact.digest,
+        "made_by": _made_by(context, artifact),
         "data": data.fingerprint,
         "augment": augment.canonical() if augment else None,
         "precision": run.precision,
-        "torch": torch.__version__,
-        "device": run.device.type,
+        "device": _device_name(run.device),
         # Kernels, and with them the last bits, depend on the rows of a batch and on the processor.
         "batch": Shares(len(train_table), min(run.batch, len(train_table)), run.accumulate, run.ranks).largest,
         "processor": [platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
@@ -155,12 +160,31 @@ def _cache(
         about,
         heads,
         dtype="f16" if settings.teacher_cache == "f16" else "f32",
-        samples=int(train_table.ids.max()) + 1,
+        ids=train_table.ids,
         views=run.views.per_sample,
         max_bytes=settings.teacher_cache_bytes,
     )
     context.tell(f"{context.stage}: outputs of the {name} are {words}")
     return cache
+
+
+_LOOK = ("data", "models", "train")  # rooms that decide what a teacher sees and says
+
+
+def _made_by(context: Context, artifact: Artifact) -> dict[str, Any]:
+    """What besides weights and data decides a frozen network's outputs: its code, the rooms between, the libraries."""
+    made_by = context.made_by
+    stage = next(name for name, found in context.inputs.items() if found.key == artifact.key)
+    rooms = {name: digest for name, digest in made_by.get("source", {}).items() if name in _LOOK}
+    network = (made_by.get("networks") or {}).get(stage)
+    return {"rooms": rooms, "network": network, "packages": made_by.get("packages")}
+
+
+def _device_name(device: torch.device) -> str:
+    """Device and, of a GPU, model and libraries: another one has other kernels."""
+    if device.type != "cuda":
+        return device.type
+    return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
 
 
 class _Progress:
@@ -172,13 +196,14 @@ class _Progress:
 
     def epoch(self, epoch: Epoch) -> None:
         self._metrics = epoch.metrics
-        self._context.epoch(progress_line(self._context.stage, epoch), epoch.epoch / epoch.epochs)
+        stage = self._context.stage
+        self._context.epoch(progress_line(stage, epoch), bar_line(stage, epoch), epoch.epoch / epoch.epochs)
 
     def moment(self, epoch: Epoch) -> None:
         assert self._context.moment is not None
         now = dataclasses.replace(epoch, metrics=self._metrics)
         share = (epoch.epoch - 1 + epoch.done) / epoch.epochs
-        self._context.moment(progress_line(self._context.stage, now), share)
+        self._context.moment(bar_line(self._context.stage, now), share)
 
 
 def progress_line(stage: str, epoch: Epoch) -> str:
@@ -187,6 +212,15 @@ def progress_line(stage: str, epoch: Epoch) -> str:
     return (
         f"{stage}: {epoch.phase} {epoch.epoch}/{epoch.epochs}  loss {epoch.loss:.3g}{metrics}"
         f"  {epoch.samples_per_s:,.0f} samples/s  {duration(epoch.seconds_left)} left"
+    )
+
+
+def bar_line(stage: str, epoch: Epoch) -> str:
+    """The same for beside a bar: what is looked for first comes first, for a terminal may be narrow."""
+    metrics = "".join(f"  {name} {value:.4f}" for name, value in epoch.metrics.items())
+    return (
+        f"{stage} {epoch.epoch}/{epoch.epochs}  {duration(epoch.seconds_left)} left"
+        f"  {epoch.samples_per_s:,.0f}/s  loss {epoch.loss:.3g}{metrics}"
     )
 
 

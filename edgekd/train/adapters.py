@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from edgekd.train.feed import Feed
 from edgekd.train.knowledge import knowledge_named
-from edgekd.train.references import Taps, Values, parse
+from edgekd.train.references import Taps, Values, parse_all
 from edgekd.train.world import Model, Move, Optim, Phase, Side, Term, World, texts_of
 
 Shape = tuple[int, ...]
@@ -50,7 +51,7 @@ def make_adapters(
         if build is None or name in world.models:
             continue
         student, teacher = _shapes(world, term, feed)
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed ^ zlib.crc32(name.encode()))
         adapter = build(student, teacher, samples=feed.samples, **term.settings)
         if name in states:
             adapter.load_state_dict(states[name])
@@ -64,7 +65,7 @@ def _shapes(world: World, term: Term, feed: Feed) -> tuple[Any, Any]:
     for model in world.models.values():
         model.network.eval()
     texts = (*texts_of(term.student), *texts_of(term.teacher))
-    taps = Taps(world, [parse(text) for text in texts if parse(text).name in world.models])
+    taps = Taps(world, [r for r in parse_all(texts) if r.name in world.models])
     try:
         values = Values(world, taps, feed.batch(torch.arange(2)), set(), {})
         found = {text: values.get(text) for text in texts}

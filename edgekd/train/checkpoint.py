@@ -18,7 +18,10 @@ _DIGEST_BYTES = 32
 
 @dataclass
 class Progress:
-    """Where training stands: phase and epoch that come next, curves so far, and the states to go on from."""
+    """Where training stands: phase and epoch that come next, curves so far, and the states to go on from.
+
+    `decisions` are those of edits, by "<phase>/<number>": what cannot be decided again before models are trained.
+    """
 
     phase: int = 0
     epoch: int = 0
@@ -29,6 +32,7 @@ class Progress:
     best: float | None = None
     kept: dict[str, Any] | None = None
     stale: int = 0
+    decisions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def save(progress: Progress, folder: Path) -> None:

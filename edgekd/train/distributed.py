@@ -18,10 +18,14 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from edgekd.errors import UnavailableError
+from edgekd.files import launched, processes_here
+
 T = TypeVar("T")
 
-# Ranks wait for rank 0 while it exports, builds and measures, and for each other while a teacher cache fills.
-_TIMEOUT = datetime.timedelta(hours=24)
+# Ranks wait for rank 0 while it waits for another run's stage, and for each other while a teacher's cache is made.
+_TIMEOUT = datetime.timedelta(hours=6)
+_MEETING = datetime.timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -85,21 +89,15 @@ class Ranks:
 
     def wrap(self, objective: nn.Module, *, unused: bool) -> nn.Module:
         """The objective under DistributedDataParallel; `unused`: some parameters get no gradient."""
-        if self.count == 1:
-            return objective
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(objective, find_unused_parameters=unused)
+        # Buffers stay each process's own until `same_buffers`: banks of samples are large, and are alike anyway.
+        return DistributedDataParallel(objective, find_unused_parameters=unused, broadcast_buffers=False)
 
     def barrier(self) -> None:
         """Wait for all."""
         if self.count > 1:
             dist.barrier()
-
-
-def launched() -> bool:
-    """Whether torchrun started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def current() -> Ranks:
@@ -110,10 +108,19 @@ def current() -> Ranks:
 
 
 def join() -> Ranks:
-    """Meet the other processes that torchrun started: gloo on CPUs, NCCL between GPUs."""
+    """Meet the other processes that torchrun started: gloo on CPUs, NCCL between GPUs.
+
+    Raises:
+        UnavailableError: this machine has fewer GPUs than processes.
+    """
     if launched() and not dist.is_initialized():
         cuda = torch.cuda.is_available() and dist.is_nccl_available()
-        store, rank, count = next(rendezvous("env://", timeout=_TIMEOUT))
+        if cuda and torch.cuda.device_count() < processes_here():
+            raise UnavailableError(
+                f"{processes_here()} processes on a machine with {torch.cuda.device_count()} GPUs",
+                hint="start one for each GPU: --nproc",
+            )
+        store, rank, count = next(rendezvous("env://", timeout=_MEETING))
         # torchrun keeps its store over restarts: without a prefix of its own, a restarted process would look for the
         # dead ones at the addresses that they left there.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -125,7 +132,7 @@ def join() -> Ranks:
 
 def local_device() -> int:
     """Number of the GPU that is this process's own on its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0")) % max(torch.cuda.device_count(), 1)
+    return int(os.environ.get("LOCAL_RANK", "0")) if launched() else 0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from edgekd.data.draws import sample_keys
 from edgekd.data.mixing import Mix
+from edgekd.data.noise import NoiseTable
 from edgekd.data.table import Rows, Table
 from edgekd.data.views import Look, Views
 from edgekd.errors import ConfigError
@@ -59,6 +60,8 @@ class Feed:
 
     def start_epoch(self, epoch: int, rows: Tensor) -> None:
         """The rows of the table that this epoch visits, int64 (M,), in this order."""
+        if isinstance(self._table, NoiseTable):
+            self._table = self._table.at(epoch)
         self._rows, self.ids = rows, self._table.ids[rows]
         self.slots = self._views.slot(epoch, self.ids)
         if self._views.mixing is not None:

@@ -47,8 +47,10 @@ class CachedGuide:
         missing = self._cache.missing(ids, slots)
         if bool(missing.all()):
             self._compute(batch, torch.arange(start, stop))
-        while bool(self._cache.missing(ids, slots).any()):
+            missing = torch.zeros_like(missing)
+        while bool(missing.any()):
             self._fill(start)
+            missing = self._cache.missing(ids, slots)
         return {name: value.to(self._device) for name, value in self._cache.read(ids, slots).items()}
 
     def _fill(self, start: int) -> None:

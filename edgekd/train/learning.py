@@ -56,10 +56,17 @@ class Learner:
         assert self.optimizer is not None
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
+        if not self.learned:
+            return  # a scaler refuses an optimizer that has nothing to do
         if self.rule.clip is not None:
             scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.network.parameters(), self.rule.clip)
         scaler.step(self.optimizer)
+
+    @property
+    def learned(self) -> bool:
+        """Whether any of its parameters got a gradient in this step."""
+        return self.optimizer is not None and any(p.grad is not None for p in self.model.network.parameters())
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -111,7 +118,6 @@ _ADAPTIVE: dict[str, Callable[..., torch.optim.Optimizer]] = {
 @torch.no_grad()
 def _follow(model: Model, source: Model, decay: float) -> None:
     """Weights move to decay * own + (1 - decay) * source; buffers are copied."""
-    for own, other in zip(model.network.parameters(), source.network.parameters(), strict=True):
-        own.lerp_(other, 1.0 - decay)
+    torch._foreach_lerp_([*model.network.parameters()], [*source.network.parameters()], 1.0 - decay)
     for mine, theirs in zip(model.network.buffers(), source.network.buffers(), strict=True):
         mine.copy_(theirs)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
+from edgekd.data.derived import origin
 from edgekd.data.views import permutation
 from edgekd.errors import ConfigError, TrainingError
 from edgekd.train import checkpoint
@@ -27,7 +28,7 @@ from edgekd.train.guides import CachedGuide
 from edgekd.train.learning import Learner
 from edgekd.train.objective import Known, Objective, Part
 from edgekd.train.precision import choose_compile, compiled
-from edgekd.train.references import Reference, Taps, parse
+from edgekd.train.references import Reference, Taps, check_references, parse_all
 from edgekd.train.run import Epoch, Run
 from edgekd.train.world import Model, Move, Optim, Phase, World, texts_of
 
@@ -49,13 +50,20 @@ class PhaseRun:
         self.in_training: set[str] | None = None
         self.table = world.tables[phase.data]
         self.shares = Shares(len(self.table), min(run.batch, len(self.table)), run.accumulate, run.ranks)
-        self.feed = Feed(world, self.table, run.views, run.device)
-        self.references = _references(phase)
-        _check_references(world, self.feed, self.references)
-        make_adapters(world, self.phase.moves, self.feed, mix_seed(run.seed, index, "adapters"), progress.networks)
+        if len(self.table) < self.shares.parts:
+            raise ConfigError(
+                f"phase {phase.name}: {len(self.table)} samples cannot be shared out in {self.shares.parts} parts",
+                hint="lower train.accumulate or --nproc, or add data",
+            )
         # Guides too: another layout is another kernel, and other bits after a resume.
         for model in world.models.values():
             _channels_last(model.network.to(run.device))
+        self.feed = Feed(world, self.table, run.views, run.device)
+        self.references = _references(phase)
+        check_references(world, self.feed.columns(), self.references)
+        make_adapters(world, self.phase.moves, self.feed, mix_seed(run.seed, index, "adapters"), progress.networks)
+        for name in self.phase.learners() & world.models.keys():
+            _channels_last(world.models[name].network.to(run.device))  # adapters among them
         if run.sync_batchnorm and run.ranks.count > 1 and run.device.type == "cuda":
             for name in self.phase.learners() & world.models.keys():
                 network = world.models[name].network
@@ -68,6 +76,7 @@ class PhaseRun:
         self.scalers = [GradScaler(run.device.type, enabled=run.precision == "f16") for _ in phase.moves]
         self.guides = self._cached_guides()
         self.objectives: list[nn.Module] = []
+        self.graphs = False
 
     def go(self) -> None:
         """All epochs from where the checkpoint stands."""
@@ -75,7 +84,9 @@ class PhaseRun:
         self._set_modes(set())
         taps = Taps(self.world, [r for r in self.references if r.name in self.world.models])
         try:
-            with compiled(*self._to_compile(taps)):
+            networks, mode = self._to_compile(taps)
+            self.graphs = mode == "graphs"
+            with compiled(networks, mode):
                 self.objectives = [self._objective(move, taps) for move in self.phase.moves]
                 for epoch in range(self.progress.epoch, self.phase.epochs):
                     if self._stale():
@@ -111,9 +122,12 @@ class PhaseRun:
 
     def _cached_guides(self) -> dict[str, CachedGuide]:
         """Models with a cache that nobody changes in this phase, and of which terms want outputs on the batch alone."""
-        read = {r.name for r in self.references}
+        # Caches are of the samples of the training split, seen by models as they were given.
+        if "train" not in self.world.tables or origin(self.table) is not origin(self.world.tables["train"]):
+            return {}
+        read = {r.name for r in self.references if not r.state}
         inside = {r.name for r in self.references if r.path or r.argument}
-        names = (self.run.caches.keys() & self.world.models.keys() & read) - self.phase.learners() - inside
+        names = (self.run.caches.keys() & self.world.models.keys() & read) - self.touched - inside
         run = self.run
         return {
             name: CachedGuide(
@@ -123,14 +137,15 @@ class PhaseRun:
         }
 
     def _to_compile(self, taps: Taps) -> tuple[list[nn.Module], str]:
-        """The networks that run in every step, and how they are compiled."""
-        names = {r.name for r in self.references} & self.world.models.keys() - self.guides.keys()
+        """The networks that learn, and how they are compiled; guides are not, for a cache holds what they say as is."""
+        names = {r.name for r in self.references} & self.world.models.keys() & self.phase.learners()
         networks = [self.world.models[name].network for name in sorted(names)]
         run = self.run
         mode = choose_compile(
             run.compile,
             run.device,
-            alone=self.shares.parts == 1 and not taps.installed,
+            # A model that is called on another reference runs more than once in a step, over a graph's own memory.
+            alone=self.shares.parts == 1 and not taps.installed and not any(r.argument for r in self.references),
             parameters=max((sum(p.numel() for p in network.parameters()) for network in networks), default=0),
             steps=self.shares.steps * self.phase.epochs,
         )
@@ -155,7 +170,8 @@ class PhaseRun:
         self.feed.start_epoch(0, torch.zeros(2, dtype=torch.int64))
         batch = self.feed.batch(torch.arange(2))
         self._set_modes(set())
-        total, _ = objective(batch, {}, Part(math.inf, 2 * ranks.rank, 2 * ranks.count, 2, 2, 1.0))
+        with torch.compiler.set_stance("force_eager"):
+            total, _ = objective(batch, {}, Part(math.inf, 2 * ranks.rank, 2 * ranks.count, 2, 2, 1.0))
         learning = [p for p in objective.parameters() if p.requires_grad]
         return any(g is None for g in torch.autograd.grad(total, learning, allow_unused=True))
 
@@ -168,6 +184,8 @@ class PhaseRun:
         started = shown = time.monotonic()
         place = 0
         for step in range(self.shares.steps):
+            if self.graphs:
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             turns: list[_Turn] = []
             for turn in range(self.run.accumulate):
                 batch = next(batches)
@@ -214,11 +232,11 @@ class PhaseRun:
                 sums[name] = sums.get(name, torch.zeros((), device=mean.device)) + mean * part.share
         for learner in learners:
             learner.step(self.world, at, scaler)
-        if any(learner.optimizer is not None for learner in learners):
+        if any(learner.learned for learner in learners):
             scaler.update()
 
     def _summed(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Sums over all processes: the one place in an epoch that waits for the device."""
+        """Sums over all processes; reading them waits for the device, so it is done at intervals."""
         if not sums:
             return {}
         values = self.run.ranks.sum(torch.stack([value.float() for value in sums.values()])).tolist()
@@ -309,6 +327,11 @@ def add_kept(world: World, phase: Phase) -> None:
         world.models[watch.keep] = copy.deepcopy(world.models[watch.model])
 
 
+def check_layers(world: World, phase: Phase) -> None:
+    """Raise ConfigError where a term names a layer that its model has not; models that edits make are not looked at."""
+    Taps(world, [r for r in _references(phase) if r.name in world.models]).close()
+
+
 def reads_inside(phases: Sequence[Phase], model: str) -> bool:
     """Whether a term wants more of a model than its outputs on the batch: a submodule's, or those on another input."""
     return any(r.name == model and (r.path or r.argument) for phase in phases for r in _references(phase))
@@ -332,17 +355,7 @@ def _references(phase: Phase) -> list[Reference]:
         for side in (term.student, term.teacher):
             texts += texts_of(side)
         texts += term.also.values()
-    return [parse(text) for text in dict.fromkeys(texts)]
-
-
-def _check_references(world: World, feed: Feed, references: list[Reference]) -> None:
-    columns = feed.columns()
-    for reference in references:
-        if reference.name not in world.models and reference.name not in columns:
-            raise ConfigError(
-                f"a term names {reference.name!r}, which is neither a model nor a column of the data",
-                hint=f"models: {', '.join(world.models)}; columns: {', '.join(sorted(columns))}",
-            )
+    return parse_all(texts)
 
 
 def _check_finite(sums: Mapping[str, float], phase: str, epoch: int) -> None:

@@ -9,7 +9,7 @@ from edgekd.train.world import Copy, Follow, Optim, Phase
 
 
 def averaged(phases: Sequence[Phase], model: str, decay: float) -> list[Phase]:
-    """The phases with `model` followed by an average of decay per step, which takes its place at the end.
+    """The phases with `model` followed by an average of decay per step, which takes its place after each of them.
 
     Tarvainen and Valpola (2017). Running statistics of BatchNorm are those of the model itself.
     """
@@ -30,7 +30,9 @@ def averaged(phases: Sequence[Phase], model: str, decay: float) -> list[Phase]:
             watch = dataclasses.replace(watch, model=average, keep=average if watch.keep else None)
         start = (*phase.start, Copy(model, average))
         found.append(dataclasses.replace(phase, moves=moves, start=start, watch=watch))
-    return [*found, Phase("average", start=(Copy(average, model),))]
+        # At once, because a later phase may hand the model over, copy it or go on from it.
+        found.append(Phase("average", start=(Copy(average, model),)))
+    return found
 
 
 def patient(phases: Sequence[Phase], patience: int) -> list[Phase]:

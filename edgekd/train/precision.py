@@ -6,13 +6,14 @@ import contextlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from edgekd.train.distributed import current, local_device
+from edgekd.files import processes_here
+from edgekd.train.distributed import local_device
 from edgekd.train.settings import TrainSettings
 
 _SMALL_MACHINE = 4
@@ -43,9 +44,9 @@ def use_threads(settings: TrainSettings) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = settings.threads
     if threads == "auto":
-        threads = threads_for(cores, current().count)
+        threads = threads_for(cores, processes_here())
     if threads:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(min(threads, cores))
 
 
 def threads_for(cores: int, processes: int) -> int:
@@ -57,10 +58,12 @@ def choose_compile(setting: str, device: torch.device, *, alone: bool, parameter
     """off, default or graphs for a phase.
 
     Args:
-        alone: one process and no accumulation; graphs keep gradients in memory of their own.
+        alone: one process, no accumulation, no taps: graphs keep gradients and maps in memory of their own.
         parameters: those of the largest network that runs.
         steps: steps of the phase.
     """
+    if setting == "graphs" and not (alone and device.type == "cuda"):
+        return "default"
     if setting != "auto":
         return setting
     tools = importlib.util.find_spec("triton") is not None and shutil.which("cc") is not None
@@ -73,12 +76,22 @@ def compiled(networks: Iterable[nn.Module], mode: str) -> Iterator[None]:
     """Inside, these networks run compiled; outside, and where `torch.compiler.set_stance` says so, as they were."""
     networks = list(networks) if mode != "off" else []
     for network in networks:
-        network.compile(mode="reduce-overhead" if mode == "graphs" else None)
+        # Static: kernels that adapt to sizes they have seen would differ after a resume. A function of our own around
+        # the call, because torch's compiler passes over modules of torch itself, such as a Sequential.
+        compile_ = torch.compile(mode="reduce-overhead" if mode == "graphs" else None, dynamic=False)
+        network._compiled_call_impl = compile_(_calling(network))
     try:
         yield
     finally:
         for network in networks:
-            network._compiled_call_impl = None  # what `compile` sets; torch has no call that takes it back
+            network._compiled_call_impl = None  # torch has no call that takes it back
+
+
+def _calling(network: nn.Module) -> Callable[..., Any]:
+    def call(*inputs: Any) -> Any:
+        return network._call_impl(*inputs)  # type: ignore[no-untyped-call]
+
+    return call
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -1,41 +1,56 @@
 """References: how terms name tensors of a world, and their values in one step.
 
-label                  a column of the batch
-student                the only output of a model
-student[logits]        one of several outputs
-student.layer2         what a submodule returns (a tap, by forward hook on the unmodified network)
-teacher.bn1:in         what a submodule is given
-student(image_noisy)   the model on another input
+label                     a column of the batch
+student                   the only output of a model
+student[logits]           one of several outputs
+student.layer2            what a submodule returns (a tap, by forward hook on the unmodified network)
+teacher.bn1:in            what a submodule is given
+teacher#bn1.running_mean  a parameter or buffer
+student(image_noisy)      the model on another input, here a column
+critic(student.layer2)    the model on any other reference; so on: teacher.bn1:in(generator(noise))
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from edgekd.errors import ConfigError
 from edgekd.train.world import World
 
 _FORM = re.compile(
-    r"^(?P<name>\w+)(?:\[(?P<output>\w+)\])?(?:\.(?P<path>[\w.]+?))?(?P<given>:in)?(?:\((?P<argument>\w+)\))?$"
+    r"^(?P<name>\w+)(?:#(?P<state>[\w.]+)|"
+    r"(?:\[(?P<output>\w+)\])?(?:\.(?P<path>[\w.]+?))?(?P<given>:in)?(?:\((?P<argument>.+)\))?)$"
 )
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A parsed reference: a name, and for models an output or a submodule's path, and an input of its own."""
+    """A parsed reference.
+
+    Attributes:
+        name: of a model or a column.
+        output: of a model.
+        path: of a submodule.
+        given: whether it is what the submodule is given.
+        argument: text of the reference that the model is called on in place of its first input.
+        state: path of a parameter or buffer.
+    """
 
     name: str
     output: str | None = None
     path: str | None = None
     given: bool = False
     argument: str | None = None
+    state: str | None = None
 
 
 @cache
@@ -45,7 +60,43 @@ def parse(text: str) -> Reference:
     if match is None:
         raise ConfigError(f"{text!r} is not a reference", hint="write e.g. student, student[logits], student.layer2")
     parts = match.groupdict()
-    return Reference(parts["name"], parts["output"], parts["path"], parts["given"] is not None, parts["argument"])
+    if parts["argument"] is not None:
+        parse(parts["argument"])
+    return Reference(
+        parts["name"], parts["output"], parts["path"], parts["given"] is not None, parts["argument"], parts["state"]
+    )
+
+
+def parse_all(texts: Iterable[str]) -> list[Reference]:
+    """The references of some texts and those inside of them, each once."""
+    found: dict[Reference, None] = {}
+    for text in texts:
+        at: str | None = text
+        while at is not None:
+            reference = parse(at)
+            found[reference] = None
+            at = reference.argument
+    return list(found)
+
+
+def check_references(world: World, columns: set[str], references: Iterable[Reference]) -> None:
+    """Raise ConfigError for names that are neither models nor columns, and for models whose inputs are missing."""
+    for reference in references:
+        if reference.name not in world.models and reference.name not in columns:
+            raise ConfigError(
+                f"a term names {reference.name!r}, which is neither a model nor a column of the data",
+                hint=f"models: {', '.join(world.models)}; columns: {', '.join(sorted(columns))}",
+            )
+        model = world.models.get(reference.name)
+        if model is not None and reference.state:
+            state_of(model.network, reference.name, reference.state)
+        elif model is not None:
+            read = set(model.inputs[reference.argument is not None :])
+            if not read <= columns:
+                raise ConfigError(
+                    f"{reference.name} reads {', '.join(sorted(read - columns))}, which the data has not",
+                    hint=f"columns: {', '.join(sorted(columns))}; write {reference.name}(..) to call it on another",
+                )
 
 
 class Taps:
@@ -53,7 +104,9 @@ class Taps:
 
     def __init__(self, world: World, references: list[Reference]) -> None:
         self.seen: dict[tuple[str, str, bool], Tensor] = {}
+        self._world = world
         self._handles: list[Any] = []
+        self._learnable: dict[str, list[nn.Parameter]] = {}
         for key in dict.fromkeys((r.name, r.path, r.given) for r in references if r.path):
             model, path, given = key
             assert path is not None
@@ -70,6 +123,20 @@ class Taps:
     def installed(self) -> bool:
         """Whether any submodule is tapped."""
         return bool(self._handles)
+
+    @contextlib.contextmanager
+    def fixed(self, name: str) -> Iterator[None]:
+        """Inside, a model's parameters are constants: gradients go through it, and none are left in it."""
+        if name not in self._learnable:
+            network = self._world.models[name].network
+            self._learnable[name] = [p for p in network.parameters() if p.requires_grad]
+        for parameter in self._learnable[name]:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in self._learnable[name]:
+                parameter.requires_grad_(True)
 
     def close(self) -> None:
         """Take the hooks off again."""
@@ -103,6 +170,8 @@ class Values:
         reference = parse(text)
         if reference.name not in self._world.models:
             return self._batch[reference.name]
+        if reference.state is not None:
+            return self._state(reference.name, reference.state)
         outputs = self._run(reference.name, reference.argument)
         if reference.path:
             return self._tapped[reference.name, reference.argument, reference.path, reference.given].float()
@@ -113,13 +182,23 @@ class Values:
             )
         return outputs[reference.output or next(iter(outputs))].float()
 
+    def _state(self, name: str, path: str) -> Tensor:
+        value = state_of(self._world.models[name].network, name, path)
+        return value if name in self._learners else value.detach()
+
     def _run(self, name: str, argument: str | None) -> dict[str, Tensor]:
         key = (name, argument)
         if key not in self._outputs:
             model = self._world.models[name]
-            feeds = self._batch if argument is None else {**self._batch, model.inputs[0]: self._batch[argument]}
+            feeds = self._batch if argument is None else {**self._batch, model.inputs[0]: self.get(argument)}
             # Guides are derived, never declared: gradients are recorded only where something learns.
-            self._outputs[key] = model(feeds) if name in self._learners else model.answer(feeds, self._rows)
+            if name in self._learners:
+                self._outputs[key] = model(feeds)
+            elif argument is not None and feeds[model.inputs[0]].requires_grad and torch.is_grad_enabled():
+                with self._taps.fixed(name):  # what made the argument learns through this model
+                    self._outputs[key] = model(feeds)
+            else:
+                self._outputs[key] = model.answer(feeds, self._rows)
             count = len(feeds[model.inputs[0]])
             for (owner, path, given), value in self._taps.seen.items():
                 if owner == name:
@@ -129,9 +208,26 @@ class Values:
 
 def submodule(network: nn.Module, model: str, path: str) -> nn.Module:
     """A submodule by its dotted path; raises ConfigError that lists the nearest names."""
-    modules = dict(network.named_modules())
-    if path not in modules:
-        near = difflib.get_close_matches(path, modules, n=3, cutoff=0.3) or [n for n in modules if n][:5]
-        raise ConfigError(f"{model} has no module {path!r}", hint=f"near are: {', '.join(near)}")
-    found: nn.Module = modules[path]
+    found: nn.Module = _named(dict(network.named_modules()), model, path, "module")
     return found
+
+
+def state_of(network: nn.Module, model: str, path: str) -> Tensor:
+    """A parameter or buffer by its dotted path; raises ConfigError that lists the nearest names."""
+    owner, _, name = path.rpartition(".")
+    try:
+        value = getattr(network.get_submodule(owner), name)
+    except AttributeError:
+        value = None
+    if isinstance(value, Tensor):
+        return value
+    states = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    found: Tensor = _named(states, model, path, "parameter or buffer")
+    return found
+
+
+def _named(things: Mapping[str, Any], model: str, path: str, kind: str) -> Any:
+    if path not in things:
+        near = difflib.get_close_matches(path, things, n=3, cutoff=0.3) or [n for n in things if n][:5]
+        raise ConfigError(f"{model} has no {kind} {path!r}", hint=f"near are: {', '.join(near)}")
+    return things[path]

@@ -21,7 +21,8 @@ class TrainSettings(Settings):
     batch: int = Field(default=128, ge=1)
     """Samples per step, over all processes and accumulated parts. An epoch's steps are equal and at most so large."""
     accumulate: int = Field(default=1, ge=1)
-    """Parts that a process works off one after the other in each step: less memory, the same gradient."""
+    """Parts that a process works off one after the other in each step: less memory, the same gradient; BatchNorm and
+    knowledge between samples see one part at a time."""
     precision: Precision = "auto"
     """Arithmetic of training: f32, bf16 or f16 autocast (f16 with gradient scaling), or auto: bf16 where the processor
     has bf16 instructions, else f32."""

@@ -14,7 +14,7 @@ from edgekd.train import checkpoint
 from edgekd.train.checkpoint import Progress
 from edgekd.train.phase import PhaseRun, add_kept, mix_seed
 from edgekd.train.run import Epoch, Run
-from edgekd.train.world import Phase, World
+from edgekd.train.world import Decision, Edit, Phase, World
 
 __all__ = ["Epoch", "Run", "train"]
 
@@ -37,8 +37,8 @@ def train(world: World, phases: Sequence[Phase], run: Run) -> list[dict[str, Any
     touched: set[str] = set()
     for index, phase in enumerate(phases):
         # Also on the way to a checkpoint: edits make the models, the checkpoint then fills every one that was touched.
-        for edit in phase.start:
-            edit(world, mix_seed(run.seed, index, "edit"))
+        for number, edit in enumerate(phase.start):
+            _edit(world, edit, run, progress, index, number)
         touched |= phase.learners().union(*(edit.touches for edit in phase.start))
         if index < progress.phase:
             add_kept(world, phase)
@@ -46,3 +46,15 @@ def train(world: World, phases: Sequence[Phase], run: Run) -> list[dict[str, Any
         PhaseRun(world, phase, index, run, progress, frozenset(touched)).go()
         progress.phase, progress.epoch, progress.learners = index + 1, 0, []
     return progress.curves
+
+
+def _edit(world: World, edit: Edit, run: Run, progress: Progress, index: int, number: int) -> None:
+    # Each edit of a phase has a seed of its own: two models that start afresh must not start alike.
+    seed = mix_seed(run.seed, index, f"edit/{number}" if number else "edit")
+    if not isinstance(edit, Decision):
+        edit(world, seed)
+        return
+    key = f"{index}/{number}"
+    if key not in progress.decisions:
+        progress.decisions[key] = edit.decide(world, run)
+    edit.apply(world, progress.decisions[key])

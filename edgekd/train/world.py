@@ -9,13 +9,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from edgekd.data.table import Normalization, Rows
 from edgekd.tasks import HeadSettings
+
+if TYPE_CHECKING:
+    from edgekd.train.run import Run
 
 Side = str | tuple[str, ...]
 
@@ -155,11 +158,11 @@ class Watch:
     patience: int | None = None
 
 
-class Edit(Protocol):
-    """A change of models at the start of a phase. Edits are frozen dataclasses, seeded by the trainer.
+class Change(Protocol):
+    """An edit that follows from the world's make-up and a seed of its own, whatever the models have learned.
 
-    On the way to a checkpoint they run again on models that are not trained yet, only to make what the checkpoint
-    fills: `touches` names every model that an edit makes or changes.
+    On the way to a checkpoint it runs again, on models that are not trained yet, only to make what the checkpoint
+    fills: `touches` names every model that it makes or changes. Tables it makes anew.
     """
 
     @property
@@ -168,6 +171,24 @@ class Edit(Protocol):
 
     def __call__(self, world: World, seed: int) -> None:
         """Change the world."""
+
+
+@runtime_checkable
+class Decision(Protocol):
+    """An edit that looks at trained models: it decides once, and checkpoints keep what was decided."""
+
+    @property
+    def touches(self) -> tuple[str, ...]:
+        """Names of the models that are made or changed."""
+
+    def decide(self, world: World, run: Run) -> dict[str, Any]:
+        """What is found, as strings, numbers, and tensors on the CPU."""
+
+    def apply(self, world: World, decision: dict[str, Any]) -> None:
+        """Change the world as was decided, now or when a checkpoint is taken up."""
+
+
+Edit = Change | Decision  # of models or tables, at the start of a phase; each is a frozen dataclass
 
 
 @dataclass(frozen=True)

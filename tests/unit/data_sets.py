@@ -9,17 +9,30 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from edgekd.config import validate
 from edgekd.data import DataSettings
 from edgekd.data.source import Data, open_data
+from edgekd.data.table import Table
 
 
 def opened(base: Path, seed: int = 0, memo: Path | None = None, spool: Path | None = None, **options: Any) -> Data:
     value, problems = validate(DataSettings, options)
     assert value is not None, problems
     return open_data(value, base=base, seed=seed, memo=memo, spool=spool)
+
+
+def streamed(base: Path, workers: int = 0, **options: Any) -> Data:
+    return opened(base, stream="always", workers=workers, **options)
+
+
+def same(one: Table, other: Table) -> None:
+    assert torch.equal(one.ids, other.ids)
+    for mine, theirs in ((one.inputs, other.inputs), (one.targets, other.targets)):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) and mine[name].dtype == theirs[name].dtype for name in mine)
 
 
 def encoded(array: Any, form: str = "PNG", **options: Any) -> bytes:

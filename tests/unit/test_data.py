@@ -206,7 +206,16 @@ def test_fingerprint_changes_with_what_changes_samples(tmp_path: Path, change: d
     )
 
 
-@pytest.mark.parametrize("change", [{"augment": {"crop": 2}}, {"licence": "CC0"}, {"test": 0.5}, {"parquet": PARQUET}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"augment": {"crop": 2}},
+        {"licence": "CC0"},
+        {"test": 0.5},
+        {"parquet": PARQUET},
+        {"stream": "always", "memory": 0.1, "workers": 3},
+    ],
+)
 def test_fingerprint_stays_with_what_changes_no_sample(tmp_path: Path, change: dict[str, Any]) -> None:
     parquet_set(tmp_path / "set")
     assert (

@@ -1,27 +1,31 @@
-"""Streams: the same samples as in memory, decoded by worker processes that leave nothing behind."""
+"""Streams: the same samples as in memory, and where they live."""
 
 from __future__ import annotations
 
-import errno
 import gc
 import json
-import multiprocessing
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from data_sets import PARQUET, encoded, image_folder, npz_set, opened, parquet_set, picture, write_parquet
+from data_sets import (
+    PARQUET,
+    encoded,
+    image_folder,
+    npz_set,
+    opened,
+    parquet_set,
+    picture,
+    same,
+    streamed,
+    write_parquet,
+)
 from torch import nn
+from worker_processes import worker_pids
 
 from edgekd.config import validate
 from edgekd.data import DataSettings
@@ -32,7 +36,6 @@ from edgekd.data.source import Data
 from edgekd.data.stream import StreamedTable
 from edgekd.data.table import Table, place, row_groups
 from edgekd.data.views import Views
-from edgekd.data.workers import Pool
 from edgekd.distill.schemes.offline import supervised
 from edgekd.errors import DataError
 from edgekd.tasks import heads_of
@@ -40,7 +43,6 @@ from edgekd.train.evaluate import outputs, score
 from edgekd.train.trainer import Run, train
 from edgekd.train.world import Model, Optim, World
 
-ROOT = Path(__file__).parents[2]
 SOURCES: dict[str, dict[str, Any]] = {"parquet": {"parquet": PARQUET}, "folder": {"folder": {"path": "set"}}}
 
 
@@ -54,26 +56,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
 def no_worker_stays() -> Iterator[None]:
     yield
     gc.collect()
-    workers_end()
-
-
-def workers_end() -> None:
-    """Wait for the end of all workers; the pool's own thread is waiting for them, too."""
-    deadline = time.monotonic() + 10
-    while left := multiprocessing.active_children():
-        assert time.monotonic() < deadline, f"still there: {left}"
-        time.sleep(0.02)
-
-
-def streamed(base: Path, workers: int = 0, **options: Any) -> Data:
-    return opened(base, stream="always", workers=workers, **options)
-
-
-def same(one: Table, other: Table) -> None:
-    assert torch.equal(one.ids, other.ids)
-    for mine, theirs in ((one.inputs, other.inputs), (one.targets, other.targets)):
-        assert mine.keys() == theirs.keys()
-        assert all(torch.equal(mine[name], theirs[name]) and mine[name].dtype == theirs[name].dtype for name in mine)
+    assert worker_pids() == []
 
 
 def group_rows(n: int) -> list[torch.Tensor]:
@@ -211,101 +194,6 @@ def test_a_missing_image_and_one_of_another_size_are_named(tmp_path: Path) -> No
         list(rows.batches([torch.tensor([1])]))
 
 
-# Workers
-
-
-def test_workers_import_neither_torch_nor_pyarrow(tmp_path: Path) -> None:
-    parquet_set(tmp_path / "set")
-    rows = streamed(tmp_path, 1, parquet=PARQUET).load("train")
-    list(rows.batches(row_groups(len(rows), 8)))
-    loaded = partial(eval, "sorted({'torch', 'pyarrow', 'PIL'} & set(__import__('sys').modules))")
-    assert dict(rows._pool.in_order([("modules", loaded)])) == {"modules": ["PIL"]}
-
-
-def test_workers_stay_for_the_next_epoch(tmp_path: Path) -> None:
-    parquet_set(tmp_path / "set")
-    data = streamed(tmp_path, 1, parquet=PARQUET)
-    ids = []
-    for split in ("train", "validation", "train"):
-        rows = data.load(split)
-        batches = rows.batches(row_groups(len(rows), 4))
-        for _ in range(-(-len(rows) // 4)):  # as the trainer does it: nobody asks for the end
-            next(batches)
-        del batches
-        ids.append([process.pid for process in multiprocessing.active_children()])
-    assert len(ids[0]) == 1
-    assert ids[0] == ids[1] == ids[2]
-
-
-def test_few_batches_are_begun_ahead() -> None:
-    begun: list[int] = []
-
-    def tasks() -> Iterator[tuple[int, Any]]:
-        for number in range(40):
-            begun.append(number)
-            yield number, partial(pow, number, 2)
-
-    pool = Pool(2)
-    for number, result in pool.in_order(tasks()):
-        assert result == number**2
-        assert len(begun) <= number + 6
-    pool.close()
-
-
-def test_a_failing_consumer_leaves_no_process(tmp_path: Path) -> None:
-    parquet_set(tmp_path / "set")
-    data = streamed(tmp_path, 2, parquet=PARQUET)
-
-    def consume() -> None:
-        for _ in data.load("train").batches(row_groups(36, 4)):
-            assert multiprocessing.active_children()
-            raise KeyError("mine")
-
-    with pytest.raises(KeyError, match="mine") as caught:
-        consume()
-    del caught
-    workers_end()
-    assert len(list(data.load("train").batches(row_groups(36, 4)))) == 9
-
-
-def test_a_worker_that_dies_is_an_error_and_the_next_one_works() -> None:
-    pool = Pool(1)
-    with pytest.raises(DataError, match="a process that decodes images died") as caught:
-        list(pool.in_order([(0, partial(os._exit, 3)), (1, partial(abs, -1))]))
-    assert "data.workers" in str(caught.value.hint)
-    assert list(pool.in_order([(1, partial(abs, -1))])) == [(1, 1)]
-    pool.close()
-
-
-def runs(pid: int) -> bool:
-    """Whether a process is there and no zombie that nobody has asked about."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
-    except OSError:
-        return False
-
-
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_end_with_a_killed_parent(end: signal.Signals) -> None:
-    code = (
-        "import os; from edgekd.data.workers import Pool\n"
-        "pool = Pool(1); print(*(pid for _, pid in pool.in_order([(0, os.getpid)])), flush=True)\n"
-        "os.read(0, 1)"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
-    assert parent.stdin is not None
-    assert parent.stdout is not None
-    with parent.stdin, parent.stdout:
-        worker = int(parent.stdout.readline())
-        assert runs(worker)
-        parent.send_signal(end)
-        parent.wait(10)
-        deadline = time.monotonic() + 10
-        while runs(worker):
-            assert time.monotonic() < deadline, "the worker is still there"
-            time.sleep(0.05)
-
-
 # Where samples live
 
 
@@ -403,122 +291,6 @@ def test_a_table_moves_to_a_gpu_that_has_room_for_it() -> None:
         assert taken.inputs["x"].device.type == "cuda"
         assert taken.ids.tolist() == [7, 5]
         assert taken.inputs["x"].tolist() == [[4, 5], [0, 1]]
-
-
-# The spool
-
-
-def refuse(*_: object) -> Iterator[None]:
-    raise AssertionError("the files were read again")
-    yield
-
-
-def test_images_are_copied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parquet_set(tmp_path / "set")
-    spool = tmp_path / "store"
-    rows = torch.tensor([3, 30])
-    expected = streamed(tmp_path, spool=spool, parquet=PARQUET).load("train").take(rows)
-    monkeypatch.setattr("edgekd.data.readers.parquet.ParquetReader._contents", refuse)
-    same(streamed(tmp_path, spool=spool, parquet=PARQUET).load("train").take(rows), expected)
-    code = (
-        "import sys, torch; from pathlib import Path; from data_sets import PARQUET, opened\n"
-        "from edgekd.data.readers.parquet import ParquetReader\n"
-        "del ParquetReader._contents; ParquetReader._contents = lambda *_: iter(())\n"
-        "data = opened(Path(sys.argv[1]), spool=Path(sys.argv[2]), stream='always', workers=0, parquet=PARQUET)\n"
-        "print(data.load('train').take(torch.tensor([3, 30])).inputs['image'].sum().item())"
-    )
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
-    said = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), str(spool)], check=True, env=environment, capture_output=True
-    )
-    assert int(said.stdout) == int(expected.inputs["image"].sum())
-
-
-def test_other_files_are_copied_anew(tmp_path: Path) -> None:
-    folder = parquet_set(tmp_path / "set")
-    spool = tmp_path / "store"
-    streamed(tmp_path, spool=spool, parquet=PARQUET).load("train")
-    contents = [encoded(picture(50 + i)) for i in range(20)]
-    write_parquet(folder / "train.parquet", contents, pa.array([0, 1, 2, 3] * 5))
-    image = streamed(tmp_path, spool=spool, validation=0, parquet=PARQUET).load("train").take(torch.tensor([4]))
-    assert np.array_equal(image.inputs["image"][0].permute(1, 2, 0).numpy(), picture(54))
-    assert len(list((spool / "caches" / "data").iterdir())) == 2
-
-
-def files_of(spool: Path) -> Path:
-    (folder,) = (spool / "caches" / "data").iterdir()
-    return folder
-
-
-@pytest.mark.parametrize("name", ["images.bin", "index.bin", "meta.json"])
-def test_half_a_copy_is_made_anew(tmp_path: Path, name: str) -> None:
-    parquet_set(tmp_path / "set")
-    spool = tmp_path / "store"
-    expected = streamed(tmp_path, spool=spool, parquet=PARQUET).load("train").take(torch.tensor([35]))
-    path = files_of(spool) / name
-    path.write_bytes(path.read_bytes()[:-20])
-    same(streamed(tmp_path, spool=spool, parquet=PARQUET).load("train").take(torch.tensor([35])), expected)
-
-
-def test_a_changed_copy_is_noticed(tmp_path: Path) -> None:
-    parquet_set(tmp_path / "set")
-    spool = tmp_path / "store"
-    rows = streamed(tmp_path, spool=spool, parquet=PARQUET, validation=0).load("train")
-    path = files_of(spool) / "images.bin"
-    path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(DataError, match="the copy of image 2 is damaged") as caught:
-        rows.take(torch.tensor([2]))
-    assert "delete" in str(caught.value.hint)
-
-
-def test_a_copy_that_is_gone_is_an_error(tmp_path: Path) -> None:
-    parquet_set(tmp_path / "set")
-    spool = tmp_path / "store"
-    rows = streamed(tmp_path, 1, spool=spool, parquet=PARQUET).load("train")
-    (files_of(spool) / "images.bin").unlink()
-    with pytest.raises(DataError, match="cannot be read") as caught:
-        list(rows.batches(row_groups(4, 2)))
-    assert "made anew" in str(caught.value.hint)
-
-
-def test_a_disk_without_room_is_refused_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parquet_set(tmp_path / "set")
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
-    with pytest.raises(DataError, match="cannot be copied here") as caught:
-        streamed(tmp_path, spool=tmp_path / "store", parquet=PARQUET).load("train")
-    assert "free some space" in str(caught.value.hint)
-    assert list(files_of(tmp_path / "store").iterdir()) == []
-
-
-def test_a_disk_that_fills_up_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parquet_set(tmp_path / "set")
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("edgekd.data.readers.spool._write", full)
-    with pytest.raises(DataError, match="no space is left"):
-        streamed(tmp_path, spool=tmp_path / "store", parquet=PARQUET).load("train")
-    assert list(files_of(tmp_path / "store").iterdir()) == []
-
-
-def test_without_a_store_the_copy_goes_with_what_streams_from_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parquet_set(tmp_path / "set")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
-    data = streamed(tmp_path, parquet=PARQUET)
-    assert list((tmp_path / "temporary").iterdir()) == []
-    rows = data.load("train")
-    del data
-    gc.collect()
-    assert len(rows.take(torch.arange(2))) == 2
-    del rows
-    gc.collect()
-    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_folders_are_read_where_they_are(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ VIEWS = Views(AugmentSettings(crop=1, flip=True, views=4), 7)
 
 def cache_in(folder: Path, dtype: str = "f32", *, top_k: int = 0, classes: int = 3, views: int = 4) -> TeacherCache:
     heads = [Head("logits", (classes,), top_k)]
-    limits: dict[str, Any] = {"samples": 73, "views": views, "max_bytes": 10**9}
+    limits: dict[str, Any] = {"ids": torch.arange(73), "views": views, "max_bytes": 10**9}
     cache, words = open_cache(Store(folder), {"teacher": "a"}, heads, dtype=dtype, **limits)
     assert cache is not None, words
     return cache
@@ -121,9 +121,11 @@ def test_top_k_keeps_the_largest_probabilities_and_shares_the_rest_evenly(tmp_pa
 
 def test_a_cache_over_its_limit_is_not_made_and_says_so(tmp_path: Path) -> None:
     heads = [Head("logits", (1000,))]
-    cache, words = open_cache(Store(tmp_path), {}, heads, dtype="f32", samples=10**6, views=16, max_bytes=4 * 10**9)
+    cache, words = open_cache(
+        Store(tmp_path), {}, heads, dtype="f32", ids=torch.arange(10**6), views=16, max_bytes=4 * 10**9
+    )
     assert cache is None
-    assert words == "live: a cache would take 64.1 GB, the limit is 4.0 GB"
+    assert words == "live: a cache would take 64.1 GB, teacher_cache_bytes is 4 GB"
     assert not (tmp_path / "caches").exists()
 
 
@@ -135,15 +137,17 @@ def test_a_disk_that_is_too_full_is_found_when_the_cache_is_made(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     heads = [Head("logits", (3,))]
-    cache, words = open_cache(Store(tmp_path), {}, heads, dtype="f32", samples=1000, views=16, max_bytes=10**9)
+    cache, words = open_cache(
+        Store(tmp_path), {}, heads, dtype="f32", ids=torch.arange(1000), views=16, max_bytes=10**9
+    )
     assert cache is None
-    assert words == "live: there is no space for a cache of 0.3 MB"
+    assert words == "live: there is no space for a cache of 256 kB"
 
 
 def test_other_teachers_have_other_caches(tmp_path: Path) -> None:
     store, heads = Store(tmp_path), [Head("logits", (3,))]
-    first, _ = open_cache(store, {"teacher": "a"}, heads, dtype="f32", samples=5, views=1, max_bytes=10**6)
-    second, _ = open_cache(store, {"teacher": "b"}, heads, dtype="f32", samples=5, views=1, max_bytes=10**6)
+    first, _ = open_cache(store, {"teacher": "a"}, heads, dtype="f32", ids=torch.arange(5), views=1, max_bytes=10**6)
+    second, _ = open_cache(store, {"teacher": "b"}, heads, dtype="f32", ids=torch.arange(5), views=1, max_bytes=10**6)
     assert first is not None
     assert second is not None
     row = torch.tensor([0]), torch.tensor([0])

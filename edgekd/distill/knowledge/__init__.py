@@ -22,6 +22,7 @@ from edgekd.distill.knowledge.intermediate import (
     review,
 )
 from edgekd.distill.knowledge.intermediate_adapters import BoundaryAdapter, FactorAdapter, HintAdapter, ReviewAdapter
+from edgekd.distill.knowledge.multi import confidence_kd, mean_kd, mean_mse, virtual_teacher
 from edgekd.distill.knowledge.relation import correlation, graph, pkt, rkd, similarity
 from edgekd.distill.knowledge.relation_adapters import CorrelationAdapter, GraphAdapter
 from edgekd.distill.knowledge.response import dist, dkd, jensen_shannon, kd, logit_std, mse_logits, reverse_kl
@@ -32,6 +33,7 @@ __all__ = [
     "attention",
     "bn_statistics",
     "boundary",
+    "confidence_kd",
     "correlation",
     "crd",
     "dist",
@@ -47,6 +49,8 @@ __all__ = [
     "kd",
     "logit_std",
     "mean_absolute",
+    "mean_kd",
+    "mean_mse",
     "mse_logits",
     "nst",
     "one_hot",
@@ -57,6 +61,7 @@ __all__ = [
     "rkd",
     "similarity",
     "vid",
+    "virtual_teacher",
 ]
 
 register("kd", kd, family="response")
@@ -66,6 +71,11 @@ register("logit_std", logit_std, family="response")
 register("reverse_kl", reverse_kl, family="response")
 register("jensen_shannon", jensen_shannon, family="response")
 register("mse_logits", mse_logits, family="response")
+# Of several teachers, or none: schemes use these, a file does not name them.
+register("mean_kd", mean_kd, family="response")
+register("confidence_kd", confidence_kd, family="response", needs=("target",))
+register("mean_mse", mean_mse, family="response")
+register("virtual_teacher", virtual_teacher, family="response", needs=("target",))
 
 register("hint", hint, adapter=HintAdapter, family="intermediate", features=True)
 register("attention", attention, family="intermediate", features=True)

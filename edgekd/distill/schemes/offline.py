@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from edgekd.distill.schemes.terms import PairOf, feature_terms, knowledge_of, no_pairs, response_terms, task_terms
+from edgekd.distill.knowledge_settings import KnowledgeSettings, Pair
+from edgekd.distill.schemes.recipe import Recipe
+from edgekd.distill.schemes.terms import no_pairs
 from edgekd.distill.settings import DistillationSettings
 from edgekd.tasks import HeadSettings
-from edgekd.train.world import Move, Optim, Phase, Watch
+from edgekd.train.world import Optim, Phase
 
 
 def supervised(
@@ -21,8 +23,8 @@ def supervised(
     label_smoothing: float = 0.0,
 ) -> list[Phase]:
     """One phase: the model learns its task from the true targets. `mixed`, `label_smoothing`: see `task_terms`."""
-    terms = task_terms(model, heads, 1.0, mixed=mixed, label_smoothing=label_smoothing)
-    return [Phase("supervised", (Move({model: optim}, terms),), epochs, watch=Watch(model, keep=keep))]
+    recipe = Recipe(tuple(heads), optim, epochs, keep is not None, mixed=mixed, label_smoothing=label_smoothing)
+    return [recipe.alone(model, "supervised")]
 
 
 def offline(
@@ -32,18 +34,26 @@ def offline(
     epochs: int,
     keep: str | None,
     *,
-    pairs: PairOf = no_pairs,
+    pairs: Callable[[KnowledgeSettings], Sequence[Pair]] | None = None,
     mixed: bool = False,
     label_smoothing: float = 0.0,
 ) -> list[Phase]:
     """One phase: `student` learns from the targets and from `teacher`.
 
     Args:
-        pairs: layers that a knowledge compares.
+        pairs: layers of student and teacher that a knowledge compares.
         mixed: see `task_terms`.
         label_smoothing: see `task_terms`.
     """
-    terms = task_terms("student", heads, settings.task_weight, mixed=mixed, label_smoothing=label_smoothing)
-    terms += response_terms("student", "teacher", heads, lambda head: knowledge_of(head, settings.knowledge))
-    terms += feature_terms("student", "teacher", heads, settings.knowledge or (), pairs)
-    return [Phase("offline", (Move({"student": optim}, terms),), epochs, watch=Watch("student", keep=keep))]
+    recipe = Recipe(
+        tuple(heads),
+        optim,
+        epochs,
+        keep is not None,
+        settings.task(),
+        settings.taught(),
+        no_pairs if pairs is None else lambda item, student, teacher: pairs(item),
+        mixed,
+        label_smoothing,
+    )
+    return [recipe.taught("student", "teacher", "offline")]

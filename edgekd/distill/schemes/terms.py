@@ -13,10 +13,11 @@ from edgekd.train.feed import MIX_SHARE, SAMPLE_IDS, other_name
 from edgekd.train.knowledge import knowledge_named
 from edgekd.train.world import Side, Term
 
-PairOf = Callable[[KnowledgeSettings], Sequence[Pair]]
+PairOf = Callable[[KnowledgeSettings, str, str], Sequence[Pair]]
+"""Layers that a knowledge compares between two models of the world: (knowledge, student, teacher)."""
 
 
-def no_pairs(item: KnowledgeSettings) -> Sequence[Pair]:
+def no_pairs(item: KnowledgeSettings, student: str, teacher: str) -> Sequence[Pair]:
     """Layers of a knowledge that names them itself."""
     assert item.layers is not None, f"nobody says which layers {item.name} compares"
     return item.layers
@@ -66,12 +67,12 @@ def feature_terms(
     teacher: str,
     heads: Sequence[HeadSettings],
     knowledge: Sequence[KnowledgeSettings],
-    pairs: PairOf,
+    pairs: Callable[[KnowledgeSettings], Sequence[Pair]],
 ) -> tuple[Term, ...]:
     """What the teacher's layers teach the student's: `pairs` says which layers a knowledge compares.
 
-    Knowledge of outputs among them is left out. A knowledge of one pair is a term for each pair, one over several stages
-    a single term.
+    Knowledge of outputs among them is left out. A knowledge of one pair is a term for each pair, one over several
+    stages a single term.
     """
     terms = []
     for item in (item for item in knowledge if item.features):
@@ -111,7 +112,7 @@ def knowledge_of(head: HeadSettings, given: Sequence[KnowledgeSettings] | None) 
     """The given knowledges of outputs that fit a head; its task's own where none is given, or none that fits."""
     outputs = [item for item in given or () if not item.features]
     fitting = [item for item in outputs if head.task == "classification" or not item.of_classes]
-    if fitting or (given and not outputs):
+    if fitting or (given is not None and not outputs):
         return fitting
     return (KnowledgeSettings.model_validate_json(f'{{"{task_named(head.task).response}": {{}}}}'),)
 

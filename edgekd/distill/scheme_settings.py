@@ -1,0 +1,150 @@
+"""Options of each scheme (torch-free): who teaches whom, with the values that the papers start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from edgekd.config import Settings
+from edgekd.distill.knowledge_settings import Layers
+from edgekd.models.settings import ModelReference, ModelSettings
+
+Scheme = Literal["offline", "online", "self", "collaborative", "multi_teacher", "assistant", "student_friendly"]
+CollaborativeTerm = Literal["task", "distance", "angle", "peer", "past"]
+Share = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class SchemeFacts:
+    """What is known of a scheme before anything runs.
+
+    Attributes:
+        help: who teaches whom, and where it comes from.
+        options: names of its own options.
+        teacher: whether it learns from a teacher that an earlier stage makes.
+        task_weight: of the task's own loss, unless the file says otherwise.
+    """
+
+    help: str
+    options: tuple[str, ...] = ()
+    teacher: bool = True
+    task_weight: float = 0.1
+
+
+SCHEMES: dict[Scheme, SchemeFacts] = {
+    "offline": SchemeFacts("a frozen teacher teaches the student (Hinton et al. 2015)"),
+    "online": SchemeFacts(
+        "peers teach each other from the start, without a teacher (deep mutual learning, Zhang et al. 2018)",
+        ("peers", "goes_on"),
+        teacher=False,
+        task_weight=1.0,
+    ),
+    "self": SchemeFacts(
+        "the student teaches its next generation (born again, Furlanello et al. 2018), or a virtual teacher teaches it "
+        "(Tf-KD, Yuan et al. 2020)",
+        ("generations", "snapshot_epochs", "virtual_teacher"),
+        teacher=False,
+    ),
+    "collaborative": SchemeFacts(
+        "peers learn alone, then together: from the targets, each other's answers and relations, and their own past "
+        "(CTSL-MKT, Sun and Gou 2021)",
+        ("peers", "goes_on", "collaborative"),
+        teacher=False,
+    ),
+    "multi_teacher": SchemeFacts(
+        "several teachers teach the student by the mean of what they say (You et al. 2017), or each as far as it is "
+        "right (CA-MKD, Zhang et al. 2022)",
+        ("teachers", "teacher_weights", "bootstrap"),
+    ),
+    "assistant": SchemeFacts(
+        "the teacher teaches an assistant of middle size, and that the next one or the student (TAKD, Mirzadeh et al. "
+        "2020)",
+        ("assistants",),
+    ),
+    "student_friendly": SchemeFacts(
+        "the teacher first learns with branches of the student on its stages, then teaches it (SFTN, Park et al. 2021)",
+        ("student_friendly",),
+    ),
+}
+
+
+class PeerSettings(Settings):
+    """A network that learns beside the student."""
+
+    student: ModelReference
+    """Name of a built-in network, or `package.module:factory`."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for its factory."""
+    weights: str | None = None
+    """File with weights that it starts from, relative to the pipeline file."""
+
+    def network(self) -> ModelSettings:
+        """The peer as a network to build."""
+        return ModelSettings(model=self.student, args=dict(self.args), weights=self.weights)
+
+
+class TrainedNetwork(ModelSettings):
+    """A network beside teacher and student, and how long it is trained."""
+
+    epochs: int | None = Field(default=None, ge=0)
+    """Passes over the training split; by default those of the student, or 0 when `weights` are given."""
+
+    def passes(self, usual: int) -> int:
+        """Epochs with the default filled in."""
+        return self.epochs if self.epochs is not None else (0 if self.weights else usual)
+
+    def network(self) -> ModelSettings:
+        """The network to build."""
+        return ModelSettings(model=self.model, args=self.args, weights=self.weights)
+
+
+class VirtualTeacherSettings(Settings):
+    """A teacher that is always right with the same certainty (Tf-KD, Yuan et al. 2020)."""
+
+    weight: Share = 0.1
+    """Weight of the term beside the task's own loss."""
+    correct: float = Field(default=0.99, gt=0, lt=1)
+    """Its probability of the true class; the others share the rest."""
+    temperature: float = Field(default=20.0, gt=0)
+    """Temperature T of both softmaxes; the loss carries T^2."""
+
+
+class CollaborativeSettings(Settings):
+    """Weights of alpha CE + beta (L_DD + beta1 L_AD + beta2 KL to the peers) + gamma KL to the own past."""
+
+    alpha: Share = 1.0
+    """Weight of the true targets."""
+    beta: Share = 1.0
+    """Weight of all that comes from the peers."""
+    beta1: Share = 2.0
+    """Weight of the angles between samples, beside their distances."""
+    beta2: Share = 1.0
+    """Weight of the KL to the peers' answers, beside the distances."""
+    gamma: Share = 0.1
+    """Weight of the KL to what the network itself said when it had learned alone."""
+    temperature: float = Field(default=3.0, gt=0)
+    """Temperature T of the KL to the own past."""
+    scale_by_t2: bool = False
+    """Whether that KL carries T^2."""
+    terms: tuple[CollaborativeTerm, ...] = Field(default=("task", "distance", "angle", "peer", "past"), min_length=1)
+    """Which of the five terms count; leave some out for an ablation."""
+    alone_epochs: int | None = Field(default=None, ge=0)
+    """Passes of each network alone, before they learn together; by default as many as together."""
+
+
+class StudentFriendlySettings(Settings):
+    """How the teacher learns with branches of the student: task CE + kl KL + branch CE."""
+
+    epochs: int | None = Field(default=None, ge=1)
+    """Passes of the teacher with its branches, from the weights that it has; by default those of the student."""
+    task_weight: Share = 1.0
+    """Weight of the teacher's own loss."""
+    kl_weight: Share = 3.0
+    """Weight of what the teacher says, for each branch."""
+    branch_weight: Share = 1.0
+    """Weight of the true targets, for each branch."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Temperature of the KL between teacher and branches; the loss carries T^2."""
+    layers: Layers = "auto"

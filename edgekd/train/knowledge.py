@@ -30,7 +30,8 @@ class Knowledge:
         adapter: (student shapes, teacher shapes, *, samples, **settings) -> the module that learns and remembers beside
             the function and is called in its place, (student, teacher, **also); None where nothing is to be learned.
         coupled: rows of a batch interact, so that processes must see each other's.
-        family: response, intermediate, relation, information, generation, task; own for a user's.
+        family: response, intermediate, relation, information, generation, several (of many teachers, or of none), task;
+            own for a user's.
         levels: whether each side is one tensor, or a list of several stages, shallow to deep.
         needs: what must be passed besides the sides: class indices as `target`, sample ids as `index`.
         takes: what else of these is used where the data has it.

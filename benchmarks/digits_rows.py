@@ -54,12 +54,15 @@ def alone_on_few(seed: int, few: Table, test: Table, make: Callable[[], Model]) 
 
 
 def label_free_arms(seed: int) -> Arms:
+    """At T = 1 and at the usual T = 4, with which 60 epochs are too few for 16 units."""
     train, test = split(seed)
-    models = {"teacher": trained_teacher(seed), "student": student(seed)}
-    world = world_of(models, unlabelled=without_labels(train))
-    fit(world, label_free(recipe(temperature=1.0)), seed)
-    few = alone_on_few(seed, scarce(train, seed), test, lambda: student(seed))
-    return {"1000 unlabelled": accuracy(world, "student", test), "50 labels": few}
+    arms = {"50 labels": alone_on_few(seed, scarce(train, seed), test, lambda: student(seed))}
+    for name, temperature in (("1000 unlabelled", 1.0), ("1000 unlabelled, T = 4", 4.0)):
+        models = {"teacher": trained_teacher(seed), "student": student(seed)}
+        world = world_of(models, unlabelled=without_labels(train))
+        fit(world, label_free(recipe(temperature=temperature)), seed)
+        arms[name] = accuracy(world, "student", test)
+    return arms
 
 
 def cross_modal_arms(seed: int) -> Arms:
@@ -237,7 +240,7 @@ ROWS = {
     "label_free": Row(
         "16-unit student, 1000 unlabelled vs 50-label CE: >= +8",
         label_free_arms,
-        (Limit("1000 unlabelled", "50 labels", least=8.0),),
+        (Limit("1000 unlabelled", "50 labels", least=8.0), Limit("1000 unlabelled, T = 4", "50 labels")),
     ),
     "data_free": Row(">= KD on uniform noise + 25", data_free_arms, (Limit("generator", "uniform noise", least=25.0),)),
     "federated": Row(

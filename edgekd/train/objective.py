@@ -98,15 +98,23 @@ class _Arguments:
 
 
 def _arguments(term: Term, values: Values) -> _Arguments:
+    adapted = knowledge_named(term.knowledge).adapter is not None
+
     def get(side: Side | None, live: bool) -> Any:
         if side is None:
             return None
         found = [values.get(text) for text in texts_of(side)]
+        # What an adapter learns may run in half precision on features that came in it; a function gets float32.
+        found = found if adapted else [_full(value) for value in found]
         found = found if live else [value.detach() for value in found]
         return found[0] if isinstance(side, str) else found
 
     also = {name: values.get(reference) for name, reference in term.also.items()}
     return _Arguments((get(term.student, True), get(term.teacher, term.live)), also)
+
+
+def _full(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def _ramp(term: Term, epoch: float) -> float:

@@ -166,7 +166,7 @@ class Values:
         self._tapped: dict[tuple[str, str | None, str, bool], Tensor] = {}
 
     def get(self, text: str) -> Tensor:
-        """The value of a reference, outputs in float32."""
+        """The value of a reference: outputs in float32, features of layers in the precision they were computed in."""
         reference = parse(text)
         if reference.name not in self._world.models:
             return self._batch[reference.name]
@@ -174,7 +174,7 @@ class Values:
             return self._state(reference.name, reference.state)
         outputs = self._run(reference.name, reference.argument)
         if reference.path:
-            return self._tapped[reference.name, reference.argument, reference.path, reference.given].float()
+            return self._tapped[reference.name, reference.argument, reference.path, reference.given]
         if reference.output is None and len(outputs) > 1:
             raise ConfigError(
                 f"{text!r} has several outputs: {', '.join(outputs)}",

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from edgekd.distill.knowledge.shapes import full
+from edgekd.distill.knowledge.shapes import HALF, full
 from edgekd.errors import ConfigError
 
 Shape = tuple[int, ...]
@@ -37,6 +38,11 @@ class Connector(nn.Sequential):
         for layer in self:
             x = layer(x)
         return x
+
+
+def in_precision_of(x: Tensor) -> torch.autocast:
+    """A context in which learned layers run as the network did that gave `x`: in half precision where `x` is."""
+    return torch.autocast(x.device.type, dtype=x.dtype if x.dtype in HALF else None, enabled=x.dtype in HALF)
 
 
 def check_shape(shape: Shape, name: str) -> Shape:

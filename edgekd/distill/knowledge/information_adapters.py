@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from edgekd.distill.knowledge.adapters import Shape, check_shape, embedding
+from edgekd.distill.knowledge.adapters import Shape, check_shape, embedding, in_precision_of
 from edgekd.distill.knowledge.information import crd, partition, similarities, vid
-from edgekd.distill.knowledge.shapes import as_map, full
+from edgekd.distill.knowledge.shapes import as_map
 from edgekd.errors import ConfigError
 
 
@@ -43,7 +43,9 @@ class VidAdapter(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, **also: Tensor) -> Tensor:
         """`vid` of the mean and the variances."""
-        return vid(self.mean(as_map(full(student))), as_map(teacher), variance=self.variance, eps=self.eps)
+        with in_precision_of(student):
+            mean = self.mean(as_map(student))
+        return vid(mean, as_map(teacher), variance=self.variance, eps=self.eps)
 
 
 class CrdAdapter(nn.Module):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from edgekd.distill.knowledge.adapters import Connector, Shape, check_shape, check_shapes
+from edgekd.distill.knowledge.adapters import Connector, Shape, check_shape, check_shapes, in_precision_of
 from edgekd.distill.knowledge.intermediate import boundary, factor, hint, review
 from edgekd.distill.knowledge.shapes import as_map, full
 from edgekd.errors import ConfigError
@@ -25,7 +25,9 @@ class HintAdapter(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, **also: Tensor) -> Tensor:
         """`hint` of (N, C_s, H, W) or (N, C_s) against (N, C_t, ..)."""
-        return hint(self.regressor(as_map(full(student))), as_map(teacher))
+        with in_precision_of(student):
+            regressed = self.regressor(as_map(student))
+        return hint(regressed, as_map(teacher))
 
 
 class FactorAdapter(nn.Module):
@@ -71,14 +73,18 @@ class FactorAdapter(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, **also: Tensor) -> Tensor:
         """`factor` of (N, C_s, H, W) against (N, C_t, H, W); before that the paraphraser's own loss."""
-        known = as_map(full(teacher.detach()))
+        known = as_map(teacher.detach())
         if self.training and self._learns():
             self.paraphraser.train()
-            return self.reconstruction * F.mse_loss(self.decoder(self.paraphraser(known)), known)
+            with in_precision_of(known):
+                again = self.decoder(self.paraphraser(known))
+            return self.reconstruction * F.mse_loss(full(again), full(known))
         self.paraphraser.eval()
-        with torch.no_grad():
+        with torch.no_grad(), in_precision_of(known):
             target = self.paraphraser(known)
-        return factor(self.translator(as_map(full(student))), target, power=self.power)
+        with in_precision_of(student):
+            translated = self.translator(as_map(student))
+        return factor(translated, target, power=self.power)
 
     def _learns(self) -> bool:
         """Count a forward pass; whether it is still one of the paraphraser's."""
@@ -125,7 +131,8 @@ class BoundaryAdapter(nn.Module):
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], **also: Tensor) -> Tensor:
         """`boundary` of the connected stages."""
-        connected = [connect(as_map(full(x))) for connect, x in zip(self.connectors, student, strict=True)]
+        with in_precision_of(student[0]):
+            connected = [connect(as_map(x)) for connect, x in zip(self.connectors, student, strict=True)]
         return boundary(connected, list(teacher), margin=self.margin)
 
 
@@ -157,7 +164,7 @@ class ReviewAdapter(nn.Module):
         result: list[Tensor] = []
         deeper: Tensor | None = None
         for level in reversed(range(len(self.reduce))):
-            x = self.reduce[level](as_map(full(student[level])))
+            x = self.reduce[level](as_map(student[level]))
             if deeper is not None:
                 deeper = _resized(deeper, (x.shape[2], x.shape[3]))
                 own, other = self.gates[level](torch.cat((x, deeper), dim=1)).sigmoid().split(1, dim=1)
@@ -174,7 +181,9 @@ class ReviewAdapter(nn.Module):
                 hint="write layers: [[student_1, teacher_1], ..]",
             )
         known = [as_map(x) for x in teacher]
-        return review(self.fused(student, [(x.shape[2], x.shape[3]) for x in known]), known)
+        with in_precision_of(student[0]):
+            fused = self.fused(student, [(x.shape[2], x.shape[3]) for x in known])
+        return review(fused, known)
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from edgekd.errors import ConfigError
 
+HALF = (torch.float16, torch.bfloat16)
 _MIDDLE = "name layers that give maps (N, C, H, W) with `layers: [student_layer, teacher_layer]`"
 
 
 def full(x: Tensor) -> Tensor:
     """The tensor in float32 where it came in half precision: squares and norms of large values overflow there."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in HALF else x
 
 
 def both(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from edgekd.errors import ConfigError
 from edgekd.train.world import World
 
+Tap = tuple[str, str, bool]  # model, path of a submodule, whether it is what the submodule is given
+
 _FORM = re.compile(
     r"^(?P<name>\w+)(?:#(?P<state>[\w.]+)|"
     r"(?:\[(?P<output>\w+)\])?(?:\.(?P<path>[\w.]+?))?(?P<given>:in)?(?:\((?P<argument>.+)\))?)$"
@@ -100,10 +102,14 @@ def check_references(world: World, columns: set[str], references: Iterable[Refer
 
 
 class Taps:
-    """Forward hooks on the submodules that the references of a phase name; installed once per phase."""
+    """Forward hooks on the submodules that the references of a phase name; installed once per phase.
+
+    `seen`: what they recorded since `recording` began, each call of a submodule in its turn.
+    """
 
     def __init__(self, world: World, references: list[Reference]) -> None:
-        self.seen: dict[tuple[str, str, bool], Tensor] = {}
+        self.seen: dict[Tap, list[Tensor]] = {}
+        self._recording = False
         self._world = world
         self._handles: list[Any] = []
         self._learnable: dict[str, list[nn.Parameter]] = {}
@@ -111,13 +117,38 @@ class Taps:
             model, path, given = key
             assert path is not None
             module = submodule(world.models[model].network, model, path)
-            self._handles.append(module.register_forward_hook(self._hook((model, path, given))))
+            self.seen[model, path, given] = []
+            self._handles.append(self._install(module, (model, path, given)))
 
-    def _hook(self, key: tuple[str, str, bool]) -> Any:
-        def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            self.seen[key] = inputs[0] if key[2] else output
+    def _install(self, module: nn.Module, tap: Tap) -> Any:
+        def before(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            self._record(tap, inputs[0] if inputs else next(iter(named.values()), None))
 
-        return record
+        def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            self._record(tap, output)
+
+        # Before, not after: a module may write over what it is given.
+        return (
+            module.register_forward_pre_hook(before, with_kwargs=True)
+            if tap[2]
+            else module.register_forward_hook(after)
+        )
+
+    def _record(self, tap: Tap, value: Any) -> None:
+        if self._recording:
+            # A copy: what comes next may write over it, as ReLU(inplace=True) and `x += y` do.
+            self.seen[tap].append(_only_tensor(value, tap).to(torch.float32, copy=True))
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Inside, a forward pass leaves what submodules gave in `seen`; outside, hooks do nothing and hold nothing."""
+        self._recording = True
+        try:
+            yield
+        finally:
+            self._recording = False
+            for values in self.seen.values():
+                values.clear()
 
     @property
     def installed(self) -> bool:
@@ -163,7 +194,7 @@ class Values:
         self._world, self._taps, self._batch, self._learners = world, taps, batch, learners
         # What frozen models say of this batch, where a cache knows it already.
         self._outputs: dict[tuple[str, str | None], dict[str, Tensor]] = {(n, None): o for n, o in known.items()}
-        self._tapped: dict[tuple[str, str | None, str, bool], Tensor] = {}
+        self._tapped: dict[tuple[str, str | None, str, bool], list[Tensor]] = {}
 
     def get(self, text: str) -> Tensor:
         """The value of a reference, outputs in float32."""
@@ -174,7 +205,7 @@ class Values:
             return self._state(reference.name, reference.state)
         outputs = self._run(reference.name, reference.argument)
         if reference.path:
-            return self._tapped[reference.name, reference.argument, reference.path, reference.given].float()
+            return _only_call(self._tapped[reference.name, reference.argument, reference.path, reference.given], text)
         if reference.output is None and len(outputs) > 1:
             raise ConfigError(
                 f"{text!r} has several outputs: {', '.join(outputs)}",
@@ -188,9 +219,12 @@ class Values:
 
     def _run(self, name: str, argument: str | None) -> dict[str, Tensor]:
         key = (name, argument)
-        if key not in self._outputs:
-            model = self._world.models[name]
-            feeds = self._batch if argument is None else {**self._batch, model.inputs[0]: self.get(argument)}
+        if key in self._outputs:
+            return self._outputs[key]
+        model = self._world.models[name]
+        feeds = self._batch if argument is None else {**self._batch, model.inputs[0]: self.get(argument)}
+        count = fed = len(feeds[model.inputs[0]])
+        with self._taps.recording():
             # Guides are derived, never declared: gradients are recorded only where something learns.
             if name in self._learners:
                 self._outputs[key] = model(feeds)
@@ -198,17 +232,50 @@ class Values:
                 with self._taps.fixed(name):  # what made the argument learns through this model
                     self._outputs[key] = model(feeds)
             else:
-                self._outputs[key] = model.answer(feeds, self._rows)
-            count = len(feeds[model.inputs[0]])
-            for (owner, path, given), value in self._taps.seen.items():
+                self._outputs[key], fed = model.answer(feeds, self._rows), max(count, self._rows)
+            for (owner, path, given), values in self._taps.seen.items():
                 if owner == name:
-                    self._tapped[name, argument, path, given] = value[:count]
+                    self._tapped[name, argument, path, given] = [_first(value, count, fed, path) for value in values]
         return self._outputs[key]
 
 
+def _first(value: Tensor, count: int, fed: int, path: str) -> Tensor:
+    """The rows of a batch without those that filled it up (Model.answer)."""
+    if value.shape[:1] != (fed,):
+        raise ConfigError(
+            f"module {path!r} has {tuple(value.shape)} for {fed} samples, and terms compare sample by sample",
+            hint="name a module whose tensors have the batch first, (N, ..)",
+        )
+    return value[:count] if count < fed else value
+
+
+def _only_tensor(value: Any, tap: Tap) -> Tensor:
+    """What a submodule gave or was given, where that is one tensor, alone or among things that are none."""
+    parts = list(value.values()) if isinstance(value, Mapping) else value
+    found = [x for x in parts if isinstance(x, Tensor)] if isinstance(parts, (tuple, list)) else [parts]
+    if len(found) == 1 and isinstance(found[0], Tensor):
+        return found[0]
+    model, path, given = tap
+    raise ConfigError(
+        f"{model}.{path} {'is given' if given else 'gives'} {len(found) if len(found) != 1 else 'no'} tensors, "
+        "and a term compares one",
+        hint="name a module that gives one tensor, or what the next module is given, as `module:in`",
+    )
+
+
+def _only_call(values: list[Tensor], text: str) -> Tensor:
+    """The value of a tap whose submodule ran once."""
+    if len(values) != 1:
+        raise ConfigError(
+            f"{text!r} names a module that runs {len(values)} times in a forward pass of its model",
+            hint="name one that runs once, e.g. the block around it",
+        )
+    return values[0]
+
+
 def submodule(network: nn.Module, model: str, path: str) -> nn.Module:
-    """A submodule by its dotted path; raises ConfigError that lists the nearest names."""
-    found: nn.Module = _named(dict(network.named_modules()), model, path, "module")
+    """A submodule by its dotted path, shared ones by any; raises ConfigError that lists the nearest names."""
+    found: nn.Module = _named(dict(network.named_modules(remove_duplicate=False)), model, path, "module")
     return found
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from edgekd.distill.knowledge.shapes import full, logits
+from edgekd.distill.knowledge.shapes import full, logits, outputs
 
 
 def mean_kd(student: Tensor, teacher: Sequence[Tensor], *, temperature: float = 4.0) -> Tensor:
@@ -54,8 +54,9 @@ def _weighted_kd(student: Tensor, teacher: Sequence[Tensor], shares: Tensor, tem
 
 
 def mean_mse(student: Tensor, teacher: Sequence[Tensor]) -> Tensor:
-    """Mean squared difference from the mean of the teachers' outputs, all of one shape (N, ..)."""
-    return F.mse_loss(student, torch.stack([z.detach() for z in teacher]).mean(0))
+    """Mean squared difference from the mean of the teachers' outputs, as many as the student's (N, ..)."""
+    pairs = [outputs(student, z, "mean_mse") for z in teacher]
+    return F.mse_loss(pairs[0][0], torch.stack([known for _, known in pairs]).mean(0))
 
 
 def virtual_teacher(

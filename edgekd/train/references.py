@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from edgekd.errors import ConfigError
 from edgekd.train.world import World
@@ -104,12 +105,15 @@ def check_references(world: World, columns: set[str], references: Iterable[Refer
 class Taps:
     """Forward hooks on the submodules that the references of a phase name; installed once per phase.
 
-    `seen`: what they recorded since `recording` began, each call of a submodule in its turn.
+    `seen`: what they recorded since `recording` began, each call of a submodule in its turn, with the number of times
+    that it had been written to; None for a copy. Only what the network itself writes over is copied, as `look` found.
     """
 
     def __init__(self, world: World, references: list[Reference]) -> None:
-        self.seen: dict[Tap, list[Tensor]] = {}
+        self.seen: dict[Tap, list[tuple[Tensor, int | None]]] = {}
         self._recording = False
+        self._looked: set[str] = set()
+        self._copied: set[Tap] = set()
         self._world = world
         self._handles: list[Any] = []
         self._learnable: dict[str, list[nn.Parameter]] = {}
@@ -135,9 +139,38 @@ class Taps:
         )
 
     def _record(self, tap: Tap, value: Any) -> None:
-        if self._recording:
-            # A copy: what comes next may write over it, as ReLU(inplace=True) and `x += y` do.
-            self.seen[tap].append(_only_tensor(value, tap).to(torch.float32, copy=True))
+        if not self._recording:
+            return
+        found = _only_tensor(value, tap)
+        if tap in self._copied:
+            self.seen[tap].append((found.clone(), None))
+        else:  # compiled code is fixed by what `look` saw
+            self.seen[tap].append((found, None if torch.compiler.is_compiling() else found._version))
+
+    def look(self, name: str, feeds: Mapping[str, Tensor]) -> None:
+        """Run a model on two rows, once, to see which taps it writes over, as ReLU(inplace=True) and `x += y` do.
+
+        Not while it learns: a copy in some steps alone would change the order in which gradients are added up, and
+        a run that is resumed would differ. Nothing that a step depends on changes.
+        """
+        taps = [tap for tap in self.seen if tap[0] == name]
+        if name in self._looked or not taps:
+            return
+        self._looked.add(name)
+        model = self._world.models[name]
+        network, training = model.network, model.network.training
+        if any(isinstance(m, _DropoutNd) and m.inplace for m in network.modules()):
+            self._copied.update(taps)  # it writes in training alone
+        rows = {key: feeds[key][:2] for key in model.inputs}
+        cuda = {x.device for x in rows.values() if x.device.type == "cuda"}
+        network.eval()
+        try:
+            eager = torch.compiler.set_stance("force_eager")
+            with torch.no_grad(), torch.random.fork_rng(cuda), eager, self.recording():
+                model(rows)
+                self._copied.update(tap for tap in taps if any(map(_overwritten, self.seen[tap])))
+        finally:
+            network.train(training)
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -205,7 +238,8 @@ class Values:
             return self._state(reference.name, reference.state)
         outputs = self._run(reference.name, reference.argument)
         if reference.path:
-            return _only_call(self._tapped[reference.name, reference.argument, reference.path, reference.given], text)
+            key = reference.name, reference.argument, reference.path, reference.given
+            return _only_call(self._tapped[key], text).float()
         if reference.output is None and len(outputs) > 1:
             raise ConfigError(
                 f"{text!r} has several outputs: {', '.join(outputs)}",
@@ -224,6 +258,7 @@ class Values:
         model = self._world.models[name]
         feeds = self._batch if argument is None else {**self._batch, model.inputs[0]: self.get(argument)}
         count = fed = len(feeds[model.inputs[0]])
+        self._taps.look(name, feeds)
         with self._taps.recording():
             # Guides are derived, never declared: gradients are recorded only where something learns.
             if name in self._learners:
@@ -235,12 +270,24 @@ class Values:
                 self._outputs[key], fed = model.answer(feeds, self._rows), max(count, self._rows)
             for (owner, path, given), values in self._taps.seen.items():
                 if owner == name:
-                    self._tapped[name, argument, path, given] = [_first(value, count, fed, path) for value in values]
+                    self._tapped[name, argument, path, given] = [_first(seen, count, fed, path) for seen in values]
         return self._outputs[key]
 
 
-def _first(value: Tensor, count: int, fed: int, path: str) -> Tensor:
+def _overwritten(seen: tuple[Tensor, int | None]) -> bool:
+    """Whether something was written to a tensor since a tap saw it."""
+    value, version = seen
+    return version is not None and value._version != version
+
+
+def _first(seen: tuple[Tensor, int | None], count: int, fed: int, path: str) -> Tensor:
     """The rows of a batch without those that filled it up (Model.answer)."""
+    value, _ = seen
+    if _overwritten(seen):
+        raise ConfigError(
+            f"what module {path!r} has is written over in training and not in evaluation",
+            hint="let the operation behind it make a new tensor, e.g. inplace=False",
+        )
     if value.shape[:1] != (fed,):
         raise ConfigError(
             f"module {path!r} has {tuple(value.shape)} for {fed} samples, and terms compare sample by sample",

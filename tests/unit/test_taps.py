@@ -174,6 +174,54 @@ def test_hooks_hold_nothing_between_steps_and_do_nothing_outside_of_them(world: 
     taps.close()
 
 
+class Writes(nn.Module):
+    """Writes over what its first module gave, in training alone; a draw that evaluation makes too."""
+
+    def __init__(self, drop: nn.Module) -> None:
+        super().__init__()
+        self.body, self.drop, self.head = nn.Linear(4, 6), drop, nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(self.body(x + torch.randn_like(x))))
+
+
+class HalfTheTime(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(torch.rand(len(x), 1).round()) if self.training else x
+
+
+def test_what_is_written_over_in_training_alone_is_seen_as_it_was_or_refused() -> None:
+    found = []
+    for drop in (nn.Dropout(0.5), nn.Dropout(0.5, inplace=True), HalfTheTime()):
+        torch.manual_seed(0)
+        world = World({"student": Model(Writes(drop).train(), ("x",), ("y",))}, {}, ())
+        taps = Taps(world, parse_all(["student.body"]))
+        values = Values(world, taps, {"x": torch.ones(4, 4)}, {"student"}, {})
+        if isinstance(drop, HalfTheTime):
+            with pytest.raises(ConfigError, match="'body' has is written over in training") as caught:
+                values.get("student.body")
+            assert "inplace=False" in str(caught.value.hint)
+        else:
+            found.append(values.get("student.body"))
+        assert world.models["student"].network.training
+    torch.manual_seed(0)
+    net = Writes(nn.Identity())
+    expected = net.body(torch.ones(4, 4) + torch.randn(4, 4))  # the look drew nothing that the step misses
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], expected)
+
+
+def test_only_what_is_written_over_is_copied(world: World, image: Tensor) -> None:
+    taps = Taps(world, parse_all(["student.bn1", "student.conv1", "student.pool:in"]))
+    seen: dict[str, int] = {}
+    for name in ("bn1", "conv1"):
+        module = world.models["student"].network.get_submodule(name)
+        module.register_forward_hook(lambda m, i, output, name=name: seen.update({name: output.data_ptr()}))
+    values = Values(world, taps, {"image": image}, {"student"}, {})
+    assert values.get("student.bn1").data_ptr() != seen["bn1"]
+    assert values.get("student.conv1").data_ptr() == seen["conv1"]
+    taps.close()
+
+
 @pytest.mark.parametrize("rows", [0, 7])
 def test_windows_of_a_batch_are_not_taken_for_its_samples(world: World, image: Tensor, rows: int) -> None:
     class Windows(nn.Module):

@@ -22,7 +22,7 @@ def mean_kd(student: Tensor, teacher: Sequence[Tensor], *, temperature: float = 
     Raises:
         ConfigError: shapes differ.
     """
-    alike = student.new_full((len(student), len(teacher)), 1.0 / len(teacher))
+    alike = full(student).new_full((len(student), len(teacher)), 1.0 / len(teacher))
     return _weighted_kd(student, teacher, alike, temperature, "mean_kd")
 
 

@@ -4,6 +4,7 @@ label                     a column of the batch
 student                   the only output of a model
 student[logits]           one of several outputs
 student.layer2            what a submodule returns (a tap, by forward hook on the unmodified network)
+                          as it returned it, whatever is written over it later; it must run once in a forward pass
 teacher.bn1:in            what a submodule is given
 teacher#bn1.running_mean  a parameter or buffer
 student(image_noisy)      the model on another input, here a column

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from test_trainer import OPTIM, make_run, make_world, same, state
 from torch import Tensor, nn
 
 from edgekd.distill import knowledge as k
 from edgekd.distill.pairing import pair, stages_of
 from edgekd.errors import ConfigError
 from edgekd.train.references import Taps, Values, parse_all
-from edgekd.train.world import Model, World
+from edgekd.train.trainer import train
+from edgekd.train.world import Model, Move, Phase, Term, World
 
 ROWS = 4
 
@@ -220,6 +223,27 @@ def test_only_what_is_written_over_is_copied(world: World, image: Tensor) -> Non
     assert values.get("student.bn1").data_ptr() != seen["bn1"]
     assert values.get("student.conv1").data_ptr() == seen["conv1"]
     taps.close()
+
+
+def test_a_run_with_copied_taps_resumes_bit_for_bit(tmp_path: Path) -> None:
+    def made() -> World:
+        world = make_world()
+        for model in world.models.values():
+            model.network.body[2].inplace = True  # type: ignore[index, union-attr]
+        return world
+
+    terms = tuple(Term("attention", f"student.body.{i}", f"teacher.body.{i}", weight=9.0, label=str(i)) for i in (0, 1))
+    phases = [Phase("p", (Move({"student": OPTIM}, terms),), 3)]
+    whole, resumed = made(), made()
+    curves = train(whole, phases, make_run())
+
+    def die(epoch: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(made(), phases, make_run(tmp_path, die))
+    assert train(resumed, phases, make_run(tmp_path)) == curves
+    assert same(state(whole.models["student"]), state(resumed.models["student"]))
 
 
 @pytest.mark.parametrize("rows", [0, 7])

@@ -6,6 +6,7 @@ what the last linear layer is given.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ _CHOICE = {
     "nst": "last",
     "factor": "last",
     "similarity": "last",
+    "fsp": "alike",
     "hierarchical_context": "alike",
     **dict.fromkeys(("rkd", "correlation", "pkt", "graph", "crd"), "embedding"),
 }
@@ -53,15 +55,17 @@ def stages_of(model: Model, feeds: Mapping[str, Tensor]) -> Stages:
         feeds: named inputs (N, ..).
     """
     found, network = Stages(), model.network
+    calls: Counter[str] = Counter()
+    maps: list[tuple[str, tuple[int, ...], int]] = []
+    linear: list[str] = []
 
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            calls[name] += 1
             if isinstance(output, Tensor) and output.dim() == 4 and output[0, 0].numel() > 1:
-                size = tuple(output.shape[2:])
-                # Containers end after what is in them: the last and outermost module of a size is its stage.
-                found.maps[size], found.channels[size] = name, output.shape[1]
+                maps.append((name, tuple(output.shape[2:]), output.shape[1]))
             if isinstance(module, nn.Linear):
-                found.embedding = f"{name}:in"
+                linear.append(name)
 
         return hook
 
@@ -75,6 +79,14 @@ def stages_of(model: Model, feeds: Mapping[str, Tensor]) -> Stages:
         network.train(training)
         for handle in handles:
             handle.remove()
+    # What runs more than once, such as one ReLU for all, has no one output.
+    for name, size, channels in maps:
+        if calls[name] == 1:
+            # Containers end after what is in them: the last and outermost module of a size is its stage.
+            found.maps[size], found.channels[size] = name, channels
+    for name in linear:
+        if calls[name] == 1:
+            found.embedding = f"{name}:in"
     return found
 
 

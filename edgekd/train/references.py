@@ -4,6 +4,7 @@ label                     a column of the batch
 student                   the only output of a model
 student[logits]           one of several outputs
 student.layer2            what a submodule returns (a tap, by forward hook on the unmodified network)
+                          as it returned it, whatever is written over it later; it must run once in a forward pass
 teacher.bn1:in            what a submodule is given
 teacher#bn1.running_mean  a parameter or buffer
 student(image_noisy)      the model on another input, here a column
@@ -22,9 +23,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from edgekd.errors import ConfigError
 from edgekd.train.world import World
+
+Tap = tuple[str, str, bool]  # model, path of a submodule, whether it is what the submodule is given
 
 _FORM = re.compile(
     r"^(?P<name>\w+)(?:#(?P<state>[\w.]+)|"
@@ -100,10 +104,17 @@ def check_references(world: World, columns: set[str], references: Iterable[Refer
 
 
 class Taps:
-    """Forward hooks on the submodules that the references of a phase name; installed once per phase."""
+    """Forward hooks on the submodules that the references of a phase name; installed once per phase.
+
+    `seen`: what they recorded since `recording` began, each call of a submodule in its turn, with the number of times
+    that it had been written to; None for a copy. Only what the network itself writes over is copied, as `look` found.
+    """
 
     def __init__(self, world: World, references: list[Reference]) -> None:
-        self.seen: dict[tuple[str, str, bool], Tensor] = {}
+        self.seen: dict[Tap, list[tuple[Tensor, int | None]]] = {}
+        self._recording = False
+        self._looked: set[str] = set()
+        self._copied: set[Tap] = set()
         self._world = world
         self._handles: list[Any] = []
         self._learnable: dict[str, list[nn.Parameter]] = {}
@@ -111,13 +122,67 @@ class Taps:
             model, path, given = key
             assert path is not None
             module = submodule(world.models[model].network, model, path)
-            self._handles.append(module.register_forward_hook(self._hook((model, path, given))))
+            self.seen[model, path, given] = []
+            self._handles.append(self._install(module, (model, path, given)))
 
-    def _hook(self, key: tuple[str, str, bool]) -> Any:
-        def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            self.seen[key] = inputs[0] if key[2] else output
+    def _install(self, module: nn.Module, tap: Tap) -> Any:
+        def before(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            self._record(tap, inputs[0] if inputs else next(iter(named.values()), None))
 
-        return record
+        def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            self._record(tap, output)
+
+        # Before, not after: a module may write over what it is given.
+        return (
+            module.register_forward_pre_hook(before, with_kwargs=True)
+            if tap[2]
+            else module.register_forward_hook(after)
+        )
+
+    def _record(self, tap: Tap, value: Any) -> None:
+        if not self._recording:
+            return
+        found = _only_tensor(value, tap)
+        if tap in self._copied:
+            self.seen[tap].append((found.clone(), None))
+        else:  # compiled code is fixed by what `look` saw
+            self.seen[tap].append((found, None if torch.compiler.is_compiling() else found._version))
+
+    def look(self, name: str, feeds: Mapping[str, Tensor]) -> None:
+        """Run a model on two rows, once, to see which taps it writes over, as ReLU(inplace=True) and `x += y` do.
+
+        Not while it learns: a copy in some steps alone would change the order in which gradients are added up, and
+        a run that is resumed would differ. Nothing that a step depends on changes.
+        """
+        taps = [tap for tap in self.seen if tap[0] == name]
+        if name in self._looked or not taps:
+            return
+        self._looked.add(name)
+        model = self._world.models[name]
+        network, training = model.network, model.network.training
+        if any(isinstance(m, _DropoutNd) and m.inplace for m in network.modules()):
+            self._copied.update(taps)  # it writes in training alone
+        rows = {key: feeds[key][:2] for key in model.inputs}
+        cuda = {x.device for x in rows.values() if x.device.type == "cuda"}
+        network.eval()
+        try:
+            eager = torch.compiler.set_stance("force_eager")
+            with torch.no_grad(), torch.random.fork_rng(cuda), eager, self.recording():
+                model(rows)
+                self._copied.update(tap for tap in taps if any(map(_overwritten, self.seen[tap])))
+        finally:
+            network.train(training)
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Inside, a forward pass leaves what submodules gave in `seen`; outside, hooks do nothing and hold nothing."""
+        self._recording = True
+        try:
+            yield
+        finally:
+            self._recording = False
+            for values in self.seen.values():
+                values.clear()
 
     @property
     def installed(self) -> bool:
@@ -163,7 +228,7 @@ class Values:
         self._world, self._taps, self._batch, self._learners = world, taps, batch, learners
         # What frozen models say of this batch, where a cache knows it already.
         self._outputs: dict[tuple[str, str | None], dict[str, Tensor]] = {(n, None): o for n, o in known.items()}
-        self._tapped: dict[tuple[str, str | None, str, bool], Tensor] = {}
+        self._tapped: dict[tuple[str, str | None, str, bool], list[Tensor]] = {}
 
     def get(self, text: str) -> Tensor:
         """The value of a reference: outputs in float32, features of layers in the precision they were computed in."""
@@ -174,7 +239,8 @@ class Values:
             return self._state(reference.name, reference.state)
         outputs = self._run(reference.name, reference.argument)
         if reference.path:
-            return self._tapped[reference.name, reference.argument, reference.path, reference.given]
+            key = reference.name, reference.argument, reference.path, reference.given
+            return _only_call(self._tapped[key], text)
         if reference.output is None and len(outputs) > 1:
             raise ConfigError(
                 f"{text!r} has several outputs: {', '.join(outputs)}",
@@ -188,9 +254,13 @@ class Values:
 
     def _run(self, name: str, argument: str | None) -> dict[str, Tensor]:
         key = (name, argument)
-        if key not in self._outputs:
-            model = self._world.models[name]
-            feeds = self._batch if argument is None else {**self._batch, model.inputs[0]: self.get(argument)}
+        if key in self._outputs:
+            return self._outputs[key]
+        model = self._world.models[name]
+        feeds = self._batch if argument is None else {**self._batch, model.inputs[0]: self.get(argument)}
+        count = fed = len(feeds[model.inputs[0]])
+        self._taps.look(name, feeds)
+        with self._taps.recording():
             # Guides are derived, never declared: gradients are recorded only where something learns.
             if name in self._learners:
                 self._outputs[key] = model(feeds)
@@ -198,17 +268,62 @@ class Values:
                 with self._taps.fixed(name):  # what made the argument learns through this model
                     self._outputs[key] = model(feeds)
             else:
-                self._outputs[key] = model.answer(feeds, self._rows)
-            count = len(feeds[model.inputs[0]])
-            for (owner, path, given), value in self._taps.seen.items():
+                self._outputs[key], fed = model.answer(feeds, self._rows), max(count, self._rows)
+            for (owner, path, given), values in self._taps.seen.items():
                 if owner == name:
-                    self._tapped[name, argument, path, given] = value[:count]
+                    self._tapped[name, argument, path, given] = [_first(seen, count, fed, path) for seen in values]
         return self._outputs[key]
 
 
+def _overwritten(seen: tuple[Tensor, int | None]) -> bool:
+    """Whether something was written to a tensor since a tap saw it."""
+    value, version = seen
+    return version is not None and value._version != version
+
+
+def _first(seen: tuple[Tensor, int | None], count: int, fed: int, path: str) -> Tensor:
+    """The rows of a batch without those that filled it up (Model.answer)."""
+    value, _ = seen
+    if _overwritten(seen):
+        raise ConfigError(
+            f"what module {path!r} has is written over in training and not in evaluation",
+            hint="let the operation behind it make a new tensor, e.g. inplace=False",
+        )
+    if value.shape[:1] != (fed,):
+        raise ConfigError(
+            f"module {path!r} has {tuple(value.shape)} for {fed} samples, and terms compare sample by sample",
+            hint="name a module whose tensors have the batch first, (N, ..)",
+        )
+    return value[:count] if count < fed else value
+
+
+def _only_tensor(value: Any, tap: Tap) -> Tensor:
+    """What a submodule gave or was given, where that is one tensor, alone or among things that are none."""
+    parts = list(value.values()) if isinstance(value, Mapping) else value
+    found = [x for x in parts if isinstance(x, Tensor)] if isinstance(parts, (tuple, list)) else [parts]
+    if len(found) == 1 and isinstance(found[0], Tensor):
+        return found[0]
+    model, path, given = tap
+    raise ConfigError(
+        f"{model}.{path} {'is given' if given else 'gives'} {len(found) if len(found) != 1 else 'no'} tensors, "
+        "and a term compares one",
+        hint="name a module that gives one tensor, or what the next module is given, as `module:in`",
+    )
+
+
+def _only_call(values: list[Tensor], text: str) -> Tensor:
+    """The value of a tap whose submodule ran once."""
+    if len(values) != 1:
+        raise ConfigError(
+            f"{text!r} names a module that runs {len(values)} times in a forward pass of its model",
+            hint="name one that runs once, e.g. the block around it",
+        )
+    return values[0]
+
+
 def submodule(network: nn.Module, model: str, path: str) -> nn.Module:
-    """A submodule by its dotted path; raises ConfigError that lists the nearest names."""
-    found: nn.Module = _named(dict(network.named_modules()), model, path, "module")
+    """A submodule by its dotted path, shared ones by any; raises ConfigError that lists the nearest names."""
+    found: nn.Module = _named(dict(network.named_modules(remove_duplicate=False)), model, path, "module")
     return found
 
 

@@ -103,7 +103,7 @@ def test_in_eval_mode_nothing_changes(name: str) -> None:
     assert _same(_state(adapter), before)
 
 
-@pytest.mark.parametrize("name", [name for name in ADAPTED if knowledge_named(name).levels == "one"])
+@pytest.mark.parametrize("name", [name for name in ADAPTED if name in {"hint", "vid", "crd", "correlation", "graph"}])
 def test_embeddings_are_adapted_like_maps(name: str) -> None:
     entry = knowledge_named(name)
     assert entry.adapter is not None
@@ -309,6 +309,8 @@ def test_crd_draws_from_the_global_generator() -> None:
         (lambda: ReviewAdapter([(6,)], [(6,)])([torch.zeros(2, 6)] * 2, [torch.zeros(2, 6)] * 2), "made for 1 stages"),
         (lambda: CrdAdapter((6,), (10,), samples=1), "more than one"),
         (lambda: _crd()(*_rows()), "needs sample ids"),
+        (lambda: FactorAdapter((6,), (10, 4, 4)), "factor compares positions"),
+        (lambda: FactorAdapter((6, 4, 4), (10, 1, 1)), "factor compares positions"),
         (lambda: Connector(3, 4)(torch.zeros(1, 3, 1, 1)), "not defined for one sample"),
     ],
 )

@@ -16,8 +16,11 @@ from edgekd.distill.schemes.offline import offline
 from edgekd.distill.settings import DistillationSettings
 from edgekd.errors import ConfigError
 from edgekd.models.resolve import build
+from edgekd.train.distributed import Ranks
+from edgekd.train.objective import Objective, Part
+from edgekd.train.references import Taps
 from edgekd.train.trainer import train
-from edgekd.train.world import Model, Phase, World
+from edgekd.train.world import Model, Move, Phase, Term, World
 
 IMAGE = {"image": torch.zeros(2, 3, 32, 32)}
 
@@ -125,6 +128,21 @@ def test_a_ramp_begins_with_nothing() -> None:
     train(ramped, phases({"kd": {"ramp": 1e9}}, epochs=1), make_run())
     found_, expected = state(ramped.models["student"]), state(plain.models["student"])
     assert all(torch.allclose(found_[name], value, atol=1e-5) for name, value in expected.items())
+
+
+def test_a_ramp_rises_in_a_line_and_stays_at_the_weight() -> None:
+    made, texts = world(), ("student", "teacher")
+    found = {"ramped": Term("kd", *texts, weight=0.5, ramp=(2.0, 22.0)), "whole": Term("kd", *texts, weight=0.5)}
+    batch = dict(made.tables["train"].take(torch.arange(8)).inputs)
+    for model in made.models.values():
+        model.network.eval()
+    totals = {}
+    for name, term in found.items():
+        move, taps = Move({"student": OPTIM}, (term,)), Taps(made, [])
+        objective = Objective(made, move, taps, "f32", torch.device("cpu"), Ranks())
+        parts = [Part(epoch, 0, 8, 8, 8, 1.0) for epoch in (0.0, 2.0, 7.0, 12.5, 22.0, 40.0)]
+        totals[name] = [objective(batch, {}, part)[0].item() for part in parts]
+    assert totals["ramped"] == pytest.approx([r * totals["whole"][0] for r in (0.0, 0.0, 0.25, 0.525, 1.0, 1.0)])
 
 
 def test_labels_and_sample_numbers_reach_the_knowledge_that_wants_them() -> None:

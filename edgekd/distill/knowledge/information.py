@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from edgekd.distill.knowledge.shapes import as_map, check_batch, full, maps, rows, same_width
+from edgekd.distill.knowledge.shapes import as_map, check_batch, full, maps, rows, same_width, unit
 
 
 def vid(student: Tensor, teacher: Tensor, *, variance: float | Tensor = 5.0, eps: float = 1e-5) -> Tensor:
@@ -80,7 +80,7 @@ def crd(
 
 def similarities(anchors: Tensor, positives: Tensor, others: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Cosines over the temperature: of pairs (N, 1), and of anchors (N, D) with all others (K, D) as (N, K)."""
-    a, p, o = (F.normalize(x, dim=1) for x in (anchors, positives, others))
+    a, p, o = (unit(x) for x in (anchors, positives, others))
     return (a * p).sum(1, keepdim=True) / temperature, a @ o.t() / temperature
 
 

@@ -42,9 +42,9 @@ def attention(student: Tensor, teacher: Tensor, *, power: float = 2.0) -> Tensor
         power: at least 1; the larger, the more the strongest activations count.
 
     Raises:
-        ConfigError: something other than maps.
+        ConfigError: something other than maps, or maps of one position.
     """
-    student, teacher = maps(student, teacher, "attention")
+    student, teacher = maps(student, teacher, "attention", positions=2)
     return (_attention_map(student, power) - _attention_map(teacher, power)).square().mean()
 
 
@@ -61,9 +61,9 @@ def nst(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: maps (N, C_t, H, W); gets no gradient.
 
     Raises:
-        ConfigError: something other than maps.
+        ConfigError: something other than maps, or maps of one position.
     """
-    student, teacher = maps(student, teacher, "nst")
+    student, teacher = maps(student, teacher, "nst", positions=2)
     s, t = F.normalize(student.flatten(2), dim=2), F.normalize(teacher.flatten(2), dim=2)
     return _kernel(s, s) + _kernel(t, t) - 2.0 * _kernel(s, t)
 
@@ -82,9 +82,9 @@ def factor(student: Tensor, teacher: Tensor, *, power: float = 1.0) -> Tensor:
         power: 1, or 2 for the squared difference.
 
     Raises:
-        ConfigError: something other than maps.
+        ConfigError: something other than maps, or maps of one position.
     """
-    student, teacher = maps(student, teacher, "factor")
+    student, teacher = maps(student, teacher, "factor", positions=2)
     return (_attention_map(student, 2.0) - _attention_map(teacher, 2.0)).abs().pow(power).mean()
 
 
@@ -123,8 +123,8 @@ def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """
     pairs = stages(student, teacher, "fsp", at_least=2)
     for s, t in pairs:
-        same_width(s, t, "fsp", "name layers with as many channels in both networks")
         maps(s, t, "fsp")
+        same_width(s, t, "fsp", "name layers with as many channels in both networks")
     found = [both(s, t) for s, t in pairs]
     grams = [(_gram(s0, s1), _gram(t0, t1)) for (s0, t0), (s1, t1) in pairwise(found)]
     return torch.stack([F.mse_loss(s, t) for s, t in grams]).sum()
@@ -147,10 +147,14 @@ def hierarchical_context(student: Sequence[Tensor], teacher: Sequence[Tensor]) -
     Raises:
         ConfigError: the lists or the channels differ.
     """
+    return _context(student, teacher, "hierarchical_context")
+
+
+def _context(student: Sequence[Tensor], teacher: Sequence[Tensor], name: str) -> Tensor:
     losses = []
-    for s, t in stages(student, teacher, "hierarchical_context"):
-        f_s, f_t = maps(as_map(s), as_map(t), "hierarchical_context")
-        same_width(f_s, f_t, "hierarchical_context", "use `review`, whose adapter brings the channels together")
+    for s, t in stages(student, teacher, name):
+        f_s, f_t = maps(as_map(s), as_map(t), name)
+        same_width(f_s, f_t, name, "use `review`, whose adapter ReviewAdapter brings the channels together")
         loss, weight, weights = F.mse_loss(f_s, f_t), 1.0, 1.0
         for size in _LEVELS:
             if size < min(f_s.shape[2:]):
@@ -171,4 +175,4 @@ def review(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     Raises:
         ConfigError: the lists or the channels differ.
     """
-    return hierarchical_context(student, teacher)
+    return _context(student, teacher, "review")

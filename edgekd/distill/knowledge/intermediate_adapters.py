@@ -61,7 +61,13 @@ class FactorAdapter(nn.Module):
         reconstruction: float = 0.005,
     ) -> None:
         super().__init__()
-        c_s, c_t = check_shape(student, "factor")[0], check_shape(teacher, "factor")[0]
+        # Now and not in `factor`, which is first called when the paraphraser has learned.
+        if any(len(check_shape(shape, "factor")) == 1 or shape[1:] == (1, 1) for shape in (student, teacher)):
+            raise ConfigError(
+                "factor compares positions of a map, and there is one",
+                hint="name layers that give maps (C, H, W) with `layers: [student_layer, teacher_layer]`",
+            )
+        c_s, c_t = student[0], teacher[0]
         width = max(round(c_t * rate), 1)
         self.paraphraser, self.translator = _blocks(c_t, c_t, width, width), _blocks(c_s, c_s, width, width)
         # A transposed convolution of stride 1 is a convolution. The last one is bare, so that it can give any value.

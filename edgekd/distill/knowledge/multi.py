@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from edgekd.distill.knowledge.shapes import full, logits
+from edgekd.distill.knowledge.shapes import full, logits, outputs
 
 
 def mean_kd(student: Tensor, teacher: Sequence[Tensor], *, temperature: float = 4.0) -> Tensor:
@@ -22,7 +22,7 @@ def mean_kd(student: Tensor, teacher: Sequence[Tensor], *, temperature: float = 
     Raises:
         ConfigError: shapes differ.
     """
-    alike = student.new_full((len(student), len(teacher)), 1.0 / len(teacher))
+    alike = full(student).new_full((len(student), len(teacher)), 1.0 / len(teacher))
     return _weighted_kd(student, teacher, alike, temperature, "mean_kd")
 
 
@@ -54,8 +54,9 @@ def _weighted_kd(student: Tensor, teacher: Sequence[Tensor], shares: Tensor, tem
 
 
 def mean_mse(student: Tensor, teacher: Sequence[Tensor]) -> Tensor:
-    """Mean squared difference from the mean of the teachers' outputs, all of one shape (N, ..)."""
-    return F.mse_loss(student, torch.stack([z.detach() for z in teacher]).mean(0))
+    """Mean squared difference from the mean of the teachers' outputs, as many as the student's (N, ..)."""
+    pairs = [outputs(student, z, "mean_mse") for z in teacher]
+    return F.mse_loss(pairs[0][0], torch.stack([known for _, known in pairs]).mean(0))
 
 
 def virtual_teacher(

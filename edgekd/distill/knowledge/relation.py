@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from edgekd.distill.knowledge.shapes import rows, same_width
+from edgekd.distill.knowledge.shapes import rows, same_width, unit
 
 _EPS = 1e-7
 
@@ -22,7 +22,7 @@ def similarity(student: Tensor, teacher: Tensor) -> Tensor:
         ConfigError: batches differ, or one sample.
     """
     student, teacher = rows(student, teacher, "similarity", at_least=2)
-    return F.mse_loss(F.normalize(student @ student.t(), dim=1), F.normalize(teacher @ teacher.t(), dim=1))
+    return F.mse_loss(unit(student @ student.t()), unit(teacher @ teacher.t()))
 
 
 def rkd(student: Tensor, teacher: Tensor, *, distance_weight: float = 25.0, angle_weight: float = 50.0) -> Tensor:
@@ -107,8 +107,8 @@ def pkt(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _neighbours(x: Tensor) -> Tensor:
     """Cosine similarities, moved to 0..1, as a distribution in each row."""
-    unit = x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + _EPS)
-    similar: Tensor = (unit @ unit.t() + 1.0) / 2.0
+    x = unit(x, eps=_EPS)
+    similar: Tensor = (x @ x.t() + 1.0) / 2.0
     return similar / similar.sum(1, keepdim=True)
 
 
@@ -125,7 +125,7 @@ def graph(student: Tensor, teacher: Tensor, *, node_weight: float = 1.0, edge_we
         ConfigError: batches differ, widths differ under a node weight, or one sample.
     """
     student, teacher = rows(student, teacher, "graph", at_least=2)
-    s, t = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
+    s, t = unit(student), unit(teacher)
     loss = student.new_zeros(())
     if node_weight:
         same_width(s, t, "graph", "GraphAdapter brings the student's width to the teacher's, or set node_weight: 0")

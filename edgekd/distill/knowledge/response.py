@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from edgekd.distill.knowledge.shapes import check_batch, logits
+from edgekd.distill.knowledge.shapes import check_batch, logits, outputs, unit
+
+_ROUNDING = 10  # units in the last place by which equal numbers may differ
 
 
 def kd(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
@@ -18,15 +20,26 @@ def kd(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
         student: logits (N, C).
         teacher: logits (N, C); gets no gradient.
         temperature: T > 0.
+
+    Raises:
+        ConfigError: shapes differ.
     """
-    log_p_s = F.log_softmax(student / temperature, dim=1)
-    log_p_t = F.log_softmax(teacher.detach() / temperature, dim=1)
-    return F.kl_div(log_p_s, log_p_t, reduction="batchmean", log_target=True) * temperature**2
+    student, teacher = logits(student, teacher, "kd")
+    log_p_s, log_p_t = F.log_softmax(student / temperature, dim=1), F.log_softmax(teacher / temperature, dim=1)
+    return _kl(log_p_t, log_p_s) * temperature**2
 
 
 def mse_logits(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of outputs of one shape (Ba and Caruana 2014); the response knowledge of regression."""
-    return F.mse_loss(student, teacher.detach())
+    """Mean squared difference of outputs (Ba and Caruana 2014); the response knowledge of regression.
+
+    Args:
+        student: outputs (N, ..).
+        teacher: as many outputs, (N, ..); get no gradient.
+
+    Raises:
+        ConfigError: numbers of outputs differ.
+    """
+    return F.mse_loss(*outputs(student, teacher, "mse_logits"))
 
 
 def dkd(
@@ -93,7 +106,13 @@ def dist(
 
 def _pearson(a: Tensor, b: Tensor) -> Tensor:
     """Pearson correlation of each row of two matrices; 0 for a constant row."""
-    return F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1)
+    return (_centered(a) * _centered(b)).sum(1)
+
+
+def _centered(x: Tensor) -> Tensor:
+    """Unit rows around 0; about 0 for rows that differ by no more than rounding, e.g. those of an untrained head."""
+    least = _ROUNDING * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True)
+    return unit(x - x.mean(1, keepdim=True), least=least)
 
 
 def logit_std(student: Tensor, teacher: Tensor, *, temperature: float = 2.0, scale_by_t2: bool = True) -> Tensor:
@@ -115,7 +134,10 @@ def logit_std(student: Tensor, teacher: Tensor, *, temperature: float = 2.0, sca
 
 
 def _standard(z: Tensor) -> Tensor:
-    return (z - z.mean(1, keepdim=True)) / (z.std(1, keepdim=True) + 1e-7)
+    """z-scores of each row; about 0 for rows that differ by no more than rounding, whose gradient would be 1e7."""
+    spread = z.std(1, keepdim=True)
+    least = _ROUNDING * torch.finfo(z.dtype).eps * z.detach().abs().amax(1, keepdim=True)
+    return (z - z.mean(1, keepdim=True)) / torch.where(spread > least, spread + 1e-7, 1.0)
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:

@@ -57,6 +57,27 @@ def check_batch(x: Tensor, name: str, at_least: int) -> None:
         )
 
 
+def unit(x: Tensor, *, least: Tensor | float = 0.0, eps: float = 0.0) -> Tensor:
+    """Each row over its length plus eps; one that is no longer than `least` stays as it is.
+
+    The usual floor under the length, 1e-12, gives a row of zeros (a sample that excites nothing) a gradient of 1e12.
+    """
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / torch.where(length > least, length + eps, 1.0)
+
+
+def outputs(student: Tensor, teacher: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Outputs of one shape; (N,) and (N, 1) hold the same values, which torch would stretch to (N, N)."""
+    if student.shape != teacher.shape and student.dim() and teacher.dim():
+        student, teacher = student.reshape(len(student), -1), teacher.reshape(len(teacher), -1)
+    if student.shape != teacher.shape:
+        raise ConfigError(
+            f"{name} compares as many outputs, not {tuple(student.shape)} with {tuple(teacher.shape)}",
+            hint="give student and teacher heads of one size",
+        )
+    return both(student, teacher)
+
+
 def same_width(student: Tensor, teacher: Tensor, name: str, hint: str) -> None:
     """Raise ConfigError where axis 1 (channels, features) differs."""
     if student.shape[1] != teacher.shape[1]:
@@ -67,13 +88,19 @@ def same_width(student: Tensor, teacher: Tensor, name: str, hint: str) -> None:
         )
 
 
-def maps(student: Tensor, teacher: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Maps (N, C, H, W) of one size: the larger is average-pooled to the smaller. Channels may differ."""
+def maps(student: Tensor, teacher: Tensor, name: str, *, positions: int = 1) -> tuple[Tensor, Tensor]:
+    """Maps (N, C, H, W) of one size: the larger is average-pooled to the smaller. Channels may differ.
+
+    `positions`: fewest that they need; what is normalised over positions says nothing of a single one.
+    """
     if student.dim() != 4 or teacher.dim() != 4 or len(student) != len(teacher):
         raise ConfigError(
             f"{name} compares maps (N, C, H, W), not {tuple(student.shape)} with {tuple(teacher.shape)}", hint=_MIDDLE
         )
-    return smaller(*both(student, teacher))
+    student, teacher = smaller(*both(student, teacher))
+    if student.shape[2] * student.shape[3] < positions:
+        raise ConfigError(f"{name} compares positions of a map, and there is one", hint=_MIDDLE)
+    return student, teacher
 
 
 def smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

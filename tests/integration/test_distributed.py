@@ -142,3 +142,10 @@ def test_knowledge_between_samples_sees_the_rows_of_all_processes(workshop: Work
     alone = workshop.run(*arguments)
     two = again(workshop, "two")
     assert_close(outcome(alone, workshop), outcome(two.run("--nproc", "2", *arguments), two))
+
+
+def test_a_loss_that_is_lost_in_several_processes_is_named_once_with_its_step(workshop: Workshop) -> None:
+    result = workshop.run("--nproc", "2", "--set", "train.lr=1e30", "--set", "train.tensorboard=true")
+    assert result.code == 4
+    (line,) = [line for line in result.err.splitlines() if line.startswith("error:")]
+    assert "the loss 'cross_entropy' is not finite (phase supervised, epoch 1, step " in line

@@ -157,8 +157,12 @@ def _effective(entry: StageEntry) -> dict[str, Any]:
 
 
 def _acting(train: TrainSettings, *, asks: bool) -> dict[str, Any]:
-    """Training settings as they act: an exact cache changes nothing, one that rounds does where a teacher is asked."""
+    """Training settings as they act: what only shows them does not, nor does an exact cache.
+
+    A cache that rounds does where a teacher is asked.
+    """
     settings = train.canonical()
+    settings.pop("tensorboard")
     if not asks or (train.teacher_cache != "f16" and not train.teacher_cache_top_k):
         for name in ("teacher_cache", "teacher_cache_top_k", "teacher_cache_bytes"):
             settings.pop(name)

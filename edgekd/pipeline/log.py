@@ -40,6 +40,12 @@ class Log:
         if not self.quiet:
             self._say("info", text)
 
+    def warning(self, text: str) -> None:
+        """What a run goes on in spite of, and a user should look at."""
+        self._event("warning", text)
+        if not self.quiet:
+            self._say("warning", text if self.form == "json" else f"warning: {text}")
+
     def epoch(self, text: str, short: str, share: float) -> None:
         """A line about an epoch; on a terminal its short form stands beside the bar."""
         if not self.bars:

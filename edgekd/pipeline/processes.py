@@ -217,9 +217,9 @@ def _take_part(message: dict[str, Any], planner: Planner, store: Store, rank: in
     module, _, name = KINDS[stage].function.partition(":")
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
         draft, work = Draft(Path(folder)), store.work(message["key"])
-        getattr(importlib.import_module(module), name)(
-            Context(stage, settings, common, inputs, draft, work, store, message["made_by"], _say_nothing, _say_nothing)
-        )
+        quiet = {"tell": _say_nothing, "epoch": _say_nothing, "warn": _say_nothing}
+        context = Context(stage, settings, common, inputs, draft, work, store, message["made_by"], **quiet)
+        getattr(importlib.import_module(module), name)(context)
 
 
 def _say_nothing(*words: object) -> None:

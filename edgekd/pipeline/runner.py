@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import signal
 import time
@@ -14,6 +15,7 @@ from typing import Any
 from edgekd.errors import DataError, EdgekdError, StageError, TryAgainError
 from edgekd.files import lock
 from edgekd.pipeline import deliver
+from edgekd.pipeline.board import StageBoard, board_of, check_board
 from edgekd.pipeline.failures import check_folders, explain_os_error
 from edgekd.pipeline.gates import broken
 from edgekd.pipeline.log import Log
@@ -108,11 +110,13 @@ class _Run:
         self.current: StageEntry | None = None
         self.started = 0.0
         self.team = Team()
+        self.warnings: list[str] = []
 
     def go(self) -> None:
         """Run everything; an error is recorded once, with the stage it belongs to."""
         try:
             self.planner = Planner.open(self.pipeline, self.store)
+            check_board(self.pipeline)
             self.outcome.fingerprint = self.planner.data.fingerprint
             self._stages()
             self.team.end()
@@ -149,8 +153,9 @@ class _Run:
             if not step.cached and not checked:
                 self._preflight(entry)
                 checked = True
-            self.current, self.started = entry, time.monotonic()
-            self._stage(step)
+            self.current, self.started, self.warnings = entry, time.monotonic(), []
+            with contextlib.closing(board_of(self.pipeline, entry, self.options.out)) as board:
+                self._stage(step, board)
             if entry.name == self.options.to:
                 self.outcome.whole = entry == self.pipeline.stages[-1]
                 break
@@ -172,7 +177,7 @@ class _Run:
         last = names.index(self.options.to) + 1 if self.options.to in names else len(names)
         return list(self.pipeline.stages[:last])
 
-    def _stage(self, step: Step) -> None:
+    def _stage(self, step: Step, board: StageBoard) -> None:
         assert self.planner is not None and step.key is not None and step.found is not None
         artifact, state = step.artifact, "cached"
         if artifact is None:
@@ -185,10 +190,11 @@ class _Run:
                     self.log.info(
                         f"{step.entry.name}: {'going on from a checkpoint' if state == 'resumed' else step.why}"
                     )
-                    artifact = self._execute(step, work)
+                    artifact = self._execute(step, work, board)
         seconds = time.monotonic() - self.started
         self.outcome.done[step.entry.name] = artifact
         self.planner.last.put(step.entry.name, step.found)
+        board.finish(artifact)
         deliver.deliver_stage(self.options.out, step.entry.name, artifact, self.pipeline.roles)
         self._state(step.entry, state, step.key, seconds, step.why)
         self.log.info(f"{step.entry.name}: {state}" + (f" in {seconds:.1f} s" if state != "cached" else ""))
@@ -196,7 +202,7 @@ class _Run:
     def _waiting(self) -> None:
         self.log.info("waiting for another run that builds this")
 
-    def _execute(self, step: Step, work: Path) -> Artifact:
+    def _execute(self, step: Step, work: Path, board: StageBoard) -> Artifact:
         assert self.planner is not None and step.key is not None
         kind = KINDS[step.entry.name]
         module, _, name = kind.function.partition(":")
@@ -209,18 +215,24 @@ class _Run:
             self.team.start(step.entry.name, step.key, self._inputs(step), self._made_by(step))
         with self.store.publish(step.key) as draft:
             draft.record.update(stage=step.entry.name, pipeline=self.pipeline.settings.name, created=time.time())
-            function(self._context(step, draft, work))
+            function(self._context(step, draft, work, board))
         artifact = self.store.get(step.key, verify=False)
         assert artifact is not None
         return artifact
 
-    def _context(self, step: Step, draft: Draft, work: Path) -> Context:
+    def _context(self, step: Step, draft: Draft, work: Path, board: StageBoard) -> Context:
         assert self.planner is not None
         name, settings, common = step.entry.name, step.entry.settings, self.planner.common()
         log, moment = self.log, self.log.bar if self.log.bars else None
         inputs = self._inputs(step)
         made_by = self._made_by(step)
-        return Context(name, settings, common, inputs, draft, work, self.store, made_by, log.info, log.epoch, moment)
+        said = (log.info, log.epoch, moment, self._warn, board.live)
+        return Context(name, settings, common, inputs, draft, work, self.store, made_by, *said)
+
+    def _warn(self, text: str) -> None:
+        assert self.current is not None
+        self.warnings.append(text)
+        self.log.warning(f"{self.current.name}: {text}")
 
     def _made_by(self, step: Step) -> dict[str, Any]:
         """Digests of the code and versions of the libraries that this stage and its inputs are made by."""
@@ -255,7 +267,9 @@ class _Run:
         # `cache` says where the artefact lies after this run, so that a second run's report says the same.
         cache = "local" if entry.name in self.outcome.done else "miss"
         row = {"name": entry.name, "state": state, "cache": cache, "key": key, "seconds": seconds, "why": why}
-        self.outcome.states.append(row)
+        done = self.outcome.done.get(entry.name)
+        warnings = done.facts.get("warnings", []) if done else self.warnings if entry is self.current else []
+        self.outcome.states.append(row | {"warnings": warnings})
 
 
 def _draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float, log: Log) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -30,26 +31,41 @@ class Curve:
 
 @dataclass(frozen=True)
 class PhaseCurves:
-    """The curves of one phase: what was minimised, and what was measured."""
+    """The curves of one phase: what was minimised (without its weights), what was measured, and the learning rate."""
 
     name: str
     terms: list[Curve]
     metrics: list[Curve]
+    rates: list[Curve]
 
 
 def loss_curves(report: Report, folder: Path) -> list[PhaseCurves]:
     """Every phase of every detail of kind loss_curves.
 
-    A file holds `{"phases": [{"name", "epochs": [..], "terms": {label: [..]}, "metrics": {name: [..]}}]}`.
+    A file holds `{"phases": [{"name", "epochs": [..], "terms": {label: [..]}, "weights": {label: [..]},
+    "metrics": {name: [..]}, "lr": [..]}]}`; that of a network is called `<role>.curves.json`.
     """
     phases: list[PhaseCurves] = []
     for detail in report.details:
         content = _json(folder, detail.path) if detail.kind == "loss_curves" else None
         for phase in map(_dict, _list(_dict(content).get("phases"))):
-            epochs = _list(phase.get("epochs"))
-            terms, metrics = (_curves(epochs, _dict(phase.get(key))) for key in ("terms", "metrics"))
-            phases.append(PhaseCurves(str(phase.get("name", "")), terms, metrics))
+            role, ending, _ = PurePosixPath(detail.path).name.partition(".curves.json")
+            name = str(phase.get("name", ""))
+            epochs, weights = _list(phase.get("epochs")), _dict(phase.get("weights"))
+            terms = {_weighted(label, weights): values for label, values in _dict(phase.get("terms")).items()}
+            shown = (terms, _dict(phase.get("metrics")), {"learning rate": phase.get("lr")})
+            curves = [_curves(epochs, values) for values in shown]
+            phases.append(PhaseCurves(f"{role}, {name}" if ending else name, *curves))
     return phases
+
+
+def _weighted(label: Any, weights: Mapping[Any, Any]) -> str:
+    """A term with the weight that it had, or between which it rose."""
+    known = [w for w in map(_float, _list(weights.get(label))) if math.isfinite(w)]
+    if not known:
+        return str(label)
+    ends = dict.fromkeys((number(min(known)), number(max(known))))
+    return f"{label}, weight {' to '.join(ends)}"
 
 
 def detail_tables(report: Report, folder: Path) -> list[tuple[str, Rows]]:

@@ -10,13 +10,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from edgekd.report import svg, words
-from edgekd.report.attachments import Curve, samples
+from edgekd.report.attachments import Curve, PhaseCurves, samples
 from edgekd.report.schema import Build, Comparison, Latency, Report
 from edgekd.report.table import latency_of, main_metric
 
 _MOST_POINTS = 200
 _QUANTILES = 120
 _BINS = 48
+_LOG_ABOVE = 10.0
 
 
 def trade_off(report: Report) -> str:
@@ -98,13 +99,26 @@ def forest(comparisons: tuple[Comparison, ...]) -> str:
     return svg.frame(body, title="Comparisons with 95% intervals", height=height)
 
 
-def curves(title: str, found: list[Curve], y_label: str) -> str:
+def learning(phase: PhaseCurves) -> list[str]:
+    """The drawings of a phase: its terms, as many to a drawing as there are colours, its metrics, its learning rate."""
+    drawings = []
+    for kind, found, label in (("loss terms", phase.terms, "loss"), ("metrics", phase.metrics, "metric")):
+        kept = [c for c in found if any(math.isfinite(v) for _, v in c.points)]
+        groups = [kept[i : i + svg.SERIES_COLOURS] for i in range(0, len(kept), svg.SERIES_COLOURS)]
+        for number, group in enumerate(groups, start=1):
+            place = f" {number} of {len(groups)}" if len(groups) > 1 else ""
+            drawings.append(_curves(f"{phase.name}: {kind}{place}", group, label))
+    if any(value > 0 for curve in phase.rates for _, value in curve.points):
+        drawings.append(_curves(f"{phase.name}: learning rate", phase.rates, "learning rate"))
+    return [drawing for drawing in drawings if drawing]
+
+
+def _curves(title: str, kept: list[Curve], y_label: str) -> str:
     """Curves over epochs; losses of very different size stand on a log axis."""
-    kept = [c for c in found if any(math.isfinite(v) for _, v in c.points)][: svg.SERIES_COLOURS]
     values = [v for curve in kept for _, v in curve.points if math.isfinite(v)]
     if not values:
         return ""
-    log = min(values) > 0 and max(values) / min(values) > 30
+    log = y_label == "loss" and min(values) > 0 and max(values) / min(values) > _LOG_ABOVE
     series = {curve.label: _thin(curve.points) for curve in kept}
     label = f"{y_label} (log)" if log else y_label
     return svg.line_chart(title, series, x_label="epoch", y_label=label, log_y=log)

@@ -13,7 +13,7 @@ from edgekd.report.verdict import sentences
 
 LARGEST_BYTES = 300_000
 _LARGEST_DATA = 100_000
-_MOST_CHARTS = 24
+_FITS = ((200, 36), (40, 36), (40, 12), (10, 0))  # rows of a table, drawings of a group
 _LONGEST_MESSAGE = 4000
 
 
@@ -31,8 +31,8 @@ def html(report: Report, folder: Path) -> str:
     template = environment.get_template("template.html.j2")
     drawings = _drawings(report, folder)
     page = ""
-    for most_rows in (200, 40, 10):
-        shown = drawings if most_rows > 10 else []
+    for most_rows, most_drawings in _FITS:
+        shown = [(title, found[:most_drawings], len(found[most_drawings:])) for title, found in drawings]
         page = template.render(**_context(report, folder, most_rows), drawings=shown, data=_embedded(report))
         if len(page.encode()) < LARGEST_BYTES:
             break
@@ -66,16 +66,13 @@ def _shape(rows: table.Rows, most: int) -> dict[str, Any]:
 
 
 def _drawings(report: Report, folder: Path) -> list[tuple[str, list[str]]]:
-    learning = []
-    for phase in loss_curves(report, folder):
-        learning.append(charts.curves(f"{phase.name}: loss terms", phase.terms, "loss"))
-        learning.append(charts.curves(f"{phase.name}: metrics", phase.metrics, "metric"))
+    learning = [drawing for phase in loss_curves(report, folder) for drawing in charts.learning(phase)]
     groups = [
         ("Trade-off and comparisons", [charts.trade_off(report), charts.forest(report.comparisons)]),
         ("Latency of single inferences", charts.distributions(report, folder)),
         ("Learning", learning),
     ]
-    kept = [(title, [drawing for drawing in found if drawing][:_MOST_CHARTS]) for title, found in groups]
+    kept = [(title, [drawing for drawing in found if drawing]) for title, found in groups]
     return [(title, found) for title, found in kept if found]
 
 

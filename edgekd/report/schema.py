@@ -115,6 +115,8 @@ class Stage(Part):
     """Wall time that this run spent on it, in seconds."""
     why: Text | None = None
     """Why it ran, was skipped, or failed."""
+    warnings: tuple[Text, ...] = ()
+    """What was found while it was built that a user should look at."""
 
 
 class Model(Part):

@@ -10,10 +10,11 @@ _MOST_LINES = 4
 
 
 def sentences(report: Report) -> list[str]:
-    """How the run ended and which budget broke, then the chosen builds and the clear comparisons; at least one line."""
+    """How the run ended, which budget broke, warnings; then chosen builds and clear comparisons. At least one line."""
     lines = [_outcome(report), *_broken_budgets(report)]
     if report.error and report.error.hint:
         lines.append(f"To mend it: {report.error.hint}")
+    lines += [f"Warning: {stage.name}: {text}" for stage in report.stages for text in stage.warnings][:_MOST_LINES]
     chosen = [build for build in report.builds if build.chosen]
     lines += [_build(report, build) for build in chosen[:_MOST_LINES]]
     lines += [_comparison(c) for c in _telling(report)]

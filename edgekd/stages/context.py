@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +37,8 @@ class Context:
 
     `made_by`: digests of the code of edgekd's rooms (source) and of the networks, versions of libraries (packages).
     `tell` takes lines of progress; `epoch` a line about each epoch and a short form of it; `moment`, where somebody
-    watches, what is so right now. Both come with the share of the phase that is done.
+    watches, what is so right now. Both come with the share of the phase that is done. `warn` takes what a user should
+    look at, for log and report; `curves` is shown the curves so far after each epoch.
     """
 
     stage: str
@@ -51,6 +52,8 @@ class Context:
     tell: Callable[[str], None] = print
     epoch: Callable[[str, str, float], None] = lambda text, bar, share: print(text)
     moment: Callable[[str, float], None] | None = None
+    warn: Callable[[str], None] = print
+    curves: Callable[[Sequence[Mapping[str, Any]]], None] | None = None
 
     def options(self, kind: type[S]) -> S:
         """The stage's settings, typed."""

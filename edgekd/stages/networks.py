@@ -106,7 +106,8 @@ def save_model(
 
 
 def save_curves(context: Context, curves: list[dict[str, Any]]) -> None:
-    """Write the training curves beside the weights."""
+    """Write the training curves beside the weights; what training warned of becomes a fact of the artefact."""
+    context.draft.facts["warnings"] = [warning["text"] for curve in curves for warning in curve.get("warnings", ())]
     write_atomic(context.draft.folder / CURVES, json.dumps({"phases": curves}, indent=1))
 
 

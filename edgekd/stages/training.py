@@ -108,6 +108,8 @@ def run_phases(
         compile=settings.compile,
         sync_batchnorm=settings.sync_batchnorm,
         memory=context.common.data.settings.memory,
+        warn=context.warn,
+        curves=context.curves,
     )
     if settings.compile in ("default", "graphs") and any(phase.epochs for phase in phases):
         context.tell(f"{context.stage}: compiling; the first steps take minutes")

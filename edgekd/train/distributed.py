@@ -60,6 +60,13 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def least(self, values: Tensor) -> Tensor:
+        """The smallest of each value over all processes."""
+        if self.count > 1:
+            values = values.clone()
+            dist.all_reduce(values, op=dist.ReduceOp.MIN)
+        return values
+
     def gathered(self, rows: Tensor, start: int, total: int) -> Tensor:
         """The rows of all processes, (N, ..) to (total, ..), with gradients; these begin at `start`."""
         if self.count == 1:

@@ -53,7 +53,7 @@ class Objective(nn.Module):
         self._world, self._terms, self._taps = world, move.terms, taps
         self._precision, self._device, self._ranks = precision, device, ranks
 
-    def forward(self, batch: Batch, known: Known, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, known: Known, part: Part) -> tuple[Tensor, list[Tensor]]:
         """What to differentiate, and the mean of each term over this part, detached.
 
         The gradient that processes average and parts add up is that of the mean over the whole step.
@@ -62,10 +62,10 @@ class Objective(nn.Module):
             values = Values(self._world, self._taps, batch, self.names, known, part.full)
             arguments = [_arguments(term, values) for term in self._terms]
         total = torch.zeros((), device=self._device)
-        means: dict[str, Tensor] = {}
+        means = []
         for term, found in zip(self._terms, arguments, strict=True):
             knowledge = knowledge_named(term.knowledge)
-            weight = term.weight * _ramp(term, part.epoch)
+            weight = term.weight * ramp(term, part.epoch)
             if knowledge.coupled and self._ranks.count > 1:
                 # All processes differentiate the loss over all rows; averaging over them undoes the sum.
                 given, scale = self._gathered(found, part), part.share * part.total / part.rows
@@ -75,7 +75,7 @@ class Objective(nn.Module):
                 loss = self._world.models[adapter_name(term)].network(*given.sides, **given.also)
             else:
                 loss = knowledge.function(*given.sides, **term.settings, **given.also)
-            means[term.name] = loss.detach() + means[term.name] if term.name in means else loss.detach()
+            means.append(loss.detach())
             total = total + loss * (weight * scale)
         return total, means
 
@@ -117,7 +117,8 @@ def _full(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
-def _ramp(term: Term, epoch: float) -> float:
+def ramp(term: Term, epoch: float) -> float:
+    """Share of a term's weight that acts at a time in epochs."""
     if term.ramp is None:
         return 1.0
     start, end = term.ramp

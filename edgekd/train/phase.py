@@ -12,24 +12,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.amp import GradScaler
 
 from edgekd.data.derived import origin
 from edgekd.data.views import permutation
-from edgekd.errors import ConfigError, TrainingError
+from edgekd.errors import ConfigError
 from edgekd.train import checkpoint
 from edgekd.train.adapters import make_adapters, with_adapters
+from edgekd.train.balance import unequal
 from edgekd.train.checkpoint import Progress
 from edgekd.train.distributed import Shares
 from edgekd.train.evaluate import score
 from edgekd.train.feed import Batch, Feed
 from edgekd.train.guides import CachedGuide
 from edgekd.train.learning import Learner
+from edgekd.train.named import named_terms
 from edgekd.train.objective import Known, Objective, Part
 from edgekd.train.precision import choose_compile, compiled
 from edgekd.train.references import Reference, Taps, check_references, parse_all
 from edgekd.train.run import Epoch, Run
+from edgekd.train.tally import Tally
 from edgekd.train.world import Model, Move, Optim, Phase, World, texts_of
 
 _CHECK_EVERY = 50
@@ -59,6 +62,7 @@ class PhaseRun:
         for model in world.models.values():
             _channels_last(model.network.to(run.device))
         self.feed = Feed(world, self.table, run.views, run.device)
+        self.terms = named_terms(self.phase)
         self.references = _references(phase)
         check_references(world, self.feed.columns(), self.references)
         make_adapters(world, self.phase.moves, self.feed, mix_seed(run.seed, index, "adapters"), progress.networks)
@@ -102,7 +106,8 @@ class PhaseRun:
     def _resume(self) -> None:
         if self.progress.epoch == 0:
             self.progress.best, self.progress.kept, self.progress.stale = None, None, 0
-            self.progress.curves.append({"name": self.phase.name, "epochs": [], "terms": {}, "metrics": {}, "lr": []})
+            empty: dict[str, Any] = {"epochs": [], "terms": {}, "weights": {}, "metrics": {}, "lr": []}
+            self.progress.curves.append({"name": self.phase.name, **empty})
             return
         for name, state in self.progress.networks.items():  # every model that was touched
             if name in self.world.models:
@@ -180,7 +185,9 @@ class PhaseRun:
         parts = self.shares.mine()
         self.feed.start_epoch(epoch, torch.cat([order[start:stop] for start, stop in parts]))
         batches = self.feed.batches([stop - start for start, stop in parts])
-        sums: dict[str, Tensor] = {}
+        run, frozen = self.run, self.world.models.keys() - self.touched
+        tally = Tally(self.terms, epoch, self.shares.steps, run.accumulate, run.device, run.ranks)
+        means: dict[str, float] = {}
         started = shown = time.monotonic()
         place = 0
         for step in range(self.shares.steps):
@@ -194,13 +201,13 @@ class PhaseRun:
                 place += len(next(iter(batch.values())))
             for number, move in enumerate(self.phase.moves):
                 if step % move.every == 0:
-                    self._move(number, move, turns, epoch * self.shares.steps + step, sums)
+                    self._move(number, move, turns, epoch * self.shares.steps + step, tally)
             if (step + 1) % _CHECK_EVERY == 0 or step + 1 == self.shares.steps:
-                _check_finite(self._summed(sums), self.phase.name, epoch)
+                means = tally.means(step + 1, self.world, frozen, self.phase.name)
             if self.run.show is not None and time.monotonic() - shown > _SHOW_S:
                 shown = time.monotonic()
-                self._show(epoch, step + 1, sums, shown - started)
-        return {name: value / self.shares.steps for name, value in self._summed(sums).items()}
+                self._show(epoch, step + 1, tally, shown - started)
+        return means
 
     def _part(self, epoch: int, step: int, turn: int) -> Part:
         """Where a turn's rows lie among those of all processes in the same turn."""
@@ -214,7 +221,7 @@ class PhaseRun:
         at, before = epoch + step / self.shares.steps, sum(sizes[: ranks.rank])
         return Part(at, before, sum(sizes), rows, self.shares.largest, rows / (high - low))
 
-    def _move(self, number: int, move: Move, turns: Sequence[_Turn], at: int, sums: dict[str, Tensor]) -> None:
+    def _move(self, number: int, move: Move, turns: Sequence[_Turn], at: int, tally: Tally) -> None:
         objective, scaler, learners = self.objectives[number], self.scalers[number], self.learners[number]
         self._set_modes({name for name, rule in move.learn.items() if isinstance(rule, Optim)})
         for learner in learners:
@@ -226,41 +233,34 @@ class PhaseRun:
                 break
             waits = turn + 1 < len(turns) and hasattr(objective, "no_sync")
             with objective.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
-                total, means = objective(batch, known, part)
+                total, losses = objective(batch, known, part)
                 scaler.scale(total).backward()
-            for name, mean in means.items():
-                sums[name] = sums.get(name, torch.zeros((), device=mean.device)) + mean * part.share
+            tally.add(number, losses, part.share)
         for learner in learners:
             learner.step(self.world, at, scaler)
         if any(learner.learned for learner in learners):
             scaler.update()
 
-    def _summed(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Sums over all processes; reading them waits for the device, so it is done at intervals."""
-        if not sums:
-            return {}
-        values = self.run.ranks.sum(torch.stack([value.float() for value in sums.values()])).tolist()
-        return dict(zip(sums, values, strict=True))
-
-    def _show(self, epoch: int, steps: int, sums: Mapping[str, Tensor], seconds: float) -> None:
+    def _show(self, epoch: int, steps: int, tally: Tally, seconds: float) -> None:
         """How far the epoch is, by what this process has seen of it."""
         assert self.run.show is not None
-        ranks, total = self.run.ranks, self.shares.steps
-        means = {name: float(value) * ranks.count / steps for name, value in sums.items()}
+        total = self.shares.steps
         rate = len(self.table) * steps / total / max(seconds, 1e-9)
         left = seconds / steps * (total * (self.phase.epochs - epoch) - steps)
-        loss = self._loss(means)
+        loss = self._loss(tally.seen(steps), epoch)
         self.run.show(Epoch(self.phase.name, epoch + 1, self.phase.epochs, loss, {}, rate, left, steps / total))
 
-    def _loss(self, means: Mapping[str, float]) -> float:
-        weights = {term.name: term.weight for move in self.phase.moves for term in move.terms}
-        return sum(weights[name] * value for name, value in means.items())
+    def _loss(self, means: Mapping[str, float], epoch: int) -> float:
+        return sum(item.weight(epoch, self.shares.steps) * means[item.name] for item in self.terms)
 
     def _finish_epoch(self, epoch: int, means: dict[str, float], seconds: float) -> None:
         curve = self.progress.curves[-1]
         curve["epochs"].append(epoch + 1)
-        for name, value in means.items():
-            curve["terms"].setdefault(name, []).append(value)
+        weights = {item.name: item.weight(epoch, self.shares.steps) for item in self.terms}
+        for kind, values in (("terms", means), ("weights", weights)):
+            for name, value in values.items():
+                curve[kind].setdefault(name, []).append(value)
+        warnings = self._judge(curve, epoch + 1, means, weights)
         models = self.world.models
         self.run.ranks.same_buffers(models[name].network for name in sorted(self.touched & models.keys()))
         metrics = self._watch(curve)
@@ -268,10 +268,27 @@ class PhaseRun:
         curve["lr"].append(rates[0] if rates else 0.0)
         self.progress.epoch = epoch + 1
         self._checkpoint()
+        if self.run.curves is not None:
+            self.run.curves(self.progress.curves)
+        if self.run.warn is not None:
+            for text in warnings:
+                self.run.warn(text)
         if self.run.tell is not None:
             rate, left = len(self.table) / max(seconds, 1e-9), seconds * (self.phase.epochs - epoch - 1)
-            loss = self._loss(means)
+            loss = self._loss(means, epoch)
             self.run.tell(Epoch(self.phase.name, epoch + 1, self.phase.epochs, loss, metrics, rate, left))
+
+    def _judge(
+        self, curve: dict[str, Any], epoch: int, means: Mapping[str, float], weights: Mapping[str, float]
+    ) -> list[str]:
+        """Warnings that are new; curves keep them, so that each term has one in a phase, also after a resume."""
+        known = {warning["term"] for warning in curve.get("warnings", [])}
+        found = [x for x in unequal(self.terms, means, weights) if x.item.name not in known]
+        texts = [x.text(self.phase.name, epoch) for x in found]
+        if found:
+            kept = [{"term": x.item.name, "epoch": epoch, "text": text} for x, text in zip(found, texts, strict=True)]
+            curve["warnings"] = [*curve.get("warnings", []), *kept]
+        return texts
 
     def _optimizing(self) -> list[Learner]:
         return [x for x in itertools.chain(*self.learners) if x.optimizer is not None]
@@ -356,15 +373,6 @@ def _references(phase: Phase) -> list[Reference]:
             texts += texts_of(side)
         texts += term.also.values()
     return parse_all(texts)
-
-
-def _check_finite(sums: Mapping[str, float], phase: str, epoch: int) -> None:
-    for name, value in sums.items():
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss {name!r} is not finite (phase {phase}, epoch {epoch + 1})",
-                hint="lower the learning rate (`lr`), or look for extreme values in the data with `normalize: auto`",
-            )
 
 
 def _snapshot(model: Model) -> dict[str, Any]:

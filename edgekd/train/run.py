@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,6 +37,8 @@ class Run:
         compile: off, default, graphs, or auto (precision.choose_compile).
         folder: where checkpoints go.
         tell: told after each epoch.
+        warn: told what training goes on in spite of.
+        curves: shown all curves so far after each epoch.
         show: shown about every second within an epoch; it costs a wait for the device.
         caches: of frozen models' outputs, by the model's name.
         ranks: this process among those that train together.
@@ -56,3 +59,5 @@ class Run:
     compile: str = "off"
     sync_batchnorm: bool = False
     memory: float = 0.5
+    warn: Callable[[str], None] | None = None
+    curves: Callable[[Sequence[Mapping[str, Any]]], None] | None = None

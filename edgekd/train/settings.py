@@ -72,6 +72,9 @@ class TrainSettings(Settings):
     teacher_cache_bytes: int = Field(default=4_000_000_000, ge=0)
     """Largest size of one cache; a teacher whose outputs would take more is run live."""
 
+    tensorboard: bool = False
+    """Write loss terms, metrics and learning rates of each epoch for TensorBoard, too (the extra `tensorboard`)."""
+
     @model_validator(mode="after")
     def _fits(self) -> TrainSettings:
         if self.accumulate > self.batch:

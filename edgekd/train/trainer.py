@@ -22,10 +22,11 @@ __all__ = ["Epoch", "Run", "train"]
 def train(world: World, phases: Sequence[Phase], run: Run) -> list[dict[str, Any]]:
     """Run phases in order, from the last checkpoint if there is one.
 
-    Returns: curves, one entry per phase: name, epochs, mean of each term, metrics of the watched model, learning rates.
+    Returns: curves, one entry per phase: name, epochs, mean of each term over the steps on which it acts, weights of
+        the terms, metrics of the watched model, learning rates, and warnings (balance.py) where there were any.
 
     Raises:
-        TrainingError: a loss is not finite; the message names the term and the epoch.
+        TrainingError: a loss is not finite; the message names the term that was lost first, its sides, and the step.
     """
     for model in world.models.values():
         model.network.to(run.device)

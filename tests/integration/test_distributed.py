@@ -94,6 +94,7 @@ def test_two_processes_and_accumulated_parts_give_the_curves_of_one_with_the_who
     key = together.report["stages"][1]["key"]
     assert two.run("--set", "train.accumulate=2").report["stages"][1] | {"seconds": 0} == {
         "name": "distill", "state": "cached", "cache": "local", "key": key, "seconds": 0, "why": "unchanged",
+        "warnings": [],
     }  # fmt: skip
 
 
@@ -142,3 +143,10 @@ def test_knowledge_between_samples_sees_the_rows_of_all_processes(workshop: Work
     alone = workshop.run(*arguments)
     two = again(workshop, "two")
     assert_close(outcome(alone, workshop), outcome(two.run("--nproc", "2", *arguments), two))
+
+
+def test_a_loss_that_is_lost_in_several_processes_is_named_once_with_its_step(workshop: Workshop) -> None:
+    result = workshop.run("--nproc", "2", "--set", "train.lr=1e30", "--set", "train.tensorboard=true")
+    assert result.code == 4
+    (line,) = [line for line in result.err.splitlines() if line.startswith("error:")]
+    assert "the loss 'cross_entropy' is not finite (phase supervised, epoch 1, step " in line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -446,3 +447,51 @@ def test_schema_loads_neither_jinja_nor_numpy() -> None:
 
 def test_stage_without_a_reason_needs_none() -> None:
     assert Stage(name="s", state="ran").why is None
+
+
+def test_curves_of_a_network_name_its_role_the_weights_and_the_learning_rate(tmp_path: Path) -> None:
+    terms = {"kd": [3.0, 2.0], "hint": [0.2, 0.1], **{f"t{i}": [1.0, 1.0] for i in range(7)}}
+    weights = {"kd": [0.9, 0.9], "hint": [0.0, 50.0]}
+    phases = [
+        {"name": "offline", "epochs": [1, 2], "terms": terms, "weights": weights, "metrics": {"accuracy": [0.01, 0.9]},
+         "lr": [0.1, 0.05]},
+        {"name": "average", "epochs": [], "terms": {}, "weights": {}, "metrics": {}, "lr": []},
+        {"name": "bare", "epochs": [1], "terms": {"kd": [1.0]}, "metrics": {}},
+    ]  # fmt: skip
+    (tmp_path / "student.curves.json").write_text(json.dumps({"phases": phases}))
+    draw(full(details=[{"kind": "loss_curves", "path": "student.curves.json"}]), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    drawings = {title: svg for svg in re.findall(r"<svg.*?</svg>", page) for title in re.findall("<title>([^<]*)", svg)}
+    assert [title for title in drawings if title.startswith("student, ")] == [
+        "student, offline: loss terms 1 of 2",
+        "student, offline: loss terms 2 of 2",
+        "student, offline: metrics",
+        "student, offline: learning rate",
+        "student, bare: loss terms",
+    ]
+    first = drawings["student, offline: loss terms 1 of 2"]
+    for shown in (">kd, weight 0.9<", ">hint, weight 0 to 50<", ">loss (log)<"):
+        assert shown in first
+    assert ">t6<" in drawings["student, offline: loss terms 2 of 2"]
+    assert "(log)" not in drawings["student, offline: metrics"]
+
+
+def test_so_many_curves_that_no_page_holds_them_leave_a_word(tmp_path: Path) -> None:
+    epochs = list(range(200))
+    terms = {f"t{i}": [math.sin(i + e) + 2 for e in epochs] for i in range(8)}
+    phases = [{"name": f"round {i}", "epochs": epochs, "terms": terms} for i in range(60)]
+    (tmp_path / "curves.json").write_text(json.dumps({"phases": phases}))
+    draw(full(), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert len(page.encode()) < 300_000
+    assert page.count(": loss terms</title>") == 12
+    assert "48 more drawings do not fit on this page" in page
+
+
+def test_warnings_of_stages_stand_in_the_verdict(tmp_path: Path) -> None:
+    stages = [{"name": "distill", "state": "cached", "warnings": ["the loss 'hint' is 1,000 times as large"]}]
+    report = full(stages=stages)
+    assert "Warning: distill: the loss 'hint' is 1,000 times as large" in sentences(report)
+    draw(report, tmp_path)
+    assert "Warning: distill: the loss" in (tmp_path / "report.html").read_text()
+    assert "Warning: distill: the loss" in (tmp_path / "report.md").read_text()

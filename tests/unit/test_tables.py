@@ -127,7 +127,7 @@ def test_labels_that_are_asked_for_must_be_classes_of_the_data(tmp_path: Path) -
         data.table("more")
     npz_set(tmp_path / "arrays")
     npz(tmp_path, y=np.full(20, 7))
-    with pytest.raises(DataError, match=r"^data.tables.more: more row 0: the label 7 of 'y' is not below .* 3$"):
+    with pytest.raises(DataError, match=r"^data.tables.more: its row 0: the label 7 of 'y' is not below .* 3$"):
         opened(tmp_path, npz={"path": "arrays"}, **MORE).table("more")
 
 

@@ -72,11 +72,12 @@ class FurtherTable:
             ConfigError: its inputs do not fit those of the main data.
             DataError: something cannot be decoded, or a label makes no sense.
         """
+        train, _ = main.load("train"), main.classes()  # what is wrong with these is no matter of the table
         try:
             if not self.reader.rows("train"):
                 raise DataError("it has no rows", hint="add samples, or remove the table")
-            self._check_inputs(main.load("train"))
-            targets = self._targets(main)
+            self._check_inputs(train)
+            targets = self._targets(main, train)
             rows = self._rows(list(targets.values()))
             return loader.load(self.reader, "train", rows, targets, first_id(self.name), lambda: self._digests)
         except DataError as error:
@@ -110,14 +111,14 @@ class FurtherTable:
                     hint="give `data.size: [height, width]`" if images else "save both alike",
                 )
 
-    def _targets(self, main: Data) -> dict[str, Tensor]:
+    def _targets(self, main: Data, train: Rows) -> dict[str, Tensor]:
         """Targets of all rows, checked against the main data's, classes counted as there."""
         from edgekd.data.labels import check_labels
 
         found: dict[str, Tensor] = {}
         own = self.reader.targets("train") if self.targets else {}
         for name in self.targets:
-            values, theirs = own[name], main.load("train").targets[name]
+            values, theirs = own[name], train.targets[name]
             if theirs.is_floating_point() != values.is_floating_point():
                 raise DataError(f"{name!r} is of another type than in train", hint="save the same type for both")
             if values.is_floating_point():
@@ -207,4 +208,4 @@ def _in_classes(
 
 def _inside(name: str, error: ConfigError) -> ConfigError:
     """An error of a reader, which speaks of `data.npz.path`, with the table's own address."""
-    return ConfigError(error.message.replace("data.", f"data.tables.{name}.", 1), hint=error.hint)
+    return ConfigError(f"data.tables.{name}.{error.message.removeprefix('data.')}", hint=error.hint)

@@ -121,6 +121,11 @@ def test_a_table_that_cannot_be_read_is_said_where_it_is_named(place: Place, use
     place.run(FILE).is_one_mistake(4, r"^p.yaml:5:5: data.tables.more: it has no rows$", "^add samples")
 
 
+def test_what_is_wrong_with_the_data_is_not_said_of_a_table(place: Place, uses: list[str]) -> None:
+    np.savez(place.folder / "train.npz", x=np.full((90, 5), np.nan), y=np.arange(90) % 3)
+    place.run(FILE).is_one_mistake(4, r"^p.yaml:3:3: /.*/train.npz array 'x' row 0: the value nan", "remove or fill")
+
+
 def test_a_name_that_cannot_be_a_table_is_explained(place: Place) -> None:
     place.run(FILE.replace("more:", "train:")).is_one_mistake(
         2, r"^p.yaml:5:5: data.tables.train: 'train' is a split of the data itself$", "another name"

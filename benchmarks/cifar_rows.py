@@ -50,7 +50,7 @@ class Size:
 
 
 SIZES = {
-    "small": Size(10_000, 8, 30, 64, "resnet20", "resnet8", "resnet14"),
+    "small": Size(10_000, 6, 30, 64, "resnet20", "resnet8", "resnet14"),
     "large": Size(None, 100, 160, 128, "resnet56", "resnet20", "resnet32", validation=5000),
     "trial": Size(512, 1, 1, 64, "resnet14", "resnet8", "resnet8", validation=128, test=512),
 }

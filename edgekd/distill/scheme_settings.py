@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from edgekd.config import Settings
-from edgekd.distill.knowledge_settings import Layers
+from edgekd.config.entry_points import SCHEMES as ENTRY_POINTS
+from edgekd.config.entry_points import offered
+from edgekd.config.settings import did_you_mean
+from edgekd.distill.term_settings import Layers
 from edgekd.models.settings import ModelReference, ModelSettings
 
-Scheme = Literal["offline", "online", "self", "collaborative", "multi_teacher", "assistant", "student_friendly"]
 CollaborativeTerm = Literal["task", "distance", "angle", "peer", "past"]
 Share = Annotated[float, Field(ge=0)]
 
@@ -25,15 +27,17 @@ class SchemeFacts:
         options: names of its own options.
         teacher: whether it learns from a teacher that an earlier stage makes.
         task_weight: of the task's own loss, unless the file says otherwise.
+        tables: those of its own options that name tables.
     """
 
     help: str
     options: tuple[str, ...] = ()
     teacher: bool = True
     task_weight: float = 0.1
+    tables: tuple[str, ...] = ()
 
 
-SCHEMES: dict[Scheme, SchemeFacts] = {
+SCHEMES: dict[str, SchemeFacts] = {
     "offline": SchemeFacts("a frozen teacher teaches the student (Hinton et al. 2015)"),
     "online": SchemeFacts(
         "peers teach each other from the start, without a teacher (deep mutual learning, Zhang et al. 2018)",
@@ -68,6 +72,16 @@ SCHEMES: dict[Scheme, SchemeFacts] = {
         ("student_friendly",),
     ),
 }
+
+
+def _known(name: str) -> str:
+    if name in SCHEMES or ":" in name or name in offered(ENTRY_POINTS):
+        return name
+    near = did_you_mean(name, [*SCHEMES, *offered(ENTRY_POINTS)])
+    raise ValueError(f"unknown scheme {name!r} | {near}; one of your own is written package.module:function")
+
+
+Scheme = Annotated[str, AfterValidator(_known)]
 
 
 class PeerSettings(Settings):

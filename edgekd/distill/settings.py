@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from edgekd.config import Settings
+from edgekd.config import Settings, validate
 from edgekd.distill.knowledge_settings import KdSettings, KnowledgeSettings, MseLogitsSettings
 from edgekd.distill.scheme_settings import (
     SCHEMES,
     CollaborativeSettings,
     PeerSettings,
     Scheme,
+    SchemeFacts,
     StudentFriendlySettings,
     TrainedNetwork,
     VirtualTeacherSettings,
 )
 from edgekd.models.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from edgekd.distill.own import OwnScheme
 
 __all__ = ["SCHEMES", "DistillationSettings", "KdSettings", "KnowledgeSettings", "MseLogitsSettings", "Scheme"]
 
@@ -29,7 +33,10 @@ class DistillationSettings(Settings):
     """Who teaches whom, and what."""
 
     scheme: Scheme = "offline"
-    """Who teaches whom: `edgekd list schemes` says it of each, and which options are its own."""
+    """Who teaches whom: `edgekd list schemes` says it of each, and which options are its own; or a function of yours,
+    `package.module:function` (docs/extending.md)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of a scheme of your own."""
     task_weight: float | None = Field(default=None, ge=0)
     """Weight of the task's own loss with the true targets; it falls away where the data has none. By default 1 with
     the scheme online, else 0.1."""
@@ -63,9 +70,39 @@ class DistillationSettings(Settings):
     """student_friendly: how the teacher learns with branches of the student."""
 
     @property
+    def is_own(self) -> bool:
+        """Whether the scheme is the user's own."""
+        return self.scheme not in SCHEMES
+
+    @property
+    def facts(self) -> SchemeFacts:
+        """What is known of the scheme; one of the user's own is imported for that."""
+        return self._own.facts if self.is_own else SCHEMES[self.scheme]
+
+    @property
+    def tables_used(self) -> tuple[str, ...]:
+        """Tables of the data that the scheme reads besides the splits."""
+        facts = self.facts
+        block = self.own_options() if self.is_own else getattr(self, self.scheme, None)
+        named = (getattr(block, option) for option in facts.tables)
+        return tuple(dict.fromkeys(name for name in named if name not in (None, "train", "validation")))
+
+    def own_options(self) -> Settings:
+        """The options of a scheme of the user's own, checked."""
+        settings, problems = validate(self._own.options, self.options)
+        assert settings is not None, problems
+        return settings
+
+    @property
+    def _own(self) -> OwnScheme:
+        from edgekd.distill.own import own_scheme
+
+        return own_scheme(self.scheme)
+
+    @property
     def uses_teacher(self) -> bool:
         """Whether it learns from the teacher that an earlier stage makes, where there is one."""
-        return SCHEMES[self.scheme].teacher
+        return self.facts.teacher
 
     @property
     def needs_teacher(self) -> bool:
@@ -79,7 +116,7 @@ class DistillationSettings(Settings):
 
     def task(self) -> float:
         """Weight of the task's own loss with the default filled in."""
-        return SCHEMES[self.scheme].task_weight if self.task_weight is None else self.task_weight
+        return self.facts.task_weight if self.task_weight is None else self.task_weight
 
     def taught(self) -> tuple[KnowledgeSettings, ...] | None:
         """The knowledge with the scheme's default filled in; None: that of each head."""
@@ -96,7 +133,7 @@ class DistillationSettings(Settings):
             student: the student; a peer that nobody describes is one more of its kind.
             teacher: the given teacher's kind.
         """
-        if "peers" in SCHEMES[self.scheme].options:
+        if "peers" in self.facts.options:
             alike = student.model_copy(update={"weights": None})
             return _numbered("peer", [peer.network() for peer in self.peers] or [alike])
         if self.scheme == "assistant":
@@ -122,9 +159,14 @@ class DistillationSettings(Settings):
 
     @model_validator(mode="after")
     def _options_of_the_scheme(self) -> DistillationSettings:
+        if "options" in self.model_fields_set and not self.is_own:
+            raise ValueError(
+                f"options does nothing in scheme {self.scheme} | it is for schemes of your own, package.module:function"
+            )
+        own = ("options",) if self.is_own else SCHEMES[self.scheme].options
         for scheme, facts in SCHEMES.items():
             for name in facts.options:
-                if name in self.model_fields_set and name not in SCHEMES[self.scheme].options:
+                if name in self.model_fields_set and name not in own:
                     raise ValueError(
                         f"{name} does nothing in scheme {self.scheme} | set scheme: {scheme}, or remove it"
                     )
@@ -144,7 +186,7 @@ class DistillationSettings(Settings):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> DistillationSettings:
-        if self.scheme == "collaborative":
+        if self.scheme == "collaborative" or self.is_own:
             return self
         weights = [item.weight for item in self.knowledge] if self.knowledge is not None else [1.0]
         if not any([self.task(), *weights]):

@@ -16,6 +16,7 @@ from edgekd.config.settings import did_you_mean
 from edgekd.config.tree import Location
 from edgekd.data import DataSettings
 from edgekd.distill.knowledge_settings import KnowledgeSettings
+from edgekd.distill.own import own_problems
 from edgekd.distill.settings import SCHEMES
 from edgekd.errors import ConfigError, EdgekdError
 from edgekd.models.settings import ModelReference, ModelSettings
@@ -124,23 +125,23 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
         stage_problems = []  # the key is there, only misspelt
     raise_problems(tree, [*problems, *stage_problems])
     assert settings is not None
+    _extend_import_path(path, settings, tree)
+    raise_problems(tree, _own(stages, tree, path.parent))
     raise_problems(tree, _whole(settings, stages, tree))
     if settings.model is not None:
         given = ModelStage(model=settings.model, args=settings.args, weights=settings.weights)
         stages.insert(0, StageEntry("model", given))
-    pipeline = Pipeline(path, settings, tuple(stages), tree)
-    _extend_import_path(pipeline)
-    return pipeline
+    return Pipeline(path, settings, tuple(stages), tree)
 
 
-def _extend_import_path(pipeline: Pipeline) -> None:
-    for index, folder in enumerate(pipeline.settings.python_path):
-        path = (pipeline.base / folder).resolve()
+def _extend_import_path(file: Path, settings: PipelineSettings, tree: Tree) -> None:
+    for index, folder in enumerate(settings.python_path):
+        path = (file.resolve().parent / folder).resolve()
         if not path.is_dir():
             problem = Problem(
                 ("python_path", index), f"{folder}: no such folder", "paths are relative to the pipeline file"
             )
-            raise_problems(pipeline.tree, [problem])
+            raise_problems(tree, [problem])
         if str(path) not in sys.path:
             sys.path.insert(0, str(path))
 
@@ -184,6 +185,18 @@ def _named(problem: Problem, stage: str) -> Problem:
     """Messages speak of `distill.epochs`, not of `stages.1.distill.epochs`."""
     prefix = ".".join(str(part) for part in problem.location[:2]) + "."
     return Problem(problem.location, problem.message.replace(prefix, ""), problem.hint)
+
+
+def _own(stages: Sequence[StageEntry], tree: Tree, base: Path) -> list[Problem]:
+    """What is wrong with schemes and knowledges of the user's own."""
+    found = []
+    for stage in stages:
+        if isinstance(stage.settings, DistillStage):
+            place = ("stages", _listed(tree).index("distill"), "distill")
+            for problem in own_problems(stage.settings, base):
+                moved = Problem((*place, *problem.location), problem.message, problem.hint)
+                found.append(moved)
+    return found
 
 
 def _whole(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree) -> list[Problem]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgekd.distill.knowledge_settings import KnowledgeSettings, Pair
+from edgekd.distill.knowledge_settings import KnowledgeSettings
 from edgekd.distill.pairing import Stages, pair, stages_of
 from edgekd.distill.schemes.choose import Cast, phases_of
 from edgekd.distill.schemes.recipe import Recipe
 from edgekd.distill.schemes.terms import PairOf
+from edgekd.distill.term_settings import Pair
 from edgekd.models.settings import ModelSettings
 from edgekd.stages.context import Common, Context
 from edgekd.stages.networks import (

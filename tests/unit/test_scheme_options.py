@@ -26,7 +26,7 @@ from edgekd.stages.kinds import KINDS
         ({"scheme": "multi_teacher"}, "fewer than two teachers", "teachers: 5"),
         ({"scheme": "multi_teacher", "teachers": 1}, "fewer than two teachers", "teachers: 5"),
         ({"scheme": "self", "generations": 0}, "without a generation", "virtual_teacher"),
-        ({"scheme": "onlin"}, "not allowed here", "did you mean 'online'"),
+        ({"scheme": "onlin"}, "unknown scheme 'onlin'", "did you mean 'online'"),
         ({"scheme": "online", "peers": [{"student": "resnet9"}]}, "unknown model 'resnet9'", "resnet"),
         ({"scheme": "collaborative", "collaborative": {"terms": ["past", "pear"]}}, "not allowed here", "peer"),
     ],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgekd.distill.knowledge_settings import Pair
 from edgekd.distill.schemes.recipe import Recipe
+from edgekd.distill.term_settings import Pair
 from edgekd.train.world import Move, Optim, Phase, Term
 
 

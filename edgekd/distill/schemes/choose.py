@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edgekd.distill.knowledge_settings import Pair
+from edgekd.config.signature import arguments_of
+from edgekd.distill.own import own_scheme
 from edgekd.distill.schemes.assistant import assistant
 from edgekd.distill.schemes.multi_teacher import multi_teacher
 from edgekd.distill.schemes.peers import collaborative, online
 from edgekd.distill.schemes.recipe import Recipe
 from edgekd.distill.schemes.self_distillation import self_distillation
 from edgekd.distill.schemes.student_friendly import student_friendly
-from edgekd.distill.settings import DistillationSettings, Scheme
+from edgekd.distill.settings import DistillationSettings
+from edgekd.distill.term_settings import Pair
+from edgekd.errors import ConfigError, EdgekdError
+from edgekd.models.imports import blame
 from edgekd.train.world import Phase
 
 
@@ -35,8 +39,29 @@ _Make = Callable[[Recipe, DistillationSettings, Cast], list[Phase]]
 
 
 def phases_of(recipe: Recipe, settings: DistillationSettings, cast: Cast) -> list[Phase]:
-    """The phases of the scheme that the settings name."""
-    return _SCHEMES[settings.scheme](recipe, settings, cast)
+    """The phases of the scheme that the settings name.
+
+    Raises:
+        ConfigError: the data or the networks do not fit the scheme, or a user's own raises or makes no phases.
+    """
+    return (_own if settings.is_own else _SCHEMES[settings.scheme])(recipe, settings, cast)
+
+
+def _own(recipe: Recipe, settings: DistillationSettings, cast: Cast) -> list[Phase]:
+    name, options = settings.scheme, arguments_of(settings.own_options())
+    hint = "a scheme returns a list of phases, one of which changes the model `student`"
+    try:
+        phases = own_scheme(name).function(recipe, cast, **options)
+    except EdgekdError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        raise ConfigError(f"scheme {name} failed: {blame(error)}", hint="look at its `options:`") from error
+    if not isinstance(phases, list) or not all(isinstance(phase, Phase) for phase in phases):
+        raise ConfigError(f"scheme {name} gave no list of phases", hint=hint)
+    changed = {m for phase in phases for m in (*phase.learners(), *(m for edit in phase.start for m in edit.touches))}
+    if "student" not in changed:
+        raise ConfigError(f"scheme {name} teaches nobody named `student`", hint=hint)
+    return phases
 
 
 def _offline(recipe: Recipe, settings: DistillationSettings, cast: Cast) -> list[Phase]:
@@ -78,7 +103,7 @@ def _student_friendly(recipe: Recipe, settings: DistillationSettings, cast: Cast
     return student_friendly(recipe, settings.student_friendly, cast.stages())
 
 
-_SCHEMES: dict[Scheme, _Make] = {
+_SCHEMES: dict[str, _Make] = {
     "offline": _offline,
     "online": _online,
     "self": _self,

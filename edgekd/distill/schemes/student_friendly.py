@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from edgekd.distill.branches import Branch
-from edgekd.distill.knowledge_settings import KdSettings, KnowledgeSettings, MseLogitsSettings, Pair
+from edgekd.distill.knowledge_settings import KdSettings, KnowledgeSettings, MseLogitsSettings
 from edgekd.distill.scheme_settings import StudentFriendlySettings
 from edgekd.distill.schemes.recipe import Recipe, Start, owned
 from edgekd.distill.schemes.terms import response_terms
+from edgekd.distill.term_settings import Pair
 from edgekd.errors import ConfigError
 from edgekd.tasks import HeadSettings
 from edgekd.tasks.task import task_named

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import edgekd.distill.knowledge  # noqa: F401  registers every knowledge
-from edgekd.distill.knowledge_settings import KnowledgeSettings, Pair
+from edgekd.distill.knowledge_settings import KnowledgeSettings
+from edgekd.distill.term_settings import Pair
 from edgekd.errors import ConfigError
 from edgekd.tasks import HeadSettings
 from edgekd.tasks.task import task_named

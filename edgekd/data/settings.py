@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from edgekd.config import Settings
+from edgekd.config.settings import did_you_mean
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -171,8 +175,8 @@ class LimitSettings(Settings):
     """Most samples to test on."""
 
 
-class DataSettings(Settings):
-    """A data set: exactly one of digits, parquet, folder and npz."""
+class SourceSettings(Settings):
+    """Where samples come from: exactly one of digits, parquet, folder and npz."""
 
     digits: DigitsSettings | None = None
     """scikit-learn's digits, written `digits: {}`: 1797 images of 8x8, pixels / 16."""
@@ -182,6 +186,62 @@ class DataSettings(Settings):
     """Image files in folders."""
     npz: NpzSettings | None = None
     """Arrays in NumPy archives."""
+
+    @property
+    def source(self) -> str:
+        """Name of the one source that is given."""
+        return next(name for name in _SOURCES if getattr(self, name) is not None)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SourceSettings:
+        given = [name for name in _SOURCES if getattr(self, name) is not None]
+        if not given:
+            raise ValueError(f"names no data source | give one of: {', '.join(_SOURCES)}; e.g. `digits: {{}}`")
+        if len(given) > 1:
+            raise ValueError(f"names {len(given)} data sources: {', '.join(given)} | keep one of them")
+        return self
+
+
+class TableSettings(SourceSettings):
+    """A further table to train on: all training rows of one source. Labels are optional."""
+
+    limit: Count | None = None
+    """At most so many rows, drawn by seed."""
+
+
+UNLABELLED = "unlabelled"
+"""The table of the rows whose labels `labelled` takes away."""
+
+
+def _checked_table(name: str) -> str:
+    if name in SPLITS:
+        raise ValueError(f"{name!r} is a split of the data itself | give the table another name")
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,31}", name) is None:
+        raise ValueError(f"{name!r} cannot name a table | use at most 32 letters, digits and `_`, a letter first")
+    return name
+
+
+TableName = Annotated[str, AfterValidator(_checked_table)]
+
+TABLE_IDS = 1 << 40
+"""Ids of samples of further tables begin here; those of the data's own splits are below."""
+
+
+def first_id(table: str) -> int:
+    """Id of the first sample of a further table. It follows from the name alone: other tables do not move it."""
+    number = int.from_bytes(hashlib.sha256(table.encode()).digest()[:8], "big")
+    return (1 + number % ((1 << 22) - 1)) * TABLE_IDS
+
+
+def unknown_table(name: str, known: Collection[str]) -> tuple[str, str]:
+    """What is wrong with a table that the data has not, and what mends it."""
+    give = f"describe it under `data.tables: {{{name}: ..}}`"
+    return f"the data has no table {name!r}", f"{did_you_mean(name, known)}; or {give}" if known else give
+
+
+class DataSettings(SourceSettings):
+    """A data set: exactly one of digits, parquet, folder and npz."""
+
     validation: Share = 0.1
     """Share of the training samples that becomes the validation split, when the source brings none."""
     test: Share = 0.2
@@ -195,6 +255,12 @@ class DataSettings(Settings):
     """Seeded augmentation of training images."""
     limit: LimitSettings | None = None
     """Use only a seeded part of a split."""
+    labelled: Count | None = None
+    """Keep the labels of so many training samples only, drawn by seed in proportion to the classes: they are the train
+    split, and the others, without targets, the table `unlabelled`."""
+    tables: dict[TableName, TableSettings] = Field(default_factory=dict)
+    """Further tables that a scheme may train on, by name, e.g. `{unlabelled: {folder: {path: more}}}`. They have the
+    inputs of the data, and are prepared like its train split."""
     channels: Literal[1, 3] = 3
     """Images of parquet and folder become grey (1) or RGB (3)."""
     size: tuple[Count, Count] | None = None
@@ -214,17 +280,19 @@ class DataSettings(Settings):
     """Processes that decode streamed images ahead of training; 0 decodes in the training process."""
 
     @property
-    def source(self) -> str:
-        """Name of the one source that is given."""
-        return next(name for name in _SOURCES if getattr(self, name) is not None)
+    def table_names(self) -> tuple[str, ...]:
+        """Names of all further tables."""
+        return (*self.tables, *((UNLABELLED,) if self.labelled is not None else ()))
 
     @model_validator(mode="after")
-    def _one_source(self) -> DataSettings:
-        given = [name for name in _SOURCES if getattr(self, name) is not None]
-        if not given:
-            raise ValueError(f"names no data source | give one of: {', '.join(_SOURCES)}; e.g. `digits: {{}}`")
-        if len(given) > 1:
-            raise ValueError(f"names {len(given)} data sources: {', '.join(given)} | keep one of them")
+    def _tables_apart(self) -> DataSettings:
+        if self.labelled is not None and UNLABELLED in self.tables:
+            raise ValueError(f"labelled makes the table {UNLABELLED!r}, and tables has one | give that another name")
+        places: dict[int, str] = {}
+        for name in self.tables:
+            other = places.setdefault(first_id(name), name)
+            if other != name:  # by chance, one in four millions
+                raise ValueError(f"samples of the tables {other!r} and {name!r} would share ids | rename one of them")
         return self
 
     @model_validator(mode="after")

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.data.fingerprint import Memo
-from edgekd.data.memory import free_bytes
-from edgekd.data.readers import ImageReader, Reader, open_reader
-from edgekd.data.settings import SPLITS, DataSettings, MeanStd, Split
-from edgekd.data.workers import Pool
+from edgekd.data.further import FurtherTable, open_table
+from edgekd.data.loading import Loader
+from edgekd.data.readers import Reader, open_reader
+from edgekd.data.settings import SPLITS, DataSettings, MeanStd, Split, unknown_table
 from edgekd.errors import ConfigError, DataError
 from edgekd.files import sha256_json
-from edgekd.store import Store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +39,7 @@ def open_data(
 
     Args:
         base: folder that relative paths start from.
-        seed: draws the splits that the source does not bring, and `limit`.
+        seed: draws the splits that the source does not bring, `limit` and `labelled`.
         memo: JSON file that remembers digests of files, and what was measured, between runs.
         spool: folder of the store that keeps the copy of images to stream from, if the source needs one; without it a
             temporary folder, made when it is needed, gone when nothing streams from it any more.
@@ -51,7 +48,16 @@ def open_data(
         ConfigError: a path, a file, a column or an array is missing.
         DataError: a file is not what its name says.
     """
-    return Data(settings, open_reader(settings, base), seed, Memo(memo), spool)
+    reader = open_reader(settings, base, channels=settings.channels, size=settings.size)
+    if settings.labelled is not None and not reader.target_names:
+        raise ConfigError("data.labelled: the data has no labels to keep", hint="remove `labelled:`")
+    names = reader.input_names, reader.target_names
+    kept = Memo(memo)
+    tables = {
+        name: open_table(name, table, settings, *names, base=base, seed=seed, memo=kept)
+        for name, table in settings.tables.items()
+    }
+    return Data(settings, reader, seed, kept, Loader(settings, spool), tables)
 
 
 class Data:
@@ -64,21 +70,27 @@ class Data:
     """
 
     def __init__(
-        self, settings: DataSettings, reader: Reader, seed: int, memo: Memo, spool: Path | None = None
+        self,
+        settings: DataSettings,
+        reader: Reader,
+        seed: int,
+        memo: Memo,
+        loader: Loader,
+        further: Mapping[str, FurtherTable],
     ) -> None:
         self.settings = settings
         self._reader = reader
         self._seed = seed
         self._memo = memo
-        self._spool = spool
-        self._pool = Pool(settings.workers)
+        self._loader = loader
+        self._further = further
         self._shares: dict[Split, float] = {}
         if "test" not in reader.splits:
             self._shares["test"] = settings.test
         if "validation" not in reader.splits:
             self._shares["validation"] = settings.validation
         self._targets: dict[Split, dict[str, Tensor]] = {}
-        self._tables: dict[Split, Rows] = {}
+        self._tables: dict[str, Rows] = {}  # splits, and further tables, which are never called like them
         self._normalization: dict[str, Normalization] = {}
 
     @property
@@ -96,14 +108,15 @@ class Data:
         """Hex sha256 of everything that decides the samples, their splits and their normalisation; not of `augment`.
 
         Content of files and their names inside of the data set count, where it lies does not. The seed counts only if
-        it draws something. Files that the memo knows are not read.
+        it draws something. Files that the memo knows are not read. Further tables have fingerprints of their own.
 
         Raises:
             DataError: a file cannot be read.
         """
         settings = self.settings
         limit = settings.limit.canonical() if settings.limit else {}
-        drawn = any(self._shares.values()) or any(limit.values())
+        labelled = {} if settings.labelled is None else {"labelled": settings.labelled}
+        drawn = any(self._shares.values()) or any(limit.values()) or bool(labelled)
         normalize = settings.normalize.canonical() if isinstance(settings.normalize, MeanStd) else settings.normalize
         return sha256_json(
             {
@@ -116,6 +129,7 @@ class Data:
                 "normalize": normalize,
                 "classes": settings.classes,
                 "seed": self._seed if drawn else None,
+                **labelled,
             }
         )
 
@@ -126,6 +140,50 @@ class Data:
             ConfigError: a path, a file, a column or an array is missing.
         """
         self._reader.check()
+        for table in self._further.values():
+            table.check()
+
+    def table(self, name: str) -> Rows:
+        """A further table: all its rows, with targets as far as it has those of the data.
+
+        Its inputs are named, shaped and typed like those of train; no two samples of data and tables share an id.
+
+        Raises:
+            ConfigError: there is no such table, or its inputs do not fit those of the data.
+            DataError: as `load`.
+        """
+        self._check_table(name)
+        if name not in self._tables:
+            made = name not in self._further
+            self._tables[name] = self._unlabelled() if made else self._further[name].load(self, self._loader)
+        return self._tables[name]
+
+    def table_fingerprint(self, name: str) -> str:
+        """Hex sha256 of everything that decides the rows of a further table.
+
+        Raises:
+            ConfigError: there is no such table.
+            DataError: a file cannot be read.
+        """
+        self._check_table(name)
+        if name in self._further:
+            return self._further[name].fingerprint
+        return sha256_json({"table": name, "of": self.fingerprint})
+
+    @property
+    def rows(self) -> Rows:
+        """The train split."""
+        return self.load("train")
+
+    def classes_of(self, target: str) -> tuple[int, tuple[str, ...] | None]:
+        """How many classes an integer target has, and their names if the source has any."""
+        return self.classes()[target].count, self._reader.names(target)
+
+    def _check_table(self, name: str) -> None:
+        known = self.settings.table_names
+        if name not in known:
+            message, hint = unknown_table(name, known)
+            raise ConfigError(message, hint=hint)
 
     def load(self, split: Split) -> Rows:
         """The samples of a split, in the order of the source: a table that is decoded on the first call, or streamed.
@@ -180,6 +238,8 @@ class Data:
         sizes = {split: self._source_rows(split) for split in self._reader.splits}
         sizes.update(split_sizes(sizes["train"], self._shares))
         counts = {str(split): min(sizes[split], self._limit(split) or sizes[split]) for split in SPLITS}
+        if self.settings.labelled is not None:
+            counts["train"] = self._labels_kept(counts["train"])
         self._memo.remember_counts(self.fingerprint, counts)
         return counts
 
@@ -216,9 +276,6 @@ class Data:
     def _load(self, split: Split) -> Rows:
         import torch
 
-        from edgekd.data.stream import StreamedTable
-        from edgekd.data.table import Table
-
         if self._shares.get(split) == 0:
             if split == "test":
                 raise DataError(
@@ -230,27 +287,47 @@ class Data:
         targets = self._source_targets(origin)
         before = SPLITS[: SPLITS.index(origin)]
         offset = sum(self._source_rows(earlier) for earlier in before if earlier in self._reader.splits)
-        reader = self._reader
-        if isinstance(reader, ImageReader) and self.settings.stream != "never":
-            first = reader.inputs(origin, rows[:1])["image"][0]
-            if self.settings.stream == "always" or len(rows) * first.nbytes > self.settings.memory * free_bytes():
-                images = reader.encoded(origin, self._store, self._digests)
-                shape = tuple(first.shape)
-                return StreamedTable(images, reader.decoder, shape, targets, rows, offset, self._pool)
-        inputs = reader.inputs(origin, rows)
-        return Table(inputs, {name: labels[rows] for name, labels in targets.items()}, rows + offset)
+        return self._loader.load(self._reader, origin, rows, targets, offset, lambda: self._digests)
+
+    def _unlabelled(self) -> Rows:
+        """The rows of train whose labels are not kept."""
+        _, rows = self._by_label
+        return self._loader.load(self._reader, "train", rows, {}, 0, lambda: self._digests)
 
     @cached_property
-    def _store(self) -> Store:
-        """Where images are copied to, to be streamed from."""
-        if self._spool is not None:
-            return Store(self._spool)
-        folder = tempfile.mkdtemp(prefix="edgekd-")
-        weakref.finalize(self._pool, shutil.rmtree, folder, ignore_errors=True)  # which streamed tables hold, too
-        return Store(Path(folder))
+    def _by_label(self) -> tuple[Tensor, Tensor]:
+        """Rows of the source's train whose labels are kept, and those whose are not."""
+        import torch
+
+        from edgekd.data.splits import choose_rows
+
+        rows = self._limited("train", "train")
+        labels = self._stratify("train")
+        kept = self._labels_kept(len(rows))
+        chosen = choose_rows(len(rows), kept, None if labels is None else labels[rows], self._seed, "labelled")
+        others = torch.ones(len(rows), dtype=torch.bool)
+        others[chosen] = False
+        return rows[chosen], rows[others]
+
+    def _labels_kept(self, samples: int) -> int:
+        """`labelled`, held against the training samples that there are."""
+        kept = self.settings.labelled
+        assert kept is not None
+        if kept >= samples:
+            raise ConfigError(
+                f"data.labelled: {kept} labels of {samples} training samples leave none unlabelled",
+                hint="lower it, or remove `labelled:`",
+            )
+        return kept
 
     def _rows(self, split: Split, origin: Split) -> Tensor:
         """Rows of the split in the part of the source that it comes from."""
+        if split == "train" and self.settings.labelled is not None:
+            return self._by_label[0]
+        return self._limited(split, origin)
+
+    def _limited(self, split: Split, origin: Split) -> Tensor:
+        """The same before labels are taken away."""
         import torch
 
         from edgekd.data.splits import choose_rows
@@ -271,11 +348,10 @@ class Data:
         return split_rows(self._source_rows("train"), self._shares, self._stratify("train"), self._seed)
 
     def _stratify(self, origin: Split) -> Tensor | None:
-        """The labels to keep in proportion: the one target, if it is one integer per sample."""
-        targets = list(self._source_targets(origin).values())
-        if len(targets) == 1 and targets[0].dim() == 1 and not targets[0].is_floating_point():
-            return targets[0]
-        return None
+        """The labels to keep in proportion, if there are such."""
+        from edgekd.data.splits import stratum
+
+        return stratum(self._source_targets(origin).values())
 
     def _source_rows(self, split: Split) -> int:
         rows = self._reader.rows(split)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -60,6 +60,12 @@ def split_rows(n: int, shares: Mapping[Split, float], labels: Tensor | None, see
             keep[chosen] = False
             result[split], rows = rows[chosen], rows[keep]
     return {"train": rows, **result}
+
+
+def stratum(targets: Collection[Tensor]) -> Tensor | None:
+    """The labels to keep in proportion, int64 (n,): the one target, if it is one integer per sample."""
+    only = next(iter(targets)) if len(targets) == 1 else None
+    return only if only is not None and only.dim() == 1 and not only.is_floating_point() else None
 
 
 def choose_rows(n: int, size: int, labels: Tensor | None, seed: int, purpose: str) -> Tensor:

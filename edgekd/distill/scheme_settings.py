@@ -111,7 +111,7 @@ class TrainedNetwork(ModelSettings):
 
     def network(self) -> ModelSettings:
         """The network to build."""
-        return ModelSettings(model=self.model, args=self.args, weights=self.weights)
+        return ModelSettings(model=self.model, args=self.args, weights=self.weights, inputs=self.inputs)
 
 
 class VirtualTeacherSettings(Settings):

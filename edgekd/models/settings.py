@@ -24,6 +24,16 @@ ModelReference = Annotated[str, AfterValidator(_checked)]
 """A zoo name or "package.module:factory"; a name that the zoo does not know is refused with the nearest one."""
 
 
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        raise ValueError("inputs names one twice | name each input once")
+    return names
+
+
+Columns = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1), AfterValidator(_each_once)]
+"""Names of inputs of the data."""
+
+
 class ModelSettings(Settings):
     """Which network, how it is made, and the weights it starts from."""
 
@@ -38,3 +48,7 @@ class ModelSettings(Settings):
     weights: str | None = None
     """File with the weights to start from (.safetensors, or a state dict as .pt, .pth or .bin), relative to the
     pipeline file. Without it the network starts at random."""
+
+    inputs: Columns | None = None
+    """Inputs of the data that the network takes, in the order of its forward; by default all. Arguments of forward that
+    have the same names are matched by name, and a single input goes to the first argument, whatever its name."""

@@ -18,7 +18,7 @@ from edgekd.models.resolve import code_digest
 from edgekd.models.source import source_digest
 from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, networks_of
 from edgekd.stages.kinds import ENGINE_PACKAGES, KINDS, StageKind
-from edgekd.stages.settings import DistillStage
+from edgekd.stages.settings import DistillStage, tables_of
 from edgekd.store import Artifact, Store
 from edgekd.tasks import HeadSettings
 from edgekd.train.settings import TrainSettings
@@ -50,6 +50,9 @@ def ingredients(
     if kind.reads_data:
         found["data"] = data.fingerprint
         found["heads"] = [head.canonical() for head in heads]
+    used = tables_of(entry.settings)
+    if used:
+        found["tables"] = {name: data.table_fingerprint(name) for name in sorted(used)}
     if entry.name == "export":
         found["name"] = pipeline.settings.name
     if kind.trains and entry.name != "model":

@@ -6,10 +6,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from edgekd.config.settings import did_you_mean
 from edgekd.data.source import Data, open_data
 from edgekd.errors import ConfigError
 from edgekd.pipeline.keys import LastRuns, explain, ingredients, key_of
-from edgekd.pipeline.schema import Pipeline, StageEntry, located, networks_of, stage_location
+from edgekd.pipeline.schema import Pipeline, StageEntry, data_location, located, networks_of, stage_location
 from edgekd.stages.context import Common
 from edgekd.stages.guides import answers
 from edgekd.stages.kinds import KINDS
@@ -51,10 +52,10 @@ class Planner:
         try:
             data = open_data(settings.data, base=pipeline.base, seed=settings.seed, memo=store.memo, spool=store.root)
         except ConfigError as error:
-            address = error.message.partition(":")[0].split(".")  # "data.npz.path: .."
-            raise located(pipeline, tuple(address) if address[0] == "data" else ("data",), error) from None
+            raise located(pipeline, data_location(pipeline, error), error) from None
         heads = heads_of(settings.task, data.target_names)
         _check_weights(pipeline)
+        _check_columns(pipeline, data.input_names)
         return cls(pipeline, store, data, heads, LastRuns(store, pipeline))
 
     def common(self) -> Common:
@@ -125,3 +126,13 @@ def _check_weights(pipeline: Pipeline) -> None:
                     f"{network.weights}: no such file", hint="paths are relative to the pipeline file"
                 )
                 raise located(pipeline, (*stage_location(pipeline, entry), *place, "weights"), missing)
+
+
+def _check_columns(pipeline: Pipeline, columns: Collection[str]) -> None:
+    """Inputs that networks take must be the data's: known before the first stage."""
+    for entry in pipeline.stages:
+        for place, network in networks_of(entry).items():
+            for index, name in enumerate(network.inputs or ()):
+                if name not in columns:
+                    unknown = ConfigError(f"the data has no input {name!r}", hint=did_you_mean(name, columns))
+                    raise located(pipeline, (*stage_location(pipeline, entry), *place, "inputs", index), unknown)

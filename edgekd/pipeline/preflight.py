@@ -6,9 +6,17 @@ import shutil
 
 from edgekd.errors import ConfigError, StageError, UnavailableError
 from edgekd.pipeline.plan import Planner
-from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, networks_of, stage_location
+from edgekd.pipeline.schema import (
+    Pipeline,
+    StageEntry,
+    data_location,
+    located,
+    network_location,
+    networks_of,
+    stage_location,
+)
 from edgekd.stages.kinds import KINDS
-from edgekd.stages.settings import DistillStage, EvaluateStage, TeacherStage
+from edgekd.stages.settings import DistillStage, EvaluateStage, TeacherStage, tables_of
 
 _FREE_BYTES = 50_000_000
 
@@ -33,6 +41,7 @@ def preflight(pipeline: Pipeline, planner: Planner, first: StageEntry, stages: l
             hint="free some space (`edgekd store gc --keep 20`) and run the same command again",
         )
     _device(pipeline)
+    _data(pipeline, planner, remaining)
     _splits(pipeline, planner, remaining)
     _networks(pipeline, planner, remaining)
     _lessons(pipeline, planner, remaining)
@@ -72,6 +81,17 @@ def _device(pipeline: Pipeline) -> None:
                 hint="use `device: auto`, or install a CUDA build of torch and a driver",
             )
             raise located(pipeline, ("train", "device"), missing)
+
+
+def _data(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) -> None:
+    """Labels that are kept must leave others, and tables that stages train on must fit the data."""
+    try:
+        if pipeline.settings.data.labelled is not None:
+            planner.data.counts()
+        for name in dict.fromkeys(name for entry in stages for name in tables_of(entry.settings)):
+            planner.data.table(name)
+    except ConfigError as error:
+        raise located(pipeline, data_location(pipeline, error), error) from None
 
 
 def _splits(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) -> None:

@@ -20,7 +20,7 @@ from edgekd.pipeline.log import Log
 from edgekd.pipeline.plan import Planner, Step
 from edgekd.pipeline.preflight import preflight
 from edgekd.pipeline.processes import Team, lost
-from edgekd.pipeline.schema import Pipeline, StageEntry, located, stage_location
+from edgekd.pipeline.schema import Pipeline, StageEntry, data_location, located, stage_location
 from edgekd.stages.context import Context
 from edgekd.stages.kinds import KINDS
 from edgekd.store import Artifact, Draft, Store
@@ -236,8 +236,7 @@ class _Run:
         if error.message.startswith((path, "--set ")) or isinstance(error, TryAgainError):
             return error.message
         if isinstance(error, DataError):
-            data = self.pipeline.settings.data
-            return located(self.pipeline, ("data", data.source), error).message
+            return located(self.pipeline, data_location(self.pipeline, error), error).message
         if entry is None:
             return located(self.pipeline, (), error).message
         named = EdgekdError(f"{entry.name}: {error.message}")

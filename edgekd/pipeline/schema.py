@@ -15,16 +15,17 @@ from edgekd.config import Problem, Settings, Tree, load_tree, raise_problems, va
 from edgekd.config.settings import did_you_mean
 from edgekd.config.tree import Location
 from edgekd.data import DataSettings
+from edgekd.data.settings import unknown_table
 from edgekd.distill.knowledge_settings import KnowledgeSettings
 from edgekd.distill.own import own_problems
 from edgekd.distill.settings import SCHEMES
 from edgekd.errors import ConfigError, EdgekdError
-from edgekd.models.settings import ModelReference, ModelSettings
+from edgekd.models.settings import Columns, ModelReference, ModelSettings
 from edgekd.pipeline.gates import GateSettings
 from edgekd.pipeline.overrides import apply_override
 from edgekd.stages.context import roles
 from edgekd.stages.kinds import KINDS, ORDER, WRITABLE, needs_of
-from edgekd.stages.settings import DistillStage, ModelStage, TargetSettings
+from edgekd.stages.settings import DistillStage, ModelStage, TargetSettings, tables_of
 from edgekd.tasks.settings import TaskName
 from edgekd.train.settings import TrainSettings
 
@@ -68,6 +69,8 @@ class PipelineSettings(Settings):
     """Keyword arguments for the factory of `model`."""
     weights: str | None = None
     """File with the weights of `model`, relative to the pipeline file."""
+    inputs: Columns | None = None
+    """Inputs of the data that `model` takes, in the order of its forward; by default all."""
     python_path: tuple[str, ...] = ()
     """Folders, relative to this file, that networks are imported from besides the file's own folder."""
     targets: dict[Annotated[str, AfterValidator(_checked_target)], TargetSettings] = Field(default_factory=dict)
@@ -129,7 +132,7 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     raise_problems(tree, _own(stages, tree, path.parent))
     raise_problems(tree, _whole(settings, stages, tree))
     if settings.model is not None:
-        given = ModelStage(model=settings.model, args=settings.args, weights=settings.weights)
+        given = ModelStage(model=settings.model, args=settings.args, weights=settings.weights, inputs=settings.inputs)
         stages.insert(0, StageEntry("model", given))
     return Pipeline(path, settings, tuple(stages), tree)
 
@@ -206,14 +209,18 @@ def _whole(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree)
     if "compile" in names and not settings.targets:
         problems.append(Problem((), "compile has no targets", "add `targets: {cpu: {runtime: openvino}}`"))
     problems += _knowledge(settings, stages, tree)
+    for stage in stages:
+        location: Location = ("stages", _listed(tree).index(stage.name), stage.name)
+        unknown = [name for name in tables_of(stage.settings) if name not in settings.data.table_names]
+        problems += [Problem(location, *unknown_table(name, settings.data.table_names)) for name in unknown]
     for name, target in settings.targets.items():
-        location: Location = ("targets", name)
+        location = ("targets", name)
         problems += _target(name, target, names, location)
     made = names | ({"model"} if settings.model is not None else set())
     for index, gate in enumerate(settings.gates):
         problems += [Problem(("gates", index), *words) for words in gate.problems(made, set(settings.targets))]
-    if (settings.args or settings.weights) and settings.model is None:
-        key = "weights" if settings.weights else "args"
+    if (settings.args or settings.weights or settings.inputs) and settings.model is None:
+        key = "weights" if settings.weights else "args" if settings.args else "inputs"
         problems.append(Problem((key,), f"{key} without a model", "add `model: package.module:factory`"))
     return problems
 
@@ -312,6 +319,12 @@ def _target(name: str, target: TargetSettings, stages: set[str], location: Locat
 def located(pipeline: Pipeline, location: Location, error: E) -> E:
     """An error with the place in the pipeline file that it is about."""
     return type(error)(f"{pipeline.tree.where(location)}: {error.message}", hint=error.hint)
+
+
+def data_location(pipeline: Pipeline, error: EdgekdError) -> Location:
+    """Where in `data:` an error belongs: its message may begin with an address, as in `data.npz.path: ..`."""
+    address = error.message.partition(":")[0].split(".")
+    return tuple(address) if address[0] == "data" else ("data", pipeline.settings.data.source)
 
 
 def stage_location(pipeline: Pipeline, entry: StageEntry, *keys: str) -> Location:

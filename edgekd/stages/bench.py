@@ -29,7 +29,9 @@ def run(context: Context) -> None:
             )
             for b in builds
         ]
-        feeds = noise_feeds(builds[0]["inputs"], batch=options.batch, seed=context.common.seed)
+        # Networks may take different inputs of the data; each build is fed those that it names.
+        inputs = {info["name"]: info for build in builds for info in build["inputs"]}
+        feeds = noise_feeds(list(inputs.values()), batch=options.batch, seed=context.common.seed)
         folder = context.draft.folder / target
         folder.mkdir()
         rows, pairs = measure(

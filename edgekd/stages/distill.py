@@ -21,7 +21,7 @@ from edgekd.stages.networks import (
     save_curves,
     training_tables,
 )
-from edgekd.stages.settings import DistillStage
+from edgekd.stages.settings import DistillStage, tables_of
 from edgekd.stages.teacher import save_trained
 from edgekd.stages.training import optim, run_phases, stage_train_settings, target_options
 from edgekd.store import Artifact, Draft, Store
@@ -34,11 +34,12 @@ def run(context: Context) -> None:
     options = context.options(DistillStage)
     settings = stage_train_settings(context)
     source = _source(context, options)
-    world = make_world(context.common, tables=training_tables(context.common))
+    world = make_world(context.common, tables=training_tables(context.common, tables_of(options)))
     teacher = None
     if source is not None:
         world.models["teacher"] = load_model(context.common, source)
-        teacher = ModelSettings(model=source.facts["model"], args=source.facts["args"])
+        facts = source.facts
+        teacher = ModelSettings(model=facts["model"], args=facts["args"], inputs=tuple(facts["inputs"]))
     networks, phases = _plan(context, world, teacher)
     frozen = {"teacher": source} if source is not None and options.reads_teacher else {}
     curves = run_phases(context, world, phases, settings, learner="student", frozen=frozen)
@@ -56,7 +57,9 @@ def rehearse(common: Common, options: DistillStage, teacher: ModelSettings | Non
         ConfigError: a layer, a knowledge or an augmentation does not fit the networks or the data.
     """
     context = Context("distill", options, common, {}, Draft(Path()), Path(), store, tell=lambda text: None)
-    world = make_world(common, tables={"train": common.data.load("train")})
+    names = tables_of(options)
+    tables = {"train": common.data.load("train")} | {name: common.data.table(name) for name in names}
+    world = make_world(common, tables=tables)
     if teacher is not None and options.uses_teacher:
         world.models["teacher"] = fresh_model(common, teacher.model_copy(update={"weights": None}), seed=common.seed)
     _, phases = _plan(context, world, teacher if options.uses_teacher else None)

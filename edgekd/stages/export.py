@@ -33,7 +33,8 @@ def run(context: Context) -> None:
         model = load_model(context.common, artifact)
         path = context.draft.folder / f"{role}.f32.onnx"
         _write(context, model, model.network, path, "f32")
-        files[path.name] = _checked(context, path, role, "f32", _outputs(model, feeds), feeds)
+        own = _taken(model, feeds)
+        files[path.name] = _checked(context, path, role, "f32", _outputs(model, own), own)
     if "quantize" in context.inputs:
         files.update(_quantized(context, feeds))
     limits = {name: getattr(options, name) for name in ("max_error", "max_noise", "min_agreement")}
@@ -55,9 +56,10 @@ def _quantized(context: Context, feeds: Arrays) -> dict[str, dict[str, Any]]:
     if broken:
         raise ParityError(f"{int8.name} breaks TensorRT's rules: {broken[0]}", hint="please report this network")
     save(to_uint8(graph), uint8)
-    outputs = _outputs(model, feeds)
+    own = _taken(model, feeds)
+    outputs = _outputs(model, own)
     return {
-        path.name: _checked(context, path, "quantized", flavour, outputs, feeds)
+        path.name: _checked(context, path, "quantized", flavour, outputs, own)
         for path, flavour in ((int8, "int8"), (uint8, "uint8"))
     }
 
@@ -65,15 +67,16 @@ def _quantized(context: Context, feeds: Arrays) -> dict[str, dict[str, Any]]:
 def _write(context: Context, model: Model, network: torch.nn.Module, path: Path, flavour: str) -> None:
     options = context.options(ExportStage)
     example = example_inputs(context.common, model)
-    write_onnx(network, example, model.outputs, path, opset=options.opset, metadata=_metadata(context, flavour))
+    write_onnx(network, example, model.outputs, path, opset=options.opset, metadata=_metadata(context, model, flavour))
 
 
-def _metadata(context: Context, flavour: str) -> dict[str, str]:
+def _metadata(context: Context, model: Model, flavour: str) -> dict[str, str]:
     """What a device needs to feed the network and to name its answers. No paths, nothing of this machine."""
     common = context.common
     preprocessing = {
         name: {"scale": n.scale, "mean": list(n.mean), "std": list(n.std)}
         for name, n in common.data.normalization().items()
+        if name in model.inputs
     }
     labels = {name: list(info.names) for name, info in common.data.classes().items() if info.names}
     return {
@@ -92,6 +95,11 @@ def _parity_feeds(context: Context, samples: int) -> Arrays:
     rows = table.take(torch.arange(min(samples, len(table))))
     world = make_world(context.common, tables={})
     return {name: to_input(world, name, x, CPU).contiguous().numpy() for name, x in rows.inputs.items()}
+
+
+def _taken(model: Model, feeds: Arrays) -> Arrays:
+    """The inputs that a network takes."""
+    return {name: feeds[name] for name in model.inputs}
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,12 +32,12 @@ def make_world(common: Common, *, tables: Mapping[str, Rows]) -> World:
     return World({}, dict(tables), common.heads, common.data.normalization())
 
 
-def training_tables(common: Common) -> dict[str, Rows]:
-    """The splits that training may see."""
+def training_tables(common: Common, names: Iterable[str] = ()) -> dict[str, Rows]:
+    """The splits that training may see, and further tables of these names."""
     tables = {"train": common.data.load("train")}
     if common.data.counts().get("validation"):
         tables["validation"] = common.data.load("validation")
-    return tables
+    return tables | {name: common.data.table(name) for name in names}
 
 
 def fresh_model(common: Common, settings: ModelSettings, *, seed: int) -> Model:
@@ -48,15 +48,17 @@ def fresh_model(common: Common, settings: ModelSettings, *, seed: int) -> Model:
         DataError: labels do not fit the network's outputs.
     """
 
+    columns = settings.inputs or common.data.input_names
+
     def fresh() -> torch.nn.Module:
-        return build(settings.model, settings.args, common.base, _defaults(common))
+        return build(settings.model, settings.args, common.base, _defaults(common, columns))
 
     torch.default_generator.manual_seed(seed)
     network = fresh()
     if settings.weights is not None:
         path = common.base / settings.weights
         apply_state(network, load_state(path), path)
-    names = _match_inputs(network, common.data.input_names, settings.model)
+    names = _match_inputs(network, columns, settings.model, chosen=settings.inputs is not None)
     outputs = tuple(head.output for head in common.heads)
     model = Model(network, names, outputs, fresh)
     _try(common, model, settings.model)
@@ -68,7 +70,8 @@ def note_normalization(context: Context, settings: ModelSettings) -> None:
     data = context.common.data
     if settings.weights is None or "normalize" in data.settings.model_fields_set:
         return
-    for name, found in data.normalization().items():
+    for name in settings.inputs or data.input_names:
+        found = data.normalization()[name]
         mean, std = (", ".join(f"{value:.3g}" for value in values[:3]) for values in (found.mean, found.std))
         context.tell(
             f"{context.stage}: note: {name} is normalised by this data (mean {mean}, std {std}); "
@@ -79,7 +82,7 @@ def note_normalization(context: Context, settings: ModelSettings) -> None:
 def load_model(common: Common, artifact: Artifact) -> Model:
     """The float network of an artefact, in evaluation mode."""
     facts = artifact.facts
-    network = build(facts["model"], facts["args"], common.base, _defaults(common))
+    network = build(facts["model"], facts["args"], common.base, _defaults(common, facts["inputs"]))
     path = artifact.path(WEIGHTS)
     apply_state(network, load_state(path), path)
     return Model(network.eval(), tuple(facts["inputs"]), tuple(facts["outputs"]))
@@ -139,29 +142,36 @@ def data_facts(common: Common) -> dict[str, Any]:
     return {"n": common.data.counts()}
 
 
-def _defaults(common: Common) -> dict[str, Any]:
-    """What the data says about a network: passed to factories that name these arguments."""
+def _defaults(common: Common, columns: Sequence[str]) -> dict[str, Any]:
+    """What the data says about a network of these inputs: passed to factories that name these arguments."""
     train = common.data.load("train")
     defaults: dict[str, Any] = {}
     classes = common.data.classes()
     known = [classes[h.target].count for h in common.heads if h.target in classes and h.task == "classification"]
     if len(known) == 1:
         defaults["num_classes"] = known[0]
-    first = next(iter(train.inputs.values()))
-    if len(train.inputs) == 1 and first.dim() > 1:
+    first = train.inputs[columns[0]]
+    if len(columns) == 1 and first.dim() > 1:
         defaults["in_channels"] = first.shape[1]
         if first.dim() == 4:
             defaults["image_size"] = first.shape[-1]
     return defaults
 
 
-def _match_inputs(network: torch.nn.Module, columns: tuple[str, ...], reference: str) -> tuple[str, ...]:
-    """Data columns in the order of the network's forward: by name, or the only one whatever its name."""
+def _match_inputs(
+    network: torch.nn.Module, columns: tuple[str, ...], reference: str, *, chosen: bool
+) -> tuple[str, ...]:
+    """Data columns in the order of the network's forward: by name, or the only one whatever its name.
+
+    `chosen`: those of a pipeline file, which are in that order already where they have other names.
+    """
     names = input_names(network)
     if len(columns) == 1:
         return columns
     wanted = tuple(name for name in names if name in columns)
     if set(wanted) != set(columns):
+        if chosen:
+            return columns
         raise ConfigError(
             f"{reference} takes {', '.join(names)}, the data has {', '.join(columns)}",
             hint="give the arguments of `forward` the names of the data's inputs",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import Field, model_validator
 
@@ -10,11 +10,26 @@ from edgekd.bench.settings import BenchSettings
 from edgekd.config import Settings
 from edgekd.distill.settings import DistillationSettings
 from edgekd.export.settings import ExportSettings
-from edgekd.models.settings import ModelReference, ModelSettings
+from edgekd.models.settings import Columns, ModelReference, ModelSettings
 from edgekd.quantize.settings import QuantizationSettings
 from edgekd.train.settings import TrainOverrides
 
 Select = Literal["last", "best"]
+
+
+@runtime_checkable
+class UsesTables(Protocol):
+    """Settings of a stage that trains on further tables of the data."""
+
+    @property
+    def tables_used(self) -> tuple[str, ...]:
+        """Names of the tables."""
+        ...
+
+
+def tables_of(settings: Settings) -> tuple[str, ...]:
+    """Names of the further tables that a stage trains on, each once."""
+    return tuple(dict.fromkeys(settings.tables_used)) if isinstance(settings, UsesTables) else ()
 
 
 class TeacherStage(TrainOverrides, ModelSettings):
@@ -39,6 +54,8 @@ class DistillStage(TrainOverrides, DistillationSettings):
     """Keyword arguments for the student's factory."""
     weights: str | None = None
     """File with weights that the student starts from, relative to the pipeline file."""
+    inputs: Columns | None = None
+    """Inputs of the data that the student takes, in the order of its forward; by default all."""
     epochs: int = Field(default=60, ge=0)
     """Passes over the training split; those of the phase in which the student learns from others."""
     select: Select = "last"
@@ -46,7 +63,7 @@ class DistillStage(TrainOverrides, DistillationSettings):
 
     def network(self) -> ModelSettings:
         """The student as a network to build."""
-        return ModelSettings(model=self.student, args=dict(self.args), weights=self.weights)
+        return ModelSettings(model=self.student, args=dict(self.args), weights=self.weights, inputs=self.inputs)
 
 
 class QuantizeStage(TrainOverrides, QuantizationSettings):

@@ -30,7 +30,8 @@ def outputs(
     model.network.to(device).eval()
     parts = []
     for rows in table.batches(torch.split(torch.arange(ranks.rank, len(table), ranks.count), _BATCH)):
-        result = model({key: to_input(world, key, value, device) for key, value in rows.inputs.items()})
+        own = {key: value for key, value in rows.inputs.items() if key in model.inputs}
+        result = model({key: to_input(world, key, value, device) for key, value in own.items()})
         parts.append({key: value.float() for key, value in result.items()})
     model.network.train(training)
     # To the CPU in one go: a copy for each batch would wait for each.

@@ -10,6 +10,7 @@ from torch import Tensor
 from edgekd.data.draws import sample_keys
 from edgekd.data.mixing import Mix
 from edgekd.data.noise import NoiseTable
+from edgekd.data.settings import TABLE_IDS
 from edgekd.data.table import Rows, Table
 from edgekd.data.views import Look, Views
 from edgekd.errors import ConfigError
@@ -32,7 +33,7 @@ class Feed:
     its partner are in the column `other_name(target)`, and `mix_share`, float32 (N,), says how much of it is itself.
 
     Attributes:
-        samples: ids of samples are below it.
+        samples: numbers of samples in the column `sample_ids` are below it.
         ids: int64 (M,), the samples that this epoch visits here, in order.
         slots: int64 (M,), which of its own views each of them is seen in.
 
@@ -48,6 +49,11 @@ class Feed:
         self._real |= {head.target for head in world.heads if head.task == "regression" and head.target is not None}
         self._columns = {*table.inputs, *table.targets, SAMPLE_IDS}
         self.samples = int(table.ids.max()) + 1 if len(table) else 0
+        self._ranks: Tensor | None = None
+        if self.samples > TABLE_IDS:
+            # Knowledges keep a place for each number up to the largest; ids of further tables are too far apart.
+            self._ranks = torch.unique(table.ids)
+            self.samples = len(self._ranks)
         if views.mixing is not None:
             made = {MIX_SHARE, *(other_name(name) for name in table.targets.keys() - self._real)}
             for name in sorted(made & self._columns):
@@ -98,7 +104,8 @@ class Feed:
         for name, x in rows.inputs.items():
             shown = to_input(self._world, name, self._views.show(x, look), self._device)
             batch[name] = self._views.erase(shown, look)
-        batch[SAMPLE_IDS] = rows.ids.to(self._device)
+        numbers = rows.ids if self._ranks is None else torch.searchsorted(self._ranks, rows.ids)
+        batch[SAMPLE_IDS] = numbers.to(self._device)
         return {**batch, **{name: y.to(self._device) for name, y in rows.targets.items()}}
 
     def _mixed(self, batch: Batch, partners: Table, mix: Mix) -> Batch:

@@ -202,7 +202,7 @@ def test_more_than_a_share_of_the_free_memory_is_streamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, kind: type
 ) -> None:
     parquet_set(tmp_path / "set")
-    monkeypatch.setattr("edgekd.data.source.free_bytes", lambda: free)
+    monkeypatch.setattr("edgekd.data.loading.free_bytes", lambda: free)
     assert isinstance(opened(tmp_path, parquet=PARQUET).load("train"), kind)
     assert isinstance(opened(tmp_path, parquet=PARQUET, memory=0.1).load("train"), StreamedTable)
     assert isinstance(opened(tmp_path, parquet=PARQUET, stream="never").load("train"), Table)
@@ -211,7 +211,7 @@ def test_more_than_a_share_of_the_free_memory_is_streamed(
 
 def test_archives_are_not_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     npz_set(tmp_path / "set")
-    monkeypatch.setattr("edgekd.data.source.free_bytes", lambda: 0)
+    monkeypatch.setattr("edgekd.data.loading.free_bytes", lambda: 0)
     assert isinstance(opened(tmp_path, npz={"path": "set"}).load("train"), Table)
     _, problems = validate(DataSettings, {"npz": {"path": "set"}, "stream": "always"})
     assert "is for parquet and folder only" in problems[0].message

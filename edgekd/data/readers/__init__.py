@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from edgekd.data.readers.images import EncodedImages, ImageDecoder
-from edgekd.data.settings import DataSettings, Split
+from edgekd.data.settings import SourceSettings, Split
 from edgekd.store import Store
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ class ImageReader(Reader, Protocol):
         ...
 
 
-def open_reader(settings: DataSettings, base: Path) -> Reader:
-    """The reader of the source that the settings name; paths are relative to `base`.
+def open_reader(settings: SourceSettings, base: Path, *, channels: int, size: tuple[int, int] | None) -> Reader:
+    """The reader of the source that the settings name; paths are relative to `base`, images become of one kind.
 
     Raises:
         ConfigError: a path, a file, a column or an array is missing.
@@ -96,7 +96,7 @@ def open_reader(settings: DataSettings, base: Path) -> Reader:
     from edgekd.data.readers.parquet import ParquetReader
 
     reader: Reader
-    decoder = ImageDecoder(settings.channels, settings.size)
+    decoder = ImageDecoder(channels, size)
     if settings.parquet is not None:
         reader = ParquetReader(settings.parquet, base / settings.parquet.path, decoder)
     elif settings.folder is not None:

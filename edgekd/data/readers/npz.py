@@ -97,6 +97,12 @@ class NpzReader:
         return target_tensor(values, f"{self._files[split]} array {name!r}")
 
 
+def arrays_of(root: Path) -> set[str]:
+    """Names of the arrays of train; none if it is not there. Raises ConfigError and DataError as the reader does."""
+    path = _files(root)["train"]
+    return _array_names(path) if path.is_file() else set()
+
+
 def _files(root: Path) -> dict[Split, Path]:
     if root.suffix == ".npz":
         return {"train": root}

@@ -28,6 +28,9 @@ class SchemeFacts:
         teacher: whether it learns from a teacher that an earlier stage makes.
         task_weight: of the task's own loss, unless the file says otherwise.
         tables: those of its own options that name tables.
+        asks: whether that teacher is asked as it is, so that its answers can be kept.
+        other_inputs: whether teacher and student must see different inputs.
+        idle: options of all schemes that do nothing in this one, and `instead` what mends it.
     """
 
     help: str
@@ -35,6 +38,10 @@ class SchemeFacts:
     teacher: bool = True
     task_weight: float = 0.1
     tables: tuple[str, ...] = ()
+    asks: bool = True
+    other_inputs: bool = False
+    idle: tuple[str, ...] = ()
+    instead: str = "remove it"
 
 
 SCHEMES: dict[str, SchemeFacts] = {
@@ -56,6 +63,8 @@ SCHEMES: dict[str, SchemeFacts] = {
         "(CTSL-MKT, Sun and Gou 2021)",
         ("peers", "goes_on", "collaborative"),
         teacher=False,
+        idle=("knowledge", "task_weight"),
+        instead="its weights stand in `collaborative: {alpha: 1}`",
     ),
     "multi_teacher": SchemeFacts(
         "several teachers teach the student by the mean of what they say (You et al. 2017), or each as far as it is "
@@ -70,6 +79,74 @@ SCHEMES: dict[str, SchemeFacts] = {
     "student_friendly": SchemeFacts(
         "the teacher first learns with branches of the student on its stages, then teaches it (SFTN, Park et al. 2021)",
         ("student_friendly",),
+        asks=False,
+    ),
+    "label_free": SchemeFacts(
+        "the teacher teaches the student by its word alone, on a table without labels (Ba and Caruana 2014)",
+        ("label_free",),
+        task_weight=0.0,
+        tables=("transfer",),
+        idle=("task_weight",),
+        instead="labels are not looked at; scheme offline does",
+    ),
+    "privileged": SchemeFacts(
+        "a teacher that sees other inputs teaches the student beside the targets (generalized distillation, Lopez-Paz "
+        "et al. 2016)",
+        ("privileged",),
+        other_inputs=True,
+    ),
+    "cross_modal": SchemeFacts(
+        "a teacher of one modality teaches a student of another on pairs of both (Gupta et al. 2016)",
+        ("cross_modal",),
+        task_weight=0.0,
+        tables=("pairs",),
+        other_inputs=True,
+    ),
+    "expansion": SchemeFacts(
+        "a student as large as its teacher learns its pseudo-labels under noise, and teaches the next (Noisy Student, "
+        "Xie et al. 2020)",
+        ("expansion",),
+        tables=("unlabelled",),
+        asks=False,
+        idle=("knowledge", "task_weight"),
+        instead="pseudo-labels are all that is learned; see `expansion: {soft: true}`",
+    ),
+    "adaptation": SchemeFacts(
+        "the teacher's network moves to another domain by the labels that it is sure of there (Lee 2013; Zou et al. "
+        "2018)",
+        ("adaptation",),
+        tables=("domain",),
+        asks=False,
+        idle=("knowledge", "task_weight"),
+        instead="pseudo-labels are all that is learned; see `adaptation: {confident: 0.9}`",
+    ),
+    "adversarial": SchemeFacts(
+        "the teacher teaches the student, which also learns to be taken for it by a critic (Xu et al. 2018; KDGAN, "
+        "Wang et al. 2018)",
+        ("adversarial",),
+    ),
+    "multi_task": SchemeFacts(
+        "for each head a specialist teaches one student with all heads (BAM, Clark et al. 2019)",
+        ("multi_task",),
+        teacher=False,
+    ),
+    "federated": SchemeFacts(
+        "clients learn on rows of their own, and what they say of public samples teaches the student (FedDF, Lin et "
+        "al. 2020; FedMD, Li and Wang 2019)",
+        ("federated",),
+        teacher=False,
+        tables=("public",),
+        idle=("knowledge", "task_weight"),
+        instead="clients learn from targets, the server from their mean; see `federated: {temperature: 1}`",
+    ),
+    "data_free": SchemeFacts(
+        "the teacher teaches the student on samples that a generator makes; no data is looked at (DAFL, Chen et al. "
+        "2019)",
+        ("data_free",),
+        task_weight=0.0,
+        asks=False,
+        idle=("task_weight",),
+        instead="made samples have no true targets",
     ),
 }
 

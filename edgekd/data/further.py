@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from edgekd.config.settings import did_you_mean
 from edgekd.data.fingerprint import Memo
@@ -19,20 +19,10 @@ from edgekd.files import sha256_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from edgekd.data.source import Data
     from edgekd.data.table import Rows
 
 _FINGERPRINT_VERSION = 1  # a change of what rows mean raises it
-
-
-class Like(Protocol):
-    """The main data's train split, as far as a further table must fit it."""
-
-    @property
-    def rows(self) -> Rows:
-        """Its samples."""
-
-    def classes_of(self, target: str) -> tuple[int, tuple[str, ...] | None]:
-        """How many classes an integer target has, and their names if the source has any."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +65,7 @@ class FurtherTable:
         except ConfigError as error:
             raise _inside(self.name, error) from None
 
-    def load(self, main: Like, loader: Loader) -> Rows:
+    def load(self, main: Data, loader: Loader) -> Rows:
         """Its rows, decoded or streamed.
 
         Raises:
@@ -85,7 +75,7 @@ class FurtherTable:
         try:
             if not self.reader.rows("train"):
                 raise DataError("it has no rows", hint="add samples, or remove the table")
-            self._check_inputs(main.rows)
+            self._check_inputs(main.load("train"))
             targets = self._targets(main)
             rows = self._rows(list(targets.values()))
             return loader.load(self.reader, "train", rows, targets, first_id(self.name), lambda: self._digests)
@@ -107,11 +97,11 @@ class FurtherTable:
             return torch.arange(n)
         return choose_rows(n, limit, stratum(targets), self.seed, f"limit table {self.name}")
 
-    def _check_inputs(self, main: Rows) -> None:
+    def _check_inputs(self, train: Rows) -> None:
         import torch
 
         for name, own in self.reader.inputs("train", torch.arange(1)).items():
-            theirs = main.inputs[name]
+            theirs = train.inputs[name]
             if (own.shape[1:], own.dtype) != (theirs.shape[1:], theirs.dtype):
                 kinds = [f"{tuple(x.shape[1:])} {str(x.dtype).removeprefix('torch.')}" for x in (own, theirs)]
                 images = self.settings.npz is None and own.dtype == theirs.dtype
@@ -120,14 +110,14 @@ class FurtherTable:
                     hint="give `data.size: [height, width]`" if images else "save both alike",
                 )
 
-    def _targets(self, main: Like) -> dict[str, Tensor]:
+    def _targets(self, main: Data) -> dict[str, Tensor]:
         """Targets of all rows, checked against the main data's, classes counted as there."""
         from edgekd.data.labels import check_labels
 
         found: dict[str, Tensor] = {}
         own = self.reader.targets("train") if self.targets else {}
         for name in self.targets:
-            values, theirs = own[name], main.rows.targets[name]
+            values, theirs = own[name], main.load("train").targets[name]
             if theirs.is_floating_point() != values.is_floating_point():
                 raise DataError(f"{name!r} is of another type than in train", hint="save the same type for both")
             if values.is_floating_point():
@@ -136,7 +126,7 @@ class FurtherTable:
             count, names = main.classes_of(name)
             labels = _in_classes(values, self.reader.names(name), names, optional=self.optional)
             if labels is not None:
-                check_labels(labels, self.name, name, classes=count, seen=None)
+                check_labels(labels, "its", name, classes=count, seen=None)
                 found[name] = labels
         return found
 

@@ -235,8 +235,8 @@ def first_id(table: str) -> int:
 
 def unknown_table(name: str, known: Collection[str]) -> tuple[str, str]:
     """What is wrong with a table that the data has not, and what mends it."""
-    give = f"describe it under `data.tables: {{{name}: ..}}`"
-    return f"the data has no table {name!r}", f"{did_you_mean(name, known)}; or {give}" if known else give
+    hint = did_you_mean(name, known) if known else f"describe it as `data: {{tables: {{{name}: {{npz: ..}}}}}}`"
+    return f"the data has no table {name!r}", hint
 
 
 class DataSettings(SourceSettings):

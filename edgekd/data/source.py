@@ -170,11 +170,6 @@ class Data:
             return self._further[name].fingerprint
         return sha256_json({"table": name, "of": self.fingerprint})
 
-    @property
-    def rows(self) -> Rows:
-        """The train split."""
-        return self.load("train")
-
     def classes_of(self, target: str) -> tuple[int, tuple[str, ...] | None]:
         """How many classes an integer target has, and their names if the source has any."""
         return self.classes()[target].count, self._reader.names(target)

@@ -26,7 +26,7 @@ ModelReference = Annotated[str, AfterValidator(_checked)]
 
 def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) != len(names):
-        raise ValueError("inputs names one twice | name each input once")
+        raise ValueError("names one twice | name each input once")
     return names
 
 

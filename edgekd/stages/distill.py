@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from edgekd.data.views import Views
 from edgekd.distill.knowledge_settings import KnowledgeSettings
 from edgekd.distill.pairing import Stages, pair, stages_of
 from edgekd.distill.schemes.choose import Cast, phases_of
@@ -29,8 +30,8 @@ from edgekd.stages.settings import DistillStage, tables_of
 from edgekd.stages.teacher import save_trained
 from edgekd.stages.training import optim, run_phases, stage_train_settings, target_options
 from edgekd.store import Artifact, Draft, Store
-from edgekd.train.phase import check_layers
-from edgekd.train.world import Decision, Phase, World
+from edgekd.train.rehearsal import rehearse_phases
+from edgekd.train.world import Phase, World
 
 
 def run(context: Context) -> None:
@@ -68,18 +69,7 @@ def rehearse(common: Common, options: DistillStage, teacher: ModelSettings | Non
     if teacher is not None and options.uses_teacher:
         world.models["teacher"] = fresh_model(common, teacher.model_copy(update={"weights": None}), seed=common.seed)
     _, phases = _plan(context, world, teacher if options.uses_teacher else None)
-    _rehearse_edits(world, phases, common.seed)
-    for phase in phases:
-        check_layers(world, phase)
-
-
-def _rehearse_edits(world: World, phases: Sequence[Phase], seed: int) -> None:
-    """Make what phases make, as far as it does not depend on what was trained."""
-    for phase in phases:
-        for edit in phase.start:
-            if isinstance(edit, Decision):
-                return
-            edit(world, seed)
+    rehearse_phases(world, phases, Views(common.data.settings.augment, common.seed), common.seed)
 
 
 def _plan(

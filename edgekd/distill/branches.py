@@ -129,17 +129,25 @@ def example_of(world: World, model: Model) -> dict[str, Tensor]:
     return {name: to_input(world, name, rows.inputs[name], device) for name in model.inputs}
 
 
-@torch.no_grad()
 def output_of(world: World, name: str, stage: str) -> Tensor:
     """What a module of a model gives for two rows of the training table, in evaluation mode."""
     model, seen = world.models[name], []
     handle = submodule(model.network, name, stage).register_forward_hook(lambda module, _, output: seen.append(output))
-    training = model.network.training
     try:
-        model.network.eval()
-        model(example_of(world, model))
+        outputs_of(world, name)
     finally:
-        model.network.train(training)
         handle.remove()
     found: Tensor = seen[0]
     return found
+
+
+@torch.no_grad()
+def outputs_of(world: World, name: str) -> dict[str, Tensor]:
+    """What a model gives for two rows of the training table, in evaluation mode, by the names of its outputs."""
+    model = world.models[name]
+    training = model.network.training
+    try:
+        model.network.eval()
+        return model(example_of(world, model))
+    finally:
+        model.network.train(training)

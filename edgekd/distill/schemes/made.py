@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgekd.distill.branches import example_of, output_of
+from edgekd.distill.branches import example_of, output_of, outputs_of
 from edgekd.distill.term_settings import Pair
 from edgekd.errors import ConfigError
 from edgekd.train.world import Model, World
@@ -43,8 +43,7 @@ class Critic:
     def _said(self, world: World, name: str, place: int) -> Tensor:
         if self.layers is not None:
             return output_of(world, name, self.layers[place])
-        model = world.models[name]
-        return model.answer(example_of(world, model), 2)[self.output]
+        return outputs_of(world, name)[self.output]
 
 
 class Pooled(nn.Module):

@@ -14,6 +14,7 @@ from edgekd.distill.teacher_cache import Head, TeacherCache, open_cache
 from edgekd.stages.context import Context
 from edgekd.stages.guides import why_live
 from edgekd.stages.networks import example_inputs
+from edgekd.stages.settings import tables_of
 from edgekd.store import Artifact
 from edgekd.tasks.task import Score
 from edgekd.train.distributed import Shares, current
@@ -113,12 +114,19 @@ def run_phases(
         context.tell(f"{context.stage}: compiling; the first steps take minutes")
     if settings.sync_batchnorm and (device.type == "cpu" or run.ranks.count == 1):
         context.tell(f"{context.stage}: note: sync_batchnorm is for several processes on GPUs and does nothing here")
+    tables = _asked_about(phases, ("train", *tables_of(context.settings)))
     caches = {}
     for name, artifact in (frozen or {}).items() if any(phase.epochs for phase in phases) else ():
-        cache = _cache(context, world, name, artifact, settings, run, reads_inside(phases, name))
+        cache = _cache(context, world, name, artifact, settings, run, tables, reads_inside(phases, name))
         if cache is not None:
             caches[name] = cache
-    return train(world, phases, dataclasses.replace(run, caches=caches))
+    return train(world, phases, dataclasses.replace(run, caches=caches, cached=tables))
+
+
+def _asked_about(phases: Sequence[Phase], given: tuple[str, ...]) -> tuple[str, ...]:
+    """Tables whose samples a frozen model may be asked about: those of the phases; all, where edits make others."""
+    named = {phase.data for phase in phases if phase.epochs}
+    return tuple(name for name in given if name in named or not named <= {*given})
 
 
 def _cache(
@@ -128,10 +136,11 @@ def _cache(
     artifact: Artifact,
     settings: TrainSettings,
     run: Run,
+    tables: Sequence[str],
     reads_features: bool,
 ) -> TeacherCache | None:
-    """The cache of a frozen model's outputs over the training split, or None; the log says which."""
-    data, train_table = context.common.data, world.tables["train"]
+    """The cache of a frozen model's outputs over the rows of some tables, or None; the log says which."""
+    data, rows = context.common.data, [world.tables[table] for table in tables]
     augment = data.settings.augment
     reason = why_live(settings, augment, reads_features=reads_features)
     if reason is not None:
@@ -141,11 +150,12 @@ def _cache(
         "teacher": artifact.digest,
         "made_by": _made_by(context, artifact),
         "data": data.fingerprint,
+        "tables": {table: data.table_fingerprint(table) for table in tables if table != "train"},
         "augment": augment.canonical() if augment else None,
         "precision": run.precision,
         "device": _device_name(run.device),
         # Kernels, and with them the last bits, depend on the rows of a batch and on the processor.
-        "batch": Shares(len(train_table), min(run.batch, len(train_table)), run.accumulate, run.ranks).largest,
+        "batch": [Shares(len(t), min(run.batch, len(t)), run.accumulate, run.ranks).largest for t in rows],
         "processor": [platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
     }
     top_k = settings.teacher_cache_top_k
@@ -160,7 +170,7 @@ def _cache(
         about,
         heads,
         dtype="f16" if settings.teacher_cache == "f16" else "f32",
-        ids=train_table.ids,
+        ids=torch.cat([table.ids for table in rows]),
         views=run.views.per_sample,
         max_bytes=settings.teacher_cache_bytes,
     )

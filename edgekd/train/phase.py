@@ -122,8 +122,9 @@ class PhaseRun:
 
     def _cached_guides(self) -> dict[str, CachedGuide]:
         """Models with a cache that nobody changes in this phase, and of which terms want outputs on the batch alone."""
-        # Caches are of the samples of the training split, seen by models as they were given.
-        if "train" not in self.world.tables or origin(self.table) is not origin(self.world.tables["train"]):
+        # Caches are of the samples of some tables, seen by models as they were given.
+        known = [self.world.tables[name] for name in self.run.cached if name in self.world.tables]
+        if not any(origin(self.table) is origin(table) for table in known):
             return {}
         read = {r.name for r in self.references if not r.state}
         inside = {r.name for r in self.references if r.path or r.argument}

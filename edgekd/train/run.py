@@ -38,6 +38,7 @@ class Run:
         tell: told after each epoch.
         show: shown about every second within an epoch; it costs a wait for the device.
         caches: of frozen models' outputs, by the model's name.
+        cached: tables whose samples the caches are of.
         ranks: this process among those that train together.
         memory: share of a GPU's free memory that one table may take to live there.
     """
@@ -51,6 +52,7 @@ class Run:
     tell: Callable[[Epoch], None] | None = None
     show: Callable[[Epoch], None] | None = None
     caches: Mapping[str, OutputCache] = field(default_factory=dict)
+    cached: tuple[str, ...] = ("train",)
     ranks: Ranks = field(default_factory=Ranks)
     accumulate: int = 1
     compile: str = "off"

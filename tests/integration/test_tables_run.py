@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from mistakes import Place
+from safetensors.torch import load_file
 
 from edgekd.distill.schemes.choose import Cast
 from edgekd.distill.schemes.recipe import Recipe
@@ -72,6 +74,17 @@ def test_only_stages_that_use_a_table_run_again_when_it_changes(place: Place, us
     said = place.run(FILE)
     assert place.states() == {"teacher": "cached", "distill": "ran", "quantize": "ran", "export": "ran"}
     assert "distill: changed: tables.more" in said.err
+
+
+def test_a_teacher_is_asked_once_about_the_samples_of_a_table(place: Place, uses: list[str]) -> None:
+    weights = place.folder / "out" / "artifacts" / "student.safetensors"
+    said = place.run(FILE)
+    assert "outputs of the teacher are cached: 1 views of 50 samples" in said.err
+    cached = load_file(weights)
+    said = place.run(FILE, "--set", "train.teacher_cache=off", "--force", "distill")
+    assert "outputs of the teacher are live" in said.err
+    for name, value in load_file(weights).items():
+        torch.testing.assert_close(value, cached[name])
 
 
 def test_labels_can_be_scarce_on_any_data(place: Place, uses: list[str]) -> None:

@@ -56,8 +56,8 @@ class AdaptationSettings(Settings):
 
     domain: str = "target"
     """The table of the other domain; its labels are not looked at."""
-    confident: Probability = 0.9
-    """Least probability of a class for a row to be kept."""
+    confident: Probability | None = 0.9
+    """Least probability of a class for a row to be kept; null: all are."""
     rounds: Count = 3
     """How often its rows are labelled and learned."""
 

@@ -142,7 +142,7 @@ class DistillationSettings(Settings):
     @property
     def reads_teacher(self) -> bool:
         """Whether that teacher is asked as it is, so that its answers can be kept."""
-        return self.uses_teacher and self.facts.asks and not self.tables_used
+        return self.uses_teacher and self.facts.asks
 
     def task(self) -> float:
         """Weight of the task's own loss with the default filled in."""

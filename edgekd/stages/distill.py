@@ -46,7 +46,7 @@ def run(context: Context) -> None:
         facts = source.facts
         teacher = ModelSettings(model=facts["model"], args=facts["args"], inputs=tuple(facts["inputs"]))
     networks, phases = _plan(context, world, teacher)
-    _note_size(context, world, options)
+    _note_expansion(context, world, options)
     frozen = {"teacher": source} if source is not None and options.reads_teacher else {}
     curves = run_phases(context, world, phases, settings, learner="student", frozen=frozen)
     winner = _winner(world, networks)
@@ -113,15 +113,19 @@ def _check_inputs(world: World, options: DistillStage) -> None:
         )
 
 
-def _note_size(context: Context, world: World, options: DistillStage) -> None:
-    """Noisy students are at least as large as their teachers (Xie et al. 2020); a smaller one gains less."""
-    if options.scheme == "expansion":
-        student, teacher = (parameter_count(world.models[name].network) for name in _BOTH)
-        if student < teacher:
-            context.tell(
-                f"{context.stage}: note: the student has {student:,} parameters, its teacher {teacher:,}; expansion is "
-                "for students at least as large"
-            )
+def _note_expansion(context: Context, world: World, options: DistillStage) -> None:
+    """Noisy students are at least as large as their teachers, and learn under noise (Xie et al. 2020)."""
+    if options.scheme != "expansion":
+        return
+    student, teacher = (parameter_count(world.models[name].network) for name in _BOTH)
+    if student < teacher:
+        context.tell(
+            f"{context.stage}: note: the student has {student:,} parameters, its teacher {teacher:,}; expansion is "
+            "for students at least as large"
+        )
+    dropout = any(isinstance(m, nn.Dropout) and m.p for m in world.models["student"].network.modules())
+    if context.common.data.settings.augment is None and not dropout:
+        context.tell(f"{context.stage}: note: the student learns without noise; set data.augment, or use dropout")
 
 
 def _batchnorms(network: nn.Module) -> tuple[str, ...]:

@@ -51,6 +51,7 @@ class Objective(nn.Module):
         self.names = {name for name, rule in move.learn.items() if isinstance(rule, Optim)}
         self.learners = nn.ModuleDict({name: world.models[name].network for name in sorted(self.names)})
         self._world, self._terms, self._taps = world, move.terms, taps
+        self._knowledges = [knowledge_named(term.knowledge) for term in move.terms]
         self._precision, self._device, self._ranks = precision, device, ranks
 
     def forward(self, batch: Batch, known: Known, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
@@ -63,8 +64,7 @@ class Objective(nn.Module):
             arguments = [_arguments(term, values) for term in self._terms]
         total = torch.zeros((), device=self._device)
         means: dict[str, Tensor] = {}
-        for term, found in zip(self._terms, arguments, strict=True):
-            knowledge = knowledge_named(term.knowledge)
+        for term, knowledge, found in zip(self._terms, self._knowledges, arguments, strict=True):
             weight = term.weight * _ramp(term, part.epoch)
             if knowledge.coupled and self._ranks.count > 1:
                 # All processes differentiate the loss over all rows; averaging over them undoes the sum.

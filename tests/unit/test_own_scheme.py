@@ -13,6 +13,7 @@ from test_schemes import BODY, by_hand, make_world, recipe
 from test_trainer import Killed, make_run, same, state
 from torch import Tensor, nn
 
+from edgekd import extend
 from edgekd.config import validate
 from edgekd.config.signature import arguments_of, options_of
 from edgekd.distill.knowledge import attention, kd
@@ -165,3 +166,12 @@ def test_a_scheme_that_makes_no_phases_is_an_error_of_one_line(body: str, messag
     assert settings is not None
     with pytest.raises(ConfigError, match=message):
         phases_of(recipe(), settings, Cast())
+
+
+def test_what_own_code_is_made_of_comes_from_one_place() -> None:
+    """Names that a user's code imports: a change here breaks it."""
+    models = {"Average", "Best", "Copy", "Follow", "Fresh", "Model", "World"}
+    tables = {"Bootstrap", "Noise", "Relabel", "Split", "Subset"}
+    phases = {"Cast", "Move", "Optim", "Phase", "Recipe", "Term", "Watch"}
+    assert set(extend.__all__) == models | tables | phases | {"ConfigError", "knowledge", "register", "scheme"}
+    assert all(hasattr(extend, name) for name in extend.__all__)

@@ -41,7 +41,7 @@ from edgekd.distill.schemes.student_friendly import student_friendly
 from edgekd.distill.settings import SCHEMES, DistillationSettings
 from edgekd.errors import ConfigError
 from edgekd.pipeline.schema import load_pipeline
-from edgekd.tasks import HeadSettings
+from edgekd.tasks import HeadSettings, heads_of
 from edgekd.train.rehearsal import rehearse_phases
 from edgekd.train.world import Model, Optim, Phase, World
 
@@ -155,11 +155,11 @@ def test_clients_of_their_own_keep_their_weights() -> None:
     ("scheme", "options", "tables", "reads_teacher"),
     [
         ("offline", {}, (), True),
-        ("label_free", {}, ("unlabelled",), False),
+        ("label_free", {}, ("unlabelled",), True),
         ("label_free", {"label_free": {"transfer": "train"}}, (), True),
         ("privileged", {}, (), True),
         ("cross_modal", {}, (), True),
-        ("cross_modal", {"cross_modal": {"pairs": "both"}}, ("both",), False),
+        ("cross_modal", {"cross_modal": {"pairs": "both"}}, ("both",), True),
         ("expansion", {}, ("unlabelled",), False),
         ("adaptation", {}, ("target",), False),
         ("federated", {}, ("public",), False),
@@ -183,6 +183,17 @@ def test_defaults_of_the_generator_are_those_of_the_function_but_for_disagreemen
     ours, theirs = DataFreeSettings(), Wishes()
     for name in ("one_hot", "entropy", "activation", "features", "statistics"):
         assert getattr(ours, name) == getattr(theirs, name)
+
+
+def test_schemes_of_classes_say_what_they_miss_without_any() -> None:
+    recipe = Recipe(heads_of("regression", ("angle",)), OPTIM, 1)
+    for make in (adaptation, lambda plan: expansion(plan, confident=0.5)):
+        with pytest.raises(ConfigError, match="there is no class to be sure of"):
+            make(recipe)
+    assert adaptation(recipe, confident=None)
+    with pytest.raises(ConfigError, match="rows cannot be dealt out by class"):
+        federated(recipe, concentration=0.1)
+    assert federated(recipe)
 
 
 # ---- networks that schemes make

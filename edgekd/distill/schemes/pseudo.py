@@ -28,7 +28,7 @@ def pseudo_labels(
         ConfigError: no head has classes to be sure of.
     """
     if confident is not None and not any(head.task == "classification" for head in heads):
-        raise ConfigError("there is no class to be sure of: no head is a classification", hint="remove `confident`")
+        raise ConfigError("there is no class to be sure of: no head is a classification", hint="set confident: null")
     return tuple(
         Relabel(
             f"{model}[{head.output}]",

@@ -20,6 +20,7 @@ from edgekd.config.entry_points import SCHEMES as ENTRY_POINTS
 from edgekd.config.entry_points import offered
 from edgekd.data.views import Views
 from edgekd.distill.data_scheme_settings import DataFreeSettings
+from edgekd.distill.knowledge_settings import KnowledgeSettings
 from edgekd.distill.scheme_settings import CollaborativeSettings, StudentFriendlySettings, VirtualTeacherSettings
 from edgekd.distill.schemes.adaptation import adaptation
 from edgekd.distill.schemes.adversarial import adversarial
@@ -194,6 +195,12 @@ def test_schemes_of_classes_say_what_they_miss_without_any() -> None:
     with pytest.raises(ConfigError, match="rows cannot be dealt out by class"):
         federated(recipe, concentration=0.1)
     assert federated(recipe)
+
+
+def test_specialists_teach_heads_alone() -> None:
+    hint = KnowledgeSettings.model_validate({"hint": {"layers": ["a", "b"]}})
+    with pytest.raises(ConfigError, match="teaches heads, and hint compares layers"):
+        multi_task(Recipe(TWO, OPTIM, 1, knowledge=(hint,)), {"kind": "a", "size": "b"})
 
 
 # ---- networks that schemes make

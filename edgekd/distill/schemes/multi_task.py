@@ -21,8 +21,13 @@ def multi_task(recipe: Recipe, specialists: Mapping[str, str], epochs: Mapping[s
         epochs: for how long a specialist first learns its head from the true targets; by default not at all.
 
     Raises:
-        ConfigError: heads and specialists are not the same.
+        ConfigError: heads and specialists are not the same, or a knowledge of layers is asked for.
     """
+    layered = [item.name for item in recipe.knowledge or () if item.features]
+    if layered:
+        raise ConfigError(
+            f"scheme multi_task teaches heads, and {layered[0]} compares layers", hint="use kd or another of outputs"
+        )
     heads = {head.output: head for head in recipe.heads}
     unknown = [name for name in specialists if name not in heads]
     missing = [name for name in heads if name not in specialists]

@@ -18,8 +18,9 @@ A step's cost is CPU time (on a GPU wall time) of the phase in which the student
 cross-entropy alone: medians of three epochs by turns, with what it takes to begin one. `whole` is all training of a row
 over that of cross-entropy.
 
-small takes about 75 minutes on two cores: 10,000 images, 6 epochs, ResNet-20 to ResNet-8. large is for a GPU: all images,
-100 epochs, ResNet-56 to ResNet-20, every knowledge. Each (row, seed) is written when it is done and not run again.
+small takes about 75 minutes on two cores: 10,000 images, 6 epochs, ResNet-20 to ResNet-8. large is for a GPU: all
+images, 100 epochs, ResNet-56 to ResNet-20, every knowledge. Each (row, seed) is written when it is done and not run
+again.
 """
 
 from __future__ import annotations

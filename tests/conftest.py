@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,3 +19,25 @@ def shared() -> Path:
     if not _SHARED.is_dir():
         pytest.skip("the folder ../shared is not here: it holds real images and is not part of the repository")
     return _SHARED
+
+
+@pytest.fixture
+def own_code(tmp_path: Path) -> Path:
+    """A folder with the package and the pipeline file that docs/extending.md shows; `dist` has its entry points."""
+    text = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.M | re.S)
+    folder = tmp_path / "own"
+    (folder / "my_pkg").mkdir(parents=True)
+    for language, block in blocks:
+        if language == "python":
+            (folder / block.partition("\n")[0].removeprefix("# ")).write_text(block)
+        elif language == "yaml":
+            (folder / "p.yaml").write_text(block)
+        else:
+            groups = tomllib.loads(block)["project"]["entry-points"]
+            lines = [[f"[{group}]", *(f"{n} = {v}" for n, v in names.items())] for group, names in groups.items()]
+            info = folder / "dist" / "my_pkg-1.0.dist-info"
+            info.mkdir(parents=True)
+            (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my_pkg\nVersion: 1.0\n")
+            (info / "entry_points.txt").write_text("\n".join(line for group in lines for line in group))
+    return folder

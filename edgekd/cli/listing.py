@@ -51,11 +51,47 @@ def _stages() -> Rows:
 
 def _knowledge() -> Rows:
     from edgekd.config import describe
+    from edgekd.config.entry_points import KNOWLEDGE
     from edgekd.config.settings import nested
-    from edgekd.distill.settings import KnowledgeSettings
+    from edgekd.distill.knowledge_settings import KNOWLEDGES, KnowledgeSettings
 
-    fields = KnowledgeSettings.model_fields.items()
-    return [_described(name, inner, describe) for name, field in fields for inner in nested(field.annotation)]
+    fields = {name: KnowledgeSettings.model_fields[name] for name in KNOWLEDGES}.items()
+    rows = [_described(name, inner, describe) for name, field in fields for inner in nested(field.annotation)]
+    return rows + _offered(KNOWLEDGE, _own_knowledge)
+
+
+def _offered(group: str, describe: Callable[[str], dict[str, Any]]) -> Rows:
+    """What installed packages offer; one that does not import is listed with the reason."""
+    from edgekd.config.entry_points import offered
+
+    rows: Rows = []
+    for name, reference in sorted(offered(group).items()):
+        try:
+            row = describe(name)
+        except ConfigError as error:
+            row = {"help": f"does not work: {error.message}", "options": []}
+        rows.append({"name": name, **row, "from": reference})
+    return rows
+
+
+def _own_knowledge(name: str) -> dict[str, Any]:
+    from edgekd.config import describe
+    from edgekd.distill.term_settings import FeatureSettings, TermSettings
+    from edgekd.train.knowledge import knowledge_named, own_options
+
+    found = knowledge_named(name)
+    kind = FeatureSettings if found.features else TermSettings
+    help_ = (found.function.__doc__ or "").strip().partition("\n")[0]
+    return {"help": help_, "options": describe(kind) + describe(own_options(name))}
+
+
+def _own_scheme(name: str) -> dict[str, Any]:
+    from edgekd.config import describe
+    from edgekd.distill.own import own_scheme
+
+    found = own_scheme(name)
+    options = [{**row, "name": f"options.{row['name']}"} for row in describe(found.options)]
+    return {"help": found.facts.help, "options": options}
 
 
 def _blocks(name: str, module: str, attribute: str) -> Callable[[], Rows]:
@@ -83,6 +119,7 @@ def _described(name: str, settings: Any, describe: Callable[..., Any]) -> dict[s
 
 def _schemes() -> Rows:
     from edgekd.config import describe
+    from edgekd.config.entry_points import SCHEMES as ENTRY_POINTS
     from edgekd.distill.settings import SCHEMES, DistillationSettings
 
     known = {row["name"]: row for row in describe(DistillationSettings)}
@@ -95,7 +132,7 @@ def _schemes() -> Rows:
             options.append({**option, "default": {}} if isinstance(option.get("default"), dict) else option)
             options += [{**row, "name": f"{option['name']}.{row['name']}"} for row in inside]
         rows.append({"name": name, "help": facts.help, "options": options})
-    return rows
+    return rows + _offered(ENTRY_POINTS, _own_scheme)
 
 
 def _models() -> Rows:

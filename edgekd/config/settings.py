@@ -58,9 +58,12 @@ def validate(cls: type[S], value: Any, location: Location = ()) -> tuple[S | Non
 
 
 def describe(cls: type[Settings]) -> list[dict[str, Any]]:
-    """Every field of a Settings class: name, type, default, whether it must be given, and its help text."""
+    """Every field of a Settings class: name, type, default, whether it must be given, and its help text.
+
+    Fields without `repr` are left out: what they hold is written under other names in a file.
+    """
     rows: list[dict[str, Any]] = []
-    for name, field in cls.model_fields.items():
+    for name, field in ((name, field) for name, field in cls.model_fields.items() if field.repr):
         row: dict[str, Any] = {"name": field.alias or name, "type": _type_name(field.annotation)}
         row["required"] = field.is_required()
         if not field.is_required():

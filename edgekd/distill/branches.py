@@ -40,8 +40,7 @@ class Branch:
     def __call__(self, world: World, seed: int) -> None:
         student = world.models[self.student]
         own, theirs = (
-            _output_of(world, name, stage)
-            for name, stage in zip((self.student, self.teacher), self.stages, strict=True)
+            output_of(world, name, stage) for name, stage in zip((self.student, self.teacher), self.stages, strict=True)
         )
         if own.dim() != 4 or theirs.dim() != 4 or own.shape[2:] != theirs.shape[2:]:
             shapes = tuple(own.shape[1:]), tuple(theirs.shape[1:])
@@ -51,7 +50,7 @@ class Branch:
             )
         torch.default_generator.manual_seed(seed)
         bridge = Connector(theirs.shape[1], own.shape[1], relu=True).to(own.device)
-        rest = rest_of(student, self.stages[0], _example(world, student))
+        rest = rest_of(student, self.stages[0], example_of(world, student))
         world.models[self.target] = Model(nn.Sequential(bridge, rest), (FEATURE,), student.outputs)
 
 
@@ -123,23 +122,32 @@ def _flat(result: Any) -> list[Tensor]:
     return list(result.values() if isinstance(result, Mapping) else result)
 
 
-def _example(world: World, model: Model) -> dict[str, Tensor]:
+def example_of(world: World, model: Model) -> dict[str, Tensor]:
     """Two rows of the training table as a network sees them, on its device."""
     device = next(model.network.parameters()).device
     rows = world.tables["train"].take(torch.arange(2) % len(world.tables["train"]))
     return {name: to_input(world, name, rows.inputs[name], device) for name in model.inputs}
 
 
-@torch.no_grad()
-def _output_of(world: World, name: str, stage: str) -> Tensor:
+def output_of(world: World, name: str, stage: str) -> Tensor:
+    """What a module of a model gives for two rows of the training table, in evaluation mode."""
     model, seen = world.models[name], []
     handle = submodule(model.network, name, stage).register_forward_hook(lambda module, _, output: seen.append(output))
-    training = model.network.training
     try:
-        model.network.eval()
-        model(_example(world, model))
+        outputs_of(world, name)
     finally:
-        model.network.train(training)
         handle.remove()
     found: Tensor = seen[0]
     return found
+
+
+@torch.no_grad()
+def outputs_of(world: World, name: str) -> dict[str, Tensor]:
+    """What a model gives for two rows of the training table, in evaluation mode, by the names of its outputs."""
+    model = world.models[name]
+    training = model.network.training
+    try:
+        model.network.eval()
+        return model(example_of(world, model))
+    finally:
+        model.network.train(training)

@@ -2,72 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from edgekd.config import Settings
-from edgekd.config.settings import did_you_mean
-
-Pair = tuple[str, str]
-Weight = Annotated[float, Field(ge=0, description="Weight of the term.")]
-Ramp = Annotated[
-    float, Field(ge=0, description="Epochs over which the weight rises linearly from 0; at 0 it is whole at once.")
-]
-
-
-def _pairs(value: Any) -> Any:
-    """`auto`, or pairs as tuples; a pair that stands alone is a list of one."""
-    listed = [value] if _is_pair(value) else value
-    if listed == "auto":
-        return value
-    if not isinstance(listed, (list, tuple)) or not listed or not all(_is_pair(item) for item in listed):
-        raise ValueError("no pairs of modules | write layers: [student_layer, teacher_layer], a list of such, or auto")
-    return tuple(tuple(item) for item in listed)
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(item, str) for item in value)
-
-
-Layers = Annotated[
-    Literal["auto"] | tuple[Pair, ...],
-    BeforeValidator(_pairs),
-    Field(
-        description="Modules whose outputs are compared: a pair [student_layer, teacher_layer] or a list of pairs, "
-        "shallow to deep; auto pairs them by their sizes."
-    ),
-]
-Temperature = Annotated[float, Field(gt=0, description="Temperature T of both softmaxes; the loss carries T^2.")]
-Share = Annotated[float, Field(ge=0)]
-_OF_THE_TERM = ("weight", "ramp", "layers")
-
-
-class TermSettings(Settings):
-    """What every knowledge has: how much it counts, and from when on."""
-
-    of_classes: ClassVar[bool] = False
-    """Whether it compares probabilities of classes, and so fits classification heads alone."""
-
-    weight: Weight = 1.0
-    ramp: Ramp = 0.0
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the knowledge's adapter, or of its function where there is none."""
-        return {name: value for name, value in self.canonical().items() if name not in _OF_THE_TERM}
-
-
-class ClassSettings(TermSettings):
-    """A knowledge of class probabilities."""
-
-    of_classes: ClassVar[bool] = True
-
-
-class FeatureSettings(TermSettings):
-    """A knowledge of feature maps or embeddings."""
-
-    layers: Layers = "auto"
+from edgekd.distill.term_settings import (
+    OF_THE_TERM,
+    ClassSettings,
+    FeatureSettings,
+    OwnSettings,
+    Pair,
+    Ramp,
+    Share,
+    Temperature,
+    TermSettings,
+    Weight,
+    own_settings,
+)
 
 
 class KdSettings(ClassSettings):
@@ -300,15 +252,22 @@ class KnowledgeSettings(Settings):
     crd: CrdSettings | None = None
     """Contrastive representation distillation."""
 
+    own: OwnSettings | None = Field(default=None, repr=False)
+    """A user's own, written under its import string or its short name."""
+
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, value: Any) -> Any:
-        """A name alone, with or without a colon, takes all defaults."""
+        """A name alone, with or without a colon, takes all defaults; what is not ours may be the user's."""
         if isinstance(value, str):
-            if value not in cls.model_fields:
-                raise ValueError(f"unknown knowledge {value!r} | {did_you_mean(value, cls.model_fields)}")
-            return {value: {}}
-        return {key: {} if item is None else item for key, item in value.items()} if isinstance(value, dict) else value
+            value = {value: {}}
+        if not isinstance(value, dict):
+            return value
+        found: dict[str, Any] = {}
+        for key, item in value.items():
+            given = {} if item is None else item
+            found |= {key: given} if key in KNOWLEDGES else own_settings(key, given, KNOWLEDGES)
+        return found
 
     @model_validator(mode="after")
     def _one(self) -> KnowledgeSettings:
@@ -318,17 +277,20 @@ class KnowledgeSettings(Settings):
 
     @model_serializer(mode="wrap")
     def _named(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        if self.own is not None:
+            terms = {name: value for name, value in self.own.canonical().items() if name in OF_THE_TERM}
+            return {self.own.name: {**terms, **self.own.options}}
         return {name: settings for name, settings in handler(self).items() if settings is not None}
 
     @property
     def name(self) -> str:
-        """Name of the knowledge."""
-        return next(iter(self.model_fields_set))
+        """Name of the knowledge; of a user's own: its import string, or what its package calls it."""
+        return self.own.name if self.own is not None else next(iter(self.model_fields_set))
 
     @property
     def settings(self) -> TermSettings:
         """Its settings."""
-        found: TermSettings = getattr(self, self.name)
+        found: TermSettings = getattr(self, next(iter(self.model_fields_set)))
         return found
 
     @property
@@ -349,6 +311,8 @@ class KnowledgeSettings(Settings):
     @property
     def features(self) -> bool:
         """Whether it compares layers, not what heads give."""
+        if self.own is not None:
+            return self.own.layers != "auto" or self.own.facts.features
         return isinstance(self.settings, FeatureSettings)
 
     @property
@@ -360,4 +324,7 @@ class KnowledgeSettings(Settings):
     @property
     def of_classes(self) -> bool:
         """Whether it fits classification heads alone."""
-        return self.settings.of_classes
+        return self.own.facts.of_classes if self.own is not None else self.settings.of_classes
+
+
+KNOWLEDGES = tuple(name for name in KnowledgeSettings.model_fields if name != "own")

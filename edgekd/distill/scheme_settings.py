@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from edgekd.config import Settings
-from edgekd.distill.knowledge_settings import Layers
+from edgekd.config.entry_points import SCHEMES as ENTRY_POINTS
+from edgekd.config.entry_points import offered
+from edgekd.config.settings import did_you_mean
+from edgekd.distill.term_settings import Layers
 from edgekd.models.settings import ModelReference, ModelSettings
 
-Scheme = Literal["offline", "online", "self", "collaborative", "multi_teacher", "assistant", "student_friendly"]
 CollaborativeTerm = Literal["task", "distance", "angle", "peer", "past"]
 Share = Annotated[float, Field(ge=0)]
 
@@ -25,15 +27,24 @@ class SchemeFacts:
         options: names of its own options.
         teacher: whether it learns from a teacher that an earlier stage makes.
         task_weight: of the task's own loss, unless the file says otherwise.
+        tables: those of its own options that name tables.
+        asks: whether that teacher is asked as it is, so that its answers can be kept.
+        other_inputs: whether teacher and student must see different inputs.
+        idle: options of all schemes that do nothing in this one, and `instead` what mends it.
     """
 
     help: str
     options: tuple[str, ...] = ()
     teacher: bool = True
     task_weight: float = 0.1
+    tables: tuple[str, ...] = ()
+    asks: bool = True
+    other_inputs: bool = False
+    idle: tuple[str, ...] = ()
+    instead: str = "remove it"
 
 
-SCHEMES: dict[Scheme, SchemeFacts] = {
+SCHEMES: dict[str, SchemeFacts] = {
     "offline": SchemeFacts("a frozen teacher teaches the student (Hinton et al. 2015)"),
     "online": SchemeFacts(
         "peers teach each other from the start, without a teacher (deep mutual learning, Zhang et al. 2018)",
@@ -52,6 +63,8 @@ SCHEMES: dict[Scheme, SchemeFacts] = {
         "(CTSL-MKT, Sun and Gou 2021)",
         ("peers", "goes_on", "collaborative"),
         teacher=False,
+        idle=("knowledge", "task_weight"),
+        instead="its weights stand in `collaborative: {alpha: 1}`",
     ),
     "multi_teacher": SchemeFacts(
         "several teachers teach the student by the mean of what they say (You et al. 2017), or each as far as it is "
@@ -66,8 +79,86 @@ SCHEMES: dict[Scheme, SchemeFacts] = {
     "student_friendly": SchemeFacts(
         "the teacher first learns with branches of the student on its stages, then teaches it (SFTN, Park et al. 2021)",
         ("student_friendly",),
+        asks=False,
+    ),
+    "label_free": SchemeFacts(
+        "the teacher teaches the student by its word alone, on a table without labels (Ba and Caruana 2014)",
+        ("label_free",),
+        task_weight=0.0,
+        tables=("transfer",),
+        idle=("task_weight",),
+        instead="labels are not looked at; scheme offline does",
+    ),
+    "privileged": SchemeFacts(
+        "a teacher that sees other inputs teaches the student beside the targets (generalized distillation, Lopez-Paz "
+        "et al. 2016)",
+        ("privileged",),
+        other_inputs=True,
+    ),
+    "cross_modal": SchemeFacts(
+        "a teacher of one modality teaches a student of another on pairs of both (Gupta et al. 2016)",
+        ("cross_modal",),
+        task_weight=0.0,
+        tables=("pairs",),
+        other_inputs=True,
+    ),
+    "expansion": SchemeFacts(
+        "a student as large as its teacher learns its pseudo-labels under noise, and teaches the next (Noisy Student, "
+        "Xie et al. 2020)",
+        ("expansion",),
+        tables=("unlabelled",),
+        asks=False,
+        idle=("knowledge", "task_weight"),
+        instead="pseudo-labels are all that is learned; see `expansion: {soft: true}`",
+    ),
+    "adaptation": SchemeFacts(
+        "the teacher's network moves to another domain by the labels that it is sure of there (Lee 2013; Zou et al. "
+        "2018)",
+        ("adaptation",),
+        tables=("domain",),
+        asks=False,
+        idle=("knowledge", "task_weight"),
+        instead="pseudo-labels are all that is learned; see `adaptation: {confident: 0.9}`",
+    ),
+    "adversarial": SchemeFacts(
+        "the teacher teaches the student, which also learns to be taken for it by a critic (Xu et al. 2018; KDGAN, "
+        "Wang et al. 2018)",
+        ("adversarial",),
+    ),
+    "multi_task": SchemeFacts(
+        "for each head a specialist teaches one student with all heads (BAM, Clark et al. 2019)",
+        ("multi_task",),
+        teacher=False,
+    ),
+    "federated": SchemeFacts(
+        "clients learn on rows of their own, and what they say of public samples teaches the student (FedDF, Lin et "
+        "al. 2020; FedMD, Li and Wang 2019)",
+        ("federated",),
+        teacher=False,
+        tables=("public",),
+        idle=("knowledge", "task_weight"),
+        instead="clients learn from targets, the server from their mean; see `federated: {temperature: 1}`",
+    ),
+    "data_free": SchemeFacts(
+        "the teacher teaches the student on samples that a generator makes; no data is looked at (DAFL, Chen et al. "
+        "2019)",
+        ("data_free",),
+        task_weight=0.0,
+        asks=False,
+        idle=("task_weight",),
+        instead="made samples have no true targets",
     ),
 }
+
+
+def _known(name: str) -> str:
+    if name in SCHEMES or ":" in name or name in offered(ENTRY_POINTS):
+        return name
+    near = did_you_mean(name, [*SCHEMES, *offered(ENTRY_POINTS)])
+    raise ValueError(f"unknown scheme {name!r} | {near}; one of your own is written package.module:function")
+
+
+Scheme = Annotated[str, AfterValidator(_known)]
 
 
 class PeerSettings(Settings):
@@ -97,7 +188,7 @@ class TrainedNetwork(ModelSettings):
 
     def network(self) -> ModelSettings:
         """The network to build."""
-        return ModelSettings(model=self.model, args=self.args, weights=self.weights)
+        return ModelSettings(model=self.model, args=self.args, weights=self.weights, inputs=self.inputs)
 
 
 class VirtualTeacherSettings(Settings):

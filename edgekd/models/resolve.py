@@ -1,33 +1,27 @@
 """From the name of a network to the network: the zoo, or "package.module:factory" found beside the pipeline file.
 
-A user's code is imported and called here and nowhere else, so here any exception is a user's mistake: it becomes one
-line that says what happened, and where in the user's code. Loads torch only when a network is made.
+A user's factory is called here and nowhere else, so here any exception is a user's mistake: it becomes one line that
+says what happened, and where in the user's code. Loads torch only when a network is made.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
-import pkgutil
-import sys
-import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from edgekd.config.settings import did_you_mean
 from edgekd.errors import ConfigError
+from edgekd.models.imports import blame, digest_of, load
 from edgekd.models.names import ZOO, check_name
-from edgekd.models.source import is_installed, module_digest, places_of
 
 if TYPE_CHECKING:
     from torch import nn
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-_OUR_FOLDER = Path(__file__).resolve().parents[1]
-_bases: list[Path] = []  # folders that were put on the import path, the latest last
 
 
 def load_factory(reference: str, base: Path) -> Callable[..., nn.Module]:
@@ -45,11 +39,7 @@ def load_factory(reference: str, base: Path) -> Callable[..., nn.Module]:
         module_name, _, attribute = ZOO[reference].partition(":")
         zoo_factory: Callable[..., nn.Module] = getattr(importlib.import_module(module_name), attribute)
         return zoo_factory
-    module_name, _, attribute = reference.partition(":")
-    base = base.resolve()
-    _put_first(base)
-    module = _import(module_name, base)
-    factory = _attribute(module, attribute, reference)
+    factory = load(reference, base, otherwise="define a function or class there that makes the network")
     _check_callable(factory, reference)
     return factory  # type: ignore[no-any-return]
 
@@ -79,7 +69,7 @@ def build(reference: str, args: Mapping[str, Any], base: Path, defaults: Mapping
         network = factory(**given)
     except (Exception, SystemExit) as error:
         written = ", ".join(f"{name}={value!r}" for name, value in given.items())
-        message = f"{reference} with ({written}) failed: {_blame(error, base.resolve())}"
+        message = f"{reference} with ({written}) failed: {blame(error, base.resolve())}"
         raise ConfigError(message, hint=_look_at_args(reference, parameters)) from error
     if not isinstance(network, nn.Module):
         message = f"{reference} gave a value of type {type(network).__name__}, not a torch.nn.Module"
@@ -100,62 +90,7 @@ def code_digest(reference: str, base: Path) -> str:
     check_name(reference)
     if reference in ZOO:
         return reference
-    top = reference.partition(":")[0].partition(".")[0]
-    digest = module_digest(top, base)
-    if digest is None:
-        raise _not_found(top, base.resolve())
-    return digest
-
-
-def _put_first(base: Path) -> None:
-    """Put a folder first on the import path, and forget what an earlier one gave under names that this one has too."""
-    importlib.invalidate_caches()
-    entry = str(base)
-    if sys.path[:1] != [entry]:
-        sys.path[:] = [entry, *(p for p in sys.path if p != entry)]
-    earlier = [folder for folder in _bases if folder != base]
-    _bases[:] = [*earlier, base]
-    for name in set(_modules_in(base)) - {"edgekd"} if earlier else ():
-        spec = getattr(sys.modules.get(name), "__spec__", None)
-        if spec is not None and any(place.parent in earlier for place in places_of(spec)):
-            for loaded in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
-                del sys.modules[loaded]
-
-
-def _import(name: str, base: Path) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing and f"{name}.".startswith(f"{missing}."):
-            raise _not_found(missing, base) from None
-        hint = f"to see all of it: cd {base} && python -c 'import {name}'"
-        if missing:
-            hint = f"install the package that has the module {missing!r}, or put it beside the pipeline file"
-        raise ConfigError(f"the module {name} does not import: {_blame(error, base)}", hint=hint) from error
-
-
-def _not_found(name: str, base: Path) -> ConfigError:
-    parent, _, _ = name.rpartition(".")
-    if parent in sys.modules:
-        folders = getattr(sys.modules[parent], "__path__", ())
-        known = [f"{parent}.{module.name}" for module in pkgutil.iter_modules(folders)]
-    else:
-        known = _modules_in(base)
-    otherwise = f"put {name.replace('.', '/')}.py into the folder of the pipeline file, or install the package"
-    return ConfigError(
-        f"there is no module {name!r} in {base} or on the import path", hint=_near(name, known, otherwise)
-    )
-
-
-def _attribute(module: ModuleType, attribute: str, reference: str) -> Any:
-    try:
-        return functools.reduce(getattr, attribute.split("."), module)
-    except AttributeError:
-        public = {n: v for n, v in vars(module).items() if not n.startswith("_") and callable(v)}
-        own = [n for n, v in public.items() if getattr(v, "__module__", None) == module.__name__]
-        hint = _near(attribute, own or public, "define a function or class there that makes the network")
-        raise ConfigError(f"{reference}: the module {module.__name__} has no {attribute!r}", hint=hint) from None
+    return digest_of(reference, base)
 
 
 def _check_callable(factory: Any, reference: str) -> None:
@@ -198,35 +133,3 @@ def _look_at_args(reference: str, parameters: Mapping[str, inspect.Parameter] | 
     shown = {n: "" if p.default is p.empty else f"={p.default!r}" for n, p in (parameters or {}).items()}
     known = ", ".join(f"{name}{default}" for name, default in shown.items())
     return f"look at its `args:`; it takes ({known})" if known else f"look at the `args:` of {reference}"
-
-
-def _blame(error: BaseException, base: Path) -> str:
-    """The place in the user's code, the kind of the exception and the first line of what it says."""
-    said = str(error).strip().splitlines()
-    what = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{_shown(Path(error.filename), base)}:{error.lineno}: {type(error).__name__}: {error.msg}"
-    places = [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    theirs = [place for place in places if _is_theirs(place[0])]
-    own = [place for place in theirs if place[0].is_relative_to(base)] or theirs
-    return f"{_shown(own[-1][0], base)}:{own[-1][1]}: {what}" if own else what
-
-
-def _is_theirs(path: Path) -> bool:
-    """Whether a file is a user's: not ours, not of an installed package, not Python's own (frozen)."""
-    return path.is_absolute() and not path.is_relative_to(_OUR_FOLDER) and not is_installed(path)
-
-
-def _shown(path: Path, base: Path) -> Path:
-    return path.relative_to(base) if path.is_relative_to(base) else path
-
-
-def _modules_in(folder: Path) -> list[str]:
-    return [module.name for module in pkgutil.iter_modules([str(folder)])]
-
-
-def _near(word: str, options: Iterable[str], otherwise: str) -> str:
-    """The nearest option or, if there are few, all of them; else another way out."""
-    known = sorted(options)
-    hint = did_you_mean(word, known) if known else otherwise
-    return otherwise if len(known) > 12 and hint.startswith("known are") else hint

@@ -11,13 +11,14 @@ from typing import Any
 from edgekd.bench import machine
 from edgekd.bench.machine import package_version
 from edgekd.data.source import Data
+from edgekd.distill.own import digests_of
 from edgekd.errors import ConfigError
 from edgekd.files import sha256_bytes, sha256_file, sha256_json, write_atomic
 from edgekd.models.resolve import code_digest
 from edgekd.models.source import source_digest
 from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, networks_of
 from edgekd.stages.kinds import ENGINE_PACKAGES, KINDS, StageKind
-from edgekd.stages.settings import tables_of
+from edgekd.stages.settings import DistillStage, tables_of
 from edgekd.store import Artifact, Store
 from edgekd.tasks import HeadSettings
 from edgekd.train.settings import TrainSettings
@@ -66,7 +67,7 @@ def ingredients(
         found["machine"] = _processors()
     if kind.on_device:
         found["machine"] = machine.fingerprint()
-    return found | _weights(pipeline, entry) | _networks(pipeline, kind)
+    return found | _weights(pipeline, entry) | _networks(pipeline, kind) | _own_code(pipeline, entry)
 
 
 def key_of(found: Mapping[str, Any]) -> str:
@@ -197,6 +198,12 @@ def _networks(pipeline: Pipeline, kind: StageKind) -> dict[str, Any]:
             except ConfigError as error:
                 raise located(pipeline, network_location(pipeline, entry, place), error) from None
     return {"networks": found} if found else {}
+
+
+def _own_code(pipeline: Pipeline, entry: StageEntry) -> dict[str, Any]:
+    """Digests of the code of schemes and knowledges of the user's own."""
+    found = digests_of(entry.settings, pipeline.base) if isinstance(entry.settings, DistillStage) else {}
+    return {"own": found} if found else {}
 
 
 def _processors() -> dict[str, Any]:

@@ -139,7 +139,8 @@ def _networks(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) ->
     common = planner.common()
     for entry, place, network in named:
         try:
-            fresh_model(common, network, seed=common.seed)
+            head = str(place[-1]) if place[:2] == ("multi_task", "teachers") else None
+            fresh_model(common.of(head), network, seed=common.seed)
         except ConfigError as error:
             # A message about a file of weights begins with its path.
             weights = bool(network.weights) and error.message.startswith(str(pipeline.base / str(network.weights)))

@@ -17,6 +17,7 @@ from edgekd.config.tree import Location
 from edgekd.data import DataSettings
 from edgekd.data.settings import unknown_table
 from edgekd.distill.knowledge_settings import KnowledgeSettings
+from edgekd.distill.own import own_problems
 from edgekd.distill.settings import SCHEMES
 from edgekd.errors import ConfigError, EdgekdError
 from edgekd.models.settings import Columns, ModelReference, ModelSettings
@@ -24,7 +25,7 @@ from edgekd.pipeline.gates import GateSettings
 from edgekd.pipeline.overrides import apply_override
 from edgekd.stages.context import roles
 from edgekd.stages.kinds import KINDS, ORDER, WRITABLE, needs_of
-from edgekd.stages.settings import DistillStage, ModelStage, TargetSettings, tables_of
+from edgekd.stages.settings import DistillStage, ModelStage, TargetSettings, TeacherStage, tables_of
 from edgekd.tasks.settings import TaskName
 from edgekd.train.settings import TrainSettings
 
@@ -127,23 +128,23 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
         stage_problems = []  # the key is there, only misspelt
     raise_problems(tree, [*problems, *stage_problems])
     assert settings is not None
+    _extend_import_path(path, settings, tree)
+    raise_problems(tree, _own(stages, tree, path.parent))
     raise_problems(tree, _whole(settings, stages, tree))
     if settings.model is not None:
         given = ModelStage(model=settings.model, args=settings.args, weights=settings.weights, inputs=settings.inputs)
         stages.insert(0, StageEntry("model", given))
-    pipeline = Pipeline(path, settings, tuple(stages), tree)
-    _extend_import_path(pipeline)
-    return pipeline
+    return Pipeline(path, settings, tuple(stages), tree)
 
 
-def _extend_import_path(pipeline: Pipeline) -> None:
-    for index, folder in enumerate(pipeline.settings.python_path):
-        path = (pipeline.base / folder).resolve()
+def _extend_import_path(file: Path, settings: PipelineSettings, tree: Tree) -> None:
+    for index, folder in enumerate(settings.python_path):
+        path = (file.resolve().parent / folder).resolve()
         if not path.is_dir():
             problem = Problem(
                 ("python_path", index), f"{folder}: no such folder", "paths are relative to the pipeline file"
             )
-            raise_problems(pipeline.tree, [problem])
+            raise_problems(tree, [problem])
         if str(path) not in sys.path:
             sys.path.insert(0, str(path))
 
@@ -176,17 +177,41 @@ def _stages(tree: Tree) -> tuple[list[StageEntry], list[Problem]]:
             hint = did_you_mean(name, WRITABLE)
             problems.append(Problem((*location, name), f"unknown stage {name!r}", hint))
             continue
-        settings, found = validate(KINDS[name].settings, options, (*location, name))
+        filled = _with_student(tree, options) if name == "distill" else options
+        settings, found = validate(KINDS[name].settings, filled, (*location, name))
         problems += [_named(problem, name) for problem in found]
         if settings is not None:
             entries.append(StageEntry(name, settings))
     return entries, problems
 
 
+def _with_student(tree: Tree, options: Any) -> Any:
+    """The options of `distill`, where the student is the teacher's network and nobody says so again."""
+    if not isinstance(options, dict) or options.get("scheme") != "adaptation" or "student" in options:
+        return options
+    named = [item["teacher"] for item in tree.value["stages"] if isinstance(item, dict) and "teacher" in item]
+    given = named[0] if named else tree.value
+    if not isinstance(given, dict) or "model" not in given:
+        return options
+    return {"student": given["model"], **{key: given[key] for key in ("args", "inputs") if key in given}, **options}
+
+
 def _named(problem: Problem, stage: str) -> Problem:
     """Messages speak of `distill.epochs`, not of `stages.1.distill.epochs`."""
     prefix = ".".join(str(part) for part in problem.location[:2]) + "."
     return Problem(problem.location, problem.message.replace(prefix, ""), problem.hint)
+
+
+def _own(stages: Sequence[StageEntry], tree: Tree, base: Path) -> list[Problem]:
+    """What is wrong with schemes and knowledges of the user's own."""
+    found = []
+    for stage in stages:
+        if isinstance(stage.settings, DistillStage):
+            place = ("stages", _listed(tree).index("distill"), "distill")
+            for problem in own_problems(stage.settings, base):
+                moved = Problem((*place, *problem.location), problem.message, problem.hint)
+                found.append(moved)
+    return found
 
 
 def _whole(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree) -> list[Problem]:
@@ -196,6 +221,7 @@ def _whole(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree)
     if "compile" in names and not settings.targets:
         problems.append(Problem((), "compile has no targets", "add `targets: {cpu: {runtime: openvino}}`"))
     problems += _knowledge(settings, stages, tree)
+    problems += _scheme(settings, stages, tree)
     for stage in stages:
         location: Location = ("stages", _listed(tree).index(stage.name), stage.name)
         unknown = [name for name in tables_of(stage.settings) if name not in settings.data.table_names]
@@ -269,6 +295,26 @@ def _knowledge(settings: PipelineSettings, stages: Sequence[StageEntry], tree: T
             if item.name == "dkd" and settings.data.augment is not None and settings.data.augment.mixes:
                 location = ("stages", listed.index("distill"), "distill", "knowledge", index)
                 return [Problem(location, "dkd needs one true class, and samples are mixed", "use kd, or mix nothing")]
+    return []
+
+
+def _scheme(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree) -> list[Problem]:
+    """A network that moves to another domain is the teacher's; specialists know heads that there are."""
+    found = [stage.settings for stage in stages if isinstance(stage.settings, DistillStage)]
+    for options in found:
+        place: Location = ("stages", _listed(tree).index("distill"), "distill")
+        if options.scheme == "adaptation":
+            named = [stage.settings for stage in stages if isinstance(stage.settings, TeacherStage)]
+            given: Any = named[0] if named else settings
+            own = (options.student, options.args, options.inputs)
+            if given.model is not None and own != (given.model, given.args, given.inputs):
+                words = f"scheme adaptation moves the teacher's own network, {given.model}"
+                return [Problem((*place, "student"), words, "leave student, args and inputs out")]
+        heads = [] if isinstance(settings.task, str) else list(settings.task)
+        unknown = [head for head in options.multi_task.teachers if head not in heads]
+        if unknown:
+            hint = did_you_mean(unknown[0], heads) if heads else "name the heads: task: {first: classification, ..}"
+            return [Problem((*place, "multi_task", "teachers"), f"there is no head {unknown[0]!r}", hint)]
     return []
 
 

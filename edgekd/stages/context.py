@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,11 @@ class Common:
     targets: Mapping[str, TargetSettings]
     roles: Mapping[str, str]
     data: Data
+
+    def of(self, head: str | None) -> Common:
+        """The same for a network with one head; None: with all of them."""
+        heads = self.heads if head is None else tuple(found for found in self.heads if found.output == head)
+        return dataclasses.replace(self, heads=heads)
 
 
 @dataclass

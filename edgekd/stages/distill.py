@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgekd.distill.knowledge_settings import KnowledgeSettings, Pair
+from torch import nn
+
+from edgekd.data.views import Views
+from edgekd.distill.knowledge_settings import KnowledgeSettings
 from edgekd.distill.pairing import Stages, pair, stages_of
 from edgekd.distill.schemes.choose import Cast, phases_of
 from edgekd.distill.schemes.recipe import Recipe
 from edgekd.distill.schemes.terms import PairOf
+from edgekd.distill.term_settings import Pair
+from edgekd.errors import ConfigError
+from edgekd.models.facts import parameter_count
 from edgekd.models.settings import ModelSettings
 from edgekd.stages.context import Common, Context
 from edgekd.stages.networks import (
@@ -24,7 +30,7 @@ from edgekd.stages.settings import DistillStage, tables_of
 from edgekd.stages.teacher import save_trained
 from edgekd.stages.training import optim, run_phases, stage_train_settings, target_options
 from edgekd.store import Artifact, Draft, Store
-from edgekd.train.phase import check_layers
+from edgekd.train.rehearsal import rehearse_phases
 from edgekd.train.world import Phase, World
 
 
@@ -40,6 +46,7 @@ def run(context: Context) -> None:
         facts = source.facts
         teacher = ModelSettings(model=facts["model"], args=facts["args"], inputs=tuple(facts["inputs"]))
     networks, phases = _plan(context, world, teacher)
+    _note_expansion(context, world, options)
     frozen = {"teacher": source} if source is not None and options.reads_teacher else {}
     curves = run_phases(context, world, phases, settings, learner="student", frozen=frozen)
     winner = _winner(world, networks)
@@ -62,8 +69,7 @@ def rehearse(common: Common, options: DistillStage, teacher: ModelSettings | Non
     if teacher is not None and options.uses_teacher:
         world.models["teacher"] = fresh_model(common, teacher.model_copy(update={"weights": None}), seed=common.seed)
     _, phases = _plan(context, world, teacher if options.uses_teacher else None)
-    for phase in phases:
-        check_layers(world, phase)
+    rehearse_phases(world, phases, Views(common.data.settings.augment, common.seed), common.seed)
 
 
 def _plan(
@@ -75,7 +81,9 @@ def _plan(
     networks = {"student": student, **options.beside(student, teacher)}
     for number, (name, network) in enumerate(networks.items(), start=1):
         # Other seeds than the teacher's, which may be a network of the same kind.
-        world.models[name] = fresh_model(context.common, network, seed=context.common.seed + number)
+        common = context.common.of(options.head_of(name))
+        world.models[name] = fresh_model(common, network, seed=common.seed + number)
+    _check_inputs(world, options)
     recipe = Recipe(
         context.common.heads,
         optim(context),
@@ -86,8 +94,43 @@ def _plan(
         _pairs(context, world),
         **target_options(context),
     )
-    cast = Cast([*networks][1:], teacher is not None, lambda: _stages(context, world, options))
+    cast = Cast(
+        [*networks][1:],
+        teacher is not None,
+        lambda: _stages(context, world, options),
+        lambda: _batchnorms(world.models["teacher"].network),
+    )
     return networks, phases_of(recipe, options, cast)
+
+
+def _check_inputs(world: World, options: DistillStage) -> None:
+    """Where the teacher should see something else than the student, it must."""
+    if options.facts.other_inputs and world.models["teacher"].inputs == world.models["student"].inputs:
+        seen = ", ".join(world.models["student"].inputs)
+        raise ConfigError(
+            f"scheme {options.scheme}: teacher and student see the same ({seen})",
+            hint="say which inputs of the data each takes: teacher: {inputs: [..]}, distill: {inputs: [..]}",
+        )
+
+
+def _note_expansion(context: Context, world: World, options: DistillStage) -> None:
+    """Noisy students are at least as large as their teachers, and learn under noise (Xie et al. 2020)."""
+    if options.scheme != "expansion":
+        return
+    student, teacher = (parameter_count(world.models[name].network) for name in _BOTH)
+    if student < teacher:
+        context.tell(
+            f"{context.stage}: note: the student has {student:,} parameters, its teacher {teacher:,}; expansion is "
+            "for students at least as large"
+        )
+    dropout = any(isinstance(m, nn.Dropout) and m.p for m in world.models["student"].network.modules())
+    if context.common.data.settings.augment is None and not dropout:
+        context.tell(f"{context.stage}: note: the student learns without noise; set data.augment, or use dropout")
+
+
+def _batchnorms(network: nn.Module) -> tuple[str, ...]:
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+    return tuple(n for n, module in network.named_modules() if isinstance(module, kinds) and module.track_running_stats)
 
 
 def _source(context: Context, options: DistillStage) -> Artifact | None:

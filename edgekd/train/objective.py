@@ -51,6 +51,7 @@ class Objective(nn.Module):
         self.names = {name for name, rule in move.learn.items() if isinstance(rule, Optim)}
         self.learners = nn.ModuleDict({name: world.models[name].network for name in sorted(self.names)})
         self._world, self._terms, self._taps = world, move.terms, taps
+        self._knowledges = [knowledge_named(term.knowledge) for term in move.terms]
         self._precision, self._device, self._ranks = precision, device, ranks
 
     def forward(self, batch: Batch, known: Known, part: Part) -> tuple[Tensor, list[Tensor]]:
@@ -60,11 +61,11 @@ class Objective(nn.Module):
         """
         with autocast(self._precision, self._device):
             values = Values(self._world, self._taps, batch, self.names, known, part.full)
-            arguments = [_arguments(term, values) for term in self._terms]
+            pairs = zip(self._terms, self._knowledges, strict=True)
+            arguments = [_arguments(term, values, adapted=k.adapter is not None) for term, k in pairs]
         total = torch.zeros((), device=self._device)
         means = []
-        for term, found in zip(self._terms, arguments, strict=True):
-            knowledge = knowledge_named(term.knowledge)
+        for term, knowledge, found in zip(self._terms, self._knowledges, arguments, strict=True):
             weight = term.weight * ramp(term, part.epoch)
             if knowledge.coupled and self._ranks.count > 1:
                 # All processes differentiate the loss over all rows; averaging over them undoes the sum.
@@ -97,9 +98,7 @@ class _Arguments:
     also: dict[str, Tensor]
 
 
-def _arguments(term: Term, values: Values) -> _Arguments:
-    adapted = knowledge_named(term.knowledge).adapter is not None
-
+def _arguments(term: Term, values: Values, *, adapted: bool) -> _Arguments:
     def get(side: Side | None, live: bool) -> Any:
         if side is None:
             return None

@@ -63,7 +63,7 @@ class PhaseRun:
             _channels_last(model.network.to(run.device))
         self.feed = Feed(world, self.table, run.views, run.device)
         self.terms = named_terms(self.phase)
-        self.references = _references(phase)
+        self.references = references_of(phase)
         check_references(world, self.feed.columns(), self.references)
         make_adapters(world, self.phase.moves, self.feed, mix_seed(run.seed, index, "adapters"), progress.networks)
         for name in self.phase.learners() & world.models.keys():
@@ -345,14 +345,9 @@ def add_kept(world: World, phase: Phase) -> None:
         world.models[watch.keep] = copy.deepcopy(world.models[watch.model])
 
 
-def check_layers(world: World, phase: Phase) -> None:
-    """Raise ConfigError where a term names a layer that its model has not; models that edits make are not looked at."""
-    Taps(world, [r for r in _references(phase) if r.name in world.models]).close()
-
-
 def reads_inside(phases: Sequence[Phase], model: str) -> bool:
     """Whether a term wants more of a model than its outputs on the batch: a submodule's, or those on another input."""
-    return any(r.name == model and (r.path or r.argument) for phase in phases for r in _references(phase))
+    return any(r.name == model and (r.path or r.argument) for phase in phases for r in references_of(phase))
 
 
 def mix_seed(seed: int, phase: int, what: str) -> int:
@@ -367,7 +362,8 @@ def _seed(seed: int, run: Run) -> None:
         torch.cuda.default_generators[run.device.index or 0].manual_seed(seed)
 
 
-def _references(phase: Phase) -> list[Reference]:
+def references_of(phase: Phase) -> list[Reference]:
+    """Everything that the terms of a phase refer to, each once."""
     texts: list[str] = []
     for term in itertools.chain(*(move.terms for move in phase.moves)):
         for side in (term.student, term.teacher):

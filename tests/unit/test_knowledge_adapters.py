@@ -22,13 +22,14 @@ from edgekd.distill.knowledge.intermediate_adapters import (
     ReviewAdapter,
 )
 from edgekd.distill.knowledge.relation_adapters import CorrelationAdapter
+from edgekd.distill.knowledge_settings import KNOWLEDGES
 from edgekd.distill.settings import DistillationSettings, KnowledgeSettings
 from edgekd.errors import ConfigError
 from edgekd.train.knowledge import knowledge_named
 
 STUDENT, TEACHER, SAMPLES = (6, 8, 8), (10, 4, 4), 40
 ADAPTED = [name for name in knowledge.__all__ if knowledge_named(name).adapter]
-NAMES = list(KnowledgeSettings.model_fields)
+NAMES = list(KNOWLEDGES)
 INDEX, TARGET = torch.arange(5), torch.tensor([0, 1, 2, 0, 1])
 
 
@@ -360,7 +361,7 @@ def test_layers_are_one_pair_several_or_found(written: Any, layers: Any) -> None
 @pytest.mark.parametrize(
     ("written", "message", "hint"),
     [
-        ({"atention": {}}, "unknown key 'atention'", "did you mean 'attention'?"),
+        ({"atention": {}}, "unknown knowledge 'atention'", "did you mean 'attention'?"),
         ("atention", "unknown knowledge 'atention'", "did you mean 'attention'?"),
         ({"dkd": {"bta": 2}}, "unknown key 'bta' in knowledge.0.dkd", "did you mean 'beta'?"),
         ({"kd": {}, "dkd": {}}, "one knowledge per item", "write e.g. - {kd: {temperature: 4}}"),

@@ -47,7 +47,7 @@ HERE = Path()
 def folder(tmp_path, monkeypatch):
     """A folder for a user's code; what it puts on the import path and imports is taken back."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr("edgekd.models.resolve._bases", [])
+    monkeypatch.setattr("edgekd.models.imports._bases", [])
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:

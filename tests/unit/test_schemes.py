@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hand_loop import lesson
 from test_trainer import HEADS, OPTIM, Killed, make_net, make_run, make_table, same, state
 from torch import Tensor, nn
 
-from edgekd.data.views import permutation
 from edgekd.distill.knowledge import kd, rkd
 from edgekd.distill.knowledge_settings import KnowledgeSettings
 from edgekd.distill.scheme_settings import CollaborativeSettings, StudentFriendlySettings, VirtualTeacherSettings
@@ -26,7 +25,6 @@ from edgekd.distill.schemes.self_distillation import self_distillation
 from edgekd.distill.schemes.student_friendly import student_friendly
 from edgekd.errors import ConfigError
 from edgekd.tasks import heads_of
-from edgekd.train.phase import mix_seed
 from edgekd.train.practice import averaged
 from edgekd.train.trainer import Epoch, train
 from edgekd.train.world import Phase, Term, World
@@ -132,31 +130,8 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_bytes(sche
 def by_hand(
     models: list[nn.Module], index: int, loss: Callable[[list[Tensor], Tensor, Tensor], Tensor], epochs: int
 ) -> None:
-    """Several networks learn jointly by SGD with the schedule of OPTIM, on the batches of a phase."""
-    optimizers = []
-    for model in models:
-        model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        groups = [[p for p in model.parameters() if p.dim() > 1], [p for p in model.parameters() if p.dim() <= 1]]
-        decays = [{"params": group, "weight_decay": d} for group, d in zip(groups, (1e-3, 0.0), strict=True)]
-        optimizers.append(torch.optim.SGD(decays, lr=0.1, momentum=0.9, nesterov=True))
-    table, steps = make_table(), 5
-    for epoch in range(epochs):
-        order = permutation(7, f"order/{index}", epoch, 70)
-        for step in range(steps):
-            at = epoch * steps + step
-            rate = 0.1 * (at + 1) / (steps + 1)
-            if at >= steps:
-                rate = 0.1 * 0.5 * (1 + math.cos(math.pi * (at - steps) / (steps * (epochs - 1))))
-            rows = table.take(order[step * 14 : step * 14 + 14])
-            x = rows.inputs["image"].contiguous(memory_format=torch.channels_last)
-            torch.default_generator.manual_seed(mix_seed(7, index, f"{at}/0"))
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-            loss([model(x) for model in models], x, rows.targets["label"]).backward()
-            for optimizer in optimizers:
-                optimizer.step()
+    """Several networks learn jointly, each asked once in every step."""
+    lesson(models, index, lambda x, y: loss([model(x) for model in models], x, y), epochs)
 
 
 def test_mutual_learning_equals_a_hand_written_loop_bit_for_bit() -> None:

@@ -25,6 +25,7 @@ from edgekd.distill.schemes.data_free import Wishes, data_free
 from edgekd.distill.schemes.expansion import expansion
 from edgekd.distill.schemes.federated import federated
 from edgekd.distill.schemes.label_free import label_free
+from edgekd.distill.schemes.made import Critic, Generator
 from edgekd.distill.schemes.multi_task import multi_task
 from edgekd.distill.schemes.privileged import privileged
 from edgekd.distill.schemes.recipe import Recipe
@@ -77,6 +78,8 @@ SCHEMES: dict[str, Callable[[], list[Phase]]] = {
     "feddf": lambda: federated(recipe(1), clients=2, rounds=2, concentration=0.5),
     "fedmd": lambda: federated(recipe(1), clients=2, rounds=2, share_weights=False),
     "adversarial": lambda: adversarial(recipe(), critic=ADAM),
+    "made critic": lambda: adversarial(recipe(), critic=ADAM, start=(Critic("logits", None, 5),)),
+    "made generator": lambda: data_free(recipe(), generator=ADAM, noise=(7,), rows=48, start=(Generator(7, 4),)),
     "expansion": lambda: expansion(recipe(), rounds=2),
     "hard expansion": lambda: expansion(recipe(), rounds=2, soft=False, confident=0.36),
     "adaptation": lambda: adaptation(recipe(), rounds=2, confident=0.36),
@@ -107,7 +110,9 @@ def test_a_scheme_killed_after_any_epoch_ends_with_the_same_bytes(name: str, tmp
         assert all(same(state(whole.models[model]), state(resumed.models[model])) for model in whole.models)
 
 
-@pytest.mark.parametrize("name", ["cross_modal", "label_free", "data_free", "adversarial"])
+@pytest.mark.parametrize(
+    "name", ["cross_modal", "label_free", "data_free", "adversarial", "made critic", "made generator"]
+)
 def test_the_teacher_keeps_its_bytes_has_no_gradients_and_is_never_in_training_mode(name: str) -> None:
     world = whole_world()
     before = state(world.models["teacher"])

@@ -9,7 +9,9 @@ from edgekd.train.world import Copy, Phase
 _SURE = "confident"
 
 
-def adaptation(recipe: Recipe, *, domain: str = "target", confident: float = 0.9, rounds: int = 3) -> list[Phase]:
+def adaptation(
+    recipe: Recipe, *, domain: str = "target", confident: float | None = 0.9, rounds: int = 3
+) -> list[Phase]:
     """Self-training on a target domain without labels (Lee 2013; Zou et al. 2018).
 
     The student starts as a copy of the teacher, which knows the source domain. In each round it learns the rows of
@@ -18,7 +20,7 @@ def adaptation(recipe: Recipe, *, domain: str = "target", confident: float = 0.9
     Args:
         recipe: how the student learns in each round.
         domain: the table of the target domain; its labels, if it has any, are not looked at.
-        confident: least probability of a class for a row to be kept.
+        confident: least probability of a class for a row to be kept; None keeps all.
         rounds: how often.
     """
     labels = pseudo_labels("student", recipe.heads, domain, _SURE, confident=confident)

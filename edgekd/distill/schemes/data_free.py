@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgekd.distill.schemes.recipe import Recipe
+from edgekd.distill.schemes.recipe import Recipe, Start
 from edgekd.distill.schemes.soft import called, label_of
 from edgekd.tasks import HeadSettings
 from edgekd.train.edits import Noise
@@ -46,6 +46,7 @@ def data_free(
     rows: int = 6400,
     wishes: Wishes = Wishes(),
     every: int = 1,
+    start: Start = (),
 ) -> list[Phase]:
     """One phase in which the model `generator` and the student learn by turns, step by step.
 
@@ -57,6 +58,7 @@ def data_free(
         rows: made samples of an epoch.
         wishes: what the generator learns from.
         every: the generator learns in every so-manieth step of the student.
+        start: edits before, such as the one that makes the generator (made.Generator).
     """
     learned = called(recipe.teaching("student", "teacher"), MADE)
     if wishes.disagreement:
@@ -65,8 +67,8 @@ def data_free(
         Move({"generator": generator}, generator_terms(recipe.heads, wishes), every),
         Move({"student": recipe.optim}, learned),
     )
-    start = (Noise(_NOISE, _NOISE, noise, rows),)
-    return [Phase("data_free", moves, recipe.epochs, start, _NOISE, recipe.watch("student"))]
+    edits = (*start, Noise(_NOISE, _NOISE, noise, rows))
+    return [Phase("data_free", moves, recipe.epochs, edits, _NOISE, recipe.watch("student"))]
 
 
 def generator_terms(heads: Sequence[HeadSettings], wishes: Wishes) -> tuple[Term, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from edgekd.distill.schemes.recipe import Recipe
 from edgekd.distill.schemes.soft import soft_terms
+from edgekd.errors import ConfigError
 from edgekd.tasks import HeadSettings
 from edgekd.train.edits import Average, Relabel, Split
 from edgekd.train.world import Copy, Edit, Move, Phase
@@ -44,11 +45,15 @@ def federated(
         client_epochs: of each client in each round, by default as many as of a lesson.
         share_weights: see above.
         temperature: of kd to the mean output.
+
+    Raises:
+        ConfigError: there are no targets, or no classes to deal rows out by.
     """
     recipe.needs_targets("scheme federated")
     names = tuple(f"client_{i}" for i in range(clients))
     passes = recipe.epochs if client_epochs is None else client_epochs
-    phases = [Phase("split", start=(Split(private, tuple(map(_rows, names)), concentration, _column(recipe), least),))]
+    column = "" if concentration is None else _column(recipe)
+    phases = [Phase("split", start=(Split(private, tuple(map(_rows, names)), concentration, column, least),))]
     for number in range(rounds):
         for name in names:
             move = Move({name: recipe.optim}, recipe.task(name, 1.0))
@@ -84,4 +89,8 @@ def _consensus(names: tuple[str, ...], heads: Sequence[HeadSettings], public: st
 def _column(recipe: Recipe) -> str:
     """The column of classes by which rows are dealt out."""
     classes = [head.target for head in recipe.heads if head.task == "classification" and head.target is not None]
-    return classes[0] if classes else ""
+    if not classes:
+        raise ConfigError(
+            "rows cannot be dealt out by class: no head is a classification", hint="set concentration: null"
+        )
+    return classes[0]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from edgekd.distill.knowledge_settings import KnowledgeSettings, Pair
+from edgekd.distill.knowledge_settings import KnowledgeSettings
 from edgekd.distill.schemes.recipe import Recipe
 from edgekd.distill.schemes.terms import no_pairs
 from edgekd.distill.settings import DistillationSettings
+from edgekd.distill.term_settings import Pair
 from edgekd.tasks import HeadSettings
 from edgekd.train.world import Optim, Phase
 

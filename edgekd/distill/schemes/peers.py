@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from edgekd.distill.knowledge_settings import KdSettings, KnowledgeSettings, MseLogitsSettings
+from edgekd.distill.knowledge_settings import KnowledgeSettings
 from edgekd.distill.scheme_settings import CollaborativeSettings
 from edgekd.distill.schemes.recipe import Recipe, owned, scaled
-from edgekd.distill.schemes.terms import response_terms
+from edgekd.distill.schemes.terms import response_of, response_terms
 from edgekd.tasks import HeadSettings
 from edgekd.tasks.task import task_named
 from edgekd.train.edits import Best
@@ -74,7 +74,7 @@ def _peer_terms(recipe: Recipe, model: str, peer: str, settings: CollaborativeSe
                 only = {f"{name}_weight": 1.0, f"{other}_weight": 0.0}
                 terms.append(Term("rkd", *sides, weight, only, label=f"{name}{ending}"))
     if "peer" in settings.terms and settings.beta2 > 0:
-        terms += response_terms(model, peer, recipe.heads, lambda head: (_response(head, settings.beta2, 1.0),))
+        terms += response_terms(model, peer, recipe.heads, lambda head: (response_of(head, settings.beta2, 1.0),))
     return tuple(terms)
 
 
@@ -83,7 +83,7 @@ def _past_terms(recipe: Recipe, model: str, settings: CollaborativeSettings) -> 
         t = settings.temperature
         softened = task_named(head.task).response == "kd" and not settings.scale_by_t2
         # kd carries T^2, the paper's KL does not.
-        return (_response(head, settings.gamma / t**2 if softened else settings.gamma, t),)
+        return (response_of(head, settings.gamma / t**2 if softened else settings.gamma, t),)
 
     terms = response_terms(model, _past(model), recipe.heads, knowledge)
     return tuple(_labelled(term, f"past {term.name}") for term in terms)
@@ -91,12 +91,6 @@ def _past_terms(recipe: Recipe, model: str, settings: CollaborativeSettings) -> 
 
 def _labelled(term: Term, label: str) -> Term:
     return dataclasses.replace(term, label=label)
-
-
-def _response(head: HeadSettings, weight: float, temperature: float) -> KnowledgeSettings:
-    if task_named(head.task).response == "kd":
-        return KnowledgeSettings(kd=KdSettings(weight=weight, temperature=temperature))
-    return KnowledgeSettings(mse_logits=MseLogitsSettings(weight=weight))
 
 
 def _past(model: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from edgekd.distill.schemes.recipe import Recipe
 from edgekd.distill.schemes.soft import soft_terms
+from edgekd.errors import ConfigError
 from edgekd.tasks import HeadSettings
 from edgekd.train.edits import Relabel
 from edgekd.train.world import Term
@@ -21,7 +22,13 @@ def pseudo_labels(
     confident: float | None = None,
     soft: bool = False,
 ) -> tuple[Relabel, ...]:
-    """Edits after which the table `target` has what the model says of each head; the most probable class, or all."""
+    """Edits after which the table `target` has what the model says of each head; the most probable class, or all.
+
+    Raises:
+        ConfigError: no head has classes to be sure of.
+    """
+    if confident is not None and not any(head.task == "classification" for head in heads):
+        raise ConfigError("there is no class to be sure of: no head is a classification", hint="set confident: null")
     return tuple(
         Relabel(
             f"{model}[{head.output}]",

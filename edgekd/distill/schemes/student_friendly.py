@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 
 from edgekd.distill.branches import Branch
-from edgekd.distill.knowledge_settings import KdSettings, KnowledgeSettings, MseLogitsSettings, Pair
+from edgekd.distill.knowledge_settings import KnowledgeSettings
 from edgekd.distill.scheme_settings import StudentFriendlySettings
 from edgekd.distill.schemes.recipe import Recipe, Start, owned
-from edgekd.distill.schemes.terms import response_terms
+from edgekd.distill.schemes.terms import response_of, response_terms
+from edgekd.distill.term_settings import Pair
 from edgekd.errors import ConfigError
 from edgekd.tasks import HeadSettings
-from edgekd.tasks.task import task_named
 from edgekd.train.world import Copy, Move, Phase, Term
 
 STUDENT, TEACHER, FRIENDLY = "student", "teacher", "friendly"
@@ -40,7 +40,7 @@ def student_friendly(recipe: Recipe, settings: StudentFriendlySettings, stages: 
     for branch, (_, stage) in zip(branches, joined, strict=True):
         found = recipe.task(branch, settings.branch_weight)
         if settings.kl_weight:
-            found += response_terms(branch, FRIENDLY, recipe.heads, lambda head: (_response(head, settings),))
+            found += response_terms(branch, FRIENDLY, recipe.heads, lambda head: (_word(head, settings),))
         terms += tuple(_called_on(term, f"{FRIENDLY}.{stage}") for term in owned(branch, found))
     edits = [Branch(STUDENT, TEACHER, pair, branch) for branch, pair in zip(branches, joined, strict=True)]
     start: Start = (Copy(TEACHER, FRIENDLY), *edits)
@@ -54,7 +54,5 @@ def _called_on(term: Term, feature: str) -> Term:
     return dataclasses.replace(term, student=f"{term.student}({feature})")
 
 
-def _response(head: HeadSettings, settings: StudentFriendlySettings) -> KnowledgeSettings:
-    if task_named(head.task).response == "kd":
-        return KnowledgeSettings(kd=KdSettings(weight=settings.kl_weight, temperature=settings.temperature))
-    return KnowledgeSettings(mse_logits=MseLogitsSettings(weight=settings.kl_weight))
+def _word(head: HeadSettings, settings: StudentFriendlySettings) -> KnowledgeSettings:
+    return response_of(head, settings.kl_weight, settings.temperature)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import edgekd.distill.knowledge  # noqa: F401  registers every knowledge
-from edgekd.distill.knowledge_settings import KnowledgeSettings, Pair
+from edgekd.distill.knowledge_settings import KdSettings, KnowledgeSettings, MseLogitsSettings
+from edgekd.distill.term_settings import Pair
 from edgekd.errors import ConfigError
 from edgekd.tasks import HeadSettings
 from edgekd.tasks.task import task_named
@@ -115,6 +116,13 @@ def knowledge_of(head: HeadSettings, given: Sequence[KnowledgeSettings] | None) 
     if fitting or (given is not None and not outputs):
         return fitting
     return (KnowledgeSettings.model_validate_json(f'{{"{task_named(head.task).response}": {{}}}}'),)
+
+
+def response_of(head: HeadSettings, weight: float, temperature: float) -> KnowledgeSettings:
+    """The response knowledge of a head's task with a weight, and a temperature where it has one."""
+    if task_named(head.task).response == "kd":
+        return KnowledgeSettings(kd=KdSettings(weight=weight, temperature=temperature))
+    return KnowledgeSettings(mse_logits=MseLogitsSettings(weight=weight))
 
 
 def _label(name: str, head: HeadSettings, heads: Sequence[HeadSettings]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -11,6 +11,7 @@ from edgekd.distill.term_settings import (
     OF_THE_TERM,
     ClassSettings,
     FeatureSettings,
+    InitialSettings,
     OwnSettings,
     Pair,
     Ramp,
@@ -25,12 +26,16 @@ from edgekd.distill.term_settings import (
 class KdSettings(ClassSettings):
     """KL of softened outputs (Hinton et al. 2015)."""
 
+    task_weight: ClassVar[float | None] = 0.1
+
     weight: Weight = 0.9
     temperature: Temperature = 4.0
 
 
 class DkdSettings(ClassSettings):
     """The target class and the other classes apart (Zhao et al. 2022); needs labels."""
+
+    task_weight: ClassVar[float | None] = 1.0
 
     ramp: Ramp = 20.0
     temperature: Temperature = 4.0
@@ -41,7 +46,9 @@ class DkdSettings(ClassSettings):
 
 
 class DistSettings(ClassSettings):
-    """Correlation of outputs within each sample and within each class (Huang et al. 2022), beside task_weight 1."""
+    """Correlation of outputs within each sample and within each class (Huang et al. 2022)."""
+
+    task_weight: ClassVar[float | None] = 1.0
 
     temperature: Temperature = 4.0
     beta: Share = 2.0
@@ -53,6 +60,8 @@ class DistSettings(ClassSettings):
 class LogitStdSettings(ClassSettings):
     """KL of standardised, softened outputs (Sun et al. 2024)."""
 
+    task_weight: ClassVar[float | None] = 0.1
+
     weight: Weight = 9.0
     temperature: Annotated[float, Field(gt=0)] = 2.0
     """Temperature T: the softened logits have the standard deviation 1 / T."""
@@ -63,6 +72,8 @@ class LogitStdSettings(ClassSettings):
 class ReverseKlSettings(ClassSettings):
     """KL the other way round: the student keeps to what the teacher finds likely (Gu et al. 2024)."""
 
+    task_weight: ClassVar[float | None] = 0.1
+
     weight: Weight = 0.9
     temperature: Temperature = 4.0
 
@@ -70,12 +81,16 @@ class ReverseKlSettings(ClassSettings):
 class JensenShannonSettings(ClassSettings):
     """Jensen-Shannon divergence of softened outputs, which is bounded (Lin 1991)."""
 
+    task_weight: ClassVar[float | None] = 0.1
+
     weight: Weight = 0.9
     temperature: Temperature = 4.0
 
 
 class MseLogitsSettings(TermSettings):
     """Squared difference of outputs: regression heads, or logits (Ba and Caruana 2014)."""
+
+    task_weight: ClassVar[float | None] = 0.1
 
     weight: Weight = 0.9
 
@@ -114,14 +129,14 @@ class FactorSettings(FeatureSettings):
     """Weight of the paraphraser's own loss in these steps, under the weight of the term."""
 
 
-class BoundarySettings(FeatureSettings):
+class BoundarySettings(InitialSettings):
     """Which neurons are on: a hinge on the signs of activations, for a phase before training (Heo et al. 2019)."""
 
     margin: Annotated[float, Field(gt=0)] = 1.0
     """How far beyond 0 the student must be on the teacher's side."""
 
 
-class FspSettings(FeatureSettings):
+class FspSettings(InitialSettings):
     """How features flow from stage to stage, as Gram matrices, for a phase before training (Yim et al. 2017)."""
 
     @model_validator(mode="after")
@@ -320,6 +335,13 @@ class KnowledgeSettings(Settings):
         """Pairs of module names (student, teacher); None where they are to be found, or where it compares no layers."""
         settings = self.settings
         return settings.layers if isinstance(settings, FeatureSettings) and settings.layers != "auto" else None
+
+    def init_epochs(self, epochs: int) -> int:
+        """Epochs of a phase before one of so many, in which it is learned alone; 0: there is none."""
+        settings = self.settings
+        if not isinstance(settings, InitialSettings):
+            return 0
+        return -(-epochs // 8) if settings.init_epochs is None else settings.init_epochs
 
     @property
     def of_classes(self) -> bool:

@@ -23,14 +23,14 @@ _FACTS = "__edgekd_scheme__"
 
 
 def scheme(
-    *, help: str = "", teacher: bool = True, task_weight: float = 0.1, tables: tuple[str, ...] = ()
+    *, help: str = "", teacher: bool = True, task_weight: float | None = None, tables: tuple[str, ...] = ()
 ) -> Callable[[F], F]:
     """Decorator that states facts of a user's scheme, a function (recipe, cast, **options) -> list of phases.
 
     Args:
         help: who teaches whom, for `edgekd list schemes`; by default the first line of its docstring.
         teacher: whether it learns from a teacher that an earlier stage makes.
-        task_weight: of the task's own loss, unless the file says otherwise.
+        task_weight: of the task's own loss, unless the file says otherwise; None: as the knowledge has it.
         tables: those of its options that name tables of the data besides the splits.
     """
 

@@ -12,7 +12,7 @@ from edgekd.config.entry_points import SCHEMES as ENTRY_POINTS
 from edgekd.config.entry_points import offered
 from edgekd.config.settings import did_you_mean
 from edgekd.distill.term_settings import Layers
-from edgekd.models.settings import ModelReference, ModelSettings
+from edgekd.models.settings import Columns, ModelReference, ModelSettings
 
 CollaborativeTerm = Literal["task", "distance", "angle", "peer", "past"]
 Share = Annotated[float, Field(ge=0)]
@@ -26,7 +26,7 @@ class SchemeFacts:
         help: who teaches whom, and where it comes from.
         options: names of its own options.
         teacher: whether it learns from a teacher that an earlier stage makes.
-        task_weight: of the task's own loss, unless the file says otherwise.
+        task_weight: of the task's own loss, unless the file says otherwise; None: as the knowledge has it.
         tables: those of its own options that name tables.
         asks: whether that teacher is asked as it is, so that its answers can be kept.
         other_inputs: whether teacher and student must see different inputs.
@@ -36,7 +36,7 @@ class SchemeFacts:
     help: str
     options: tuple[str, ...] = ()
     teacher: bool = True
-    task_weight: float = 0.1
+    task_weight: float | None = None
     tables: tuple[str, ...] = ()
     asks: bool = True
     other_inputs: bool = False
@@ -170,10 +170,12 @@ class PeerSettings(Settings):
     """Keyword arguments for its factory."""
     weights: str | None = None
     """File with weights that it starts from, relative to the pipeline file."""
+    inputs: Columns | None = None
+    """Inputs of the data that it takes, in the order of its forward; by default all."""
 
     def network(self) -> ModelSettings:
         """The peer as a network to build."""
-        return ModelSettings(model=self.student, args=dict(self.args), weights=self.weights)
+        return ModelSettings(model=self.student, args=dict(self.args), weights=self.weights, inputs=self.inputs)
 
 
 class TrainedNetwork(ModelSettings):

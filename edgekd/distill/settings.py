@@ -50,8 +50,9 @@ class DistillationSettings(Settings):
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of a scheme of your own."""
     task_weight: float | None = Field(default=None, ge=0)
-    """Weight of the task's own loss with the true targets; it falls away where the data has none. By default 1 with
-    the scheme online, else 0.1."""
+    """Weight of the task's own loss with the true targets; it falls away where the data has none. By default as in the
+    papers' runs: 0.1 beside kd, logit_std and other plain comparisons of outputs, else 1 (dkd, dist, features alone,
+    peers); of several knowledges the largest that is stated."""
     knowledge: tuple[KnowledgeSettings, ...] | None = None
     """Terms with whoever teaches; by default the response knowledge of each head (kd, mse_logits) with weight .9, and
     among peers kd with temperature 1 and weight 1."""
@@ -146,7 +147,13 @@ class DistillationSettings(Settings):
 
     def task(self) -> float:
         """Weight of the task's own loss with the default filled in."""
-        return self.facts.task_weight if self.task_weight is None else self.task_weight
+        if self.task_weight is not None:
+            return self.task_weight
+        if self.facts.task_weight is not None:
+            return self.facts.task_weight
+        items = self.knowledge if self.knowledge is not None else (KnowledgeSettings(kd=KdSettings()),)
+        stated = [item.settings.task_weight for item in items if item.settings.task_weight is not None]
+        return max(stated, default=1.0)
 
     def taught(self) -> tuple[KnowledgeSettings, ...] | None:
         """The knowledge with the scheme's default filled in; None: that of each head."""

@@ -45,7 +45,7 @@ Layers = Annotated[
 ]
 Temperature = Annotated[float, Field(gt=0, description="Temperature T of both softmaxes; the loss carries T^2.")]
 Share = Annotated[float, Field(ge=0)]
-OF_THE_TERM = ("weight", "ramp", "layers")
+OF_THE_TERM = ("weight", "ramp", "layers", "init_epochs")
 
 
 class TermSettings(Settings):
@@ -53,6 +53,9 @@ class TermSettings(Settings):
 
     of_classes: ClassVar[bool] = False
     """Whether it compares probabilities of classes, and so fits classification heads alone."""
+
+    task_weight: ClassVar[float | None] = None
+    """Weight of the task's own loss in the paper's runs; None: it says nothing, or 1."""
 
     weight: Weight = 1.0
     ramp: Ramp = 0.0
@@ -73,6 +76,14 @@ class FeatureSettings(TermSettings):
     """A knowledge of feature maps or embeddings."""
 
     layers: Layers = "auto"
+
+
+class InitialSettings(FeatureSettings):
+    """A knowledge that a student begins with."""
+
+    init_epochs: Annotated[int, Field(ge=0)] | None = None
+    """Passes of a phase before the others, in which nothing else is learned; by default an eighth as many as theirs, as
+    in the papers' CIFAR runs (30 and 240). With 0 it is learned beside the others."""
 
 
 class OwnSettings(FeatureSettings):

@@ -14,6 +14,7 @@ from edgekd.distill.schemes.cross_modal import cross_modal
 from edgekd.distill.schemes.data_free import Wishes, data_free
 from edgekd.distill.schemes.expansion import expansion
 from edgekd.distill.schemes.federated import federated
+from edgekd.distill.schemes.initiation import with_initiation
 from edgekd.distill.schemes.label_free import label_free
 from edgekd.distill.schemes.made import Critic, Generator
 from edgekd.distill.schemes.multi_task import multi_task
@@ -56,7 +57,7 @@ def phases_of(recipe: Recipe, settings: DistillationSettings, cast: Cast) -> lis
     Raises:
         ConfigError: the data or the networks do not fit the scheme, or a user's own raises or makes no phases.
     """
-    return (_own if settings.is_own else _SCHEMES[settings.scheme])(recipe, settings, cast)
+    return with_initiation((_own if settings.is_own else _SCHEMES[settings.scheme])(recipe, settings, cast), recipe)
 
 
 def _own(recipe: Recipe, settings: DistillationSettings, cast: Cast) -> list[Phase]:

@@ -169,7 +169,7 @@ def test_settings_refuse_an_unknown_name_at_its_place():
 def test_settings_as_a_pipeline_file_gives_them():
     settings, problems = validate(ModelSettings, {"model": "shopnet:ShopNet", "args": {"width": 8}, "weights": "w.pt"})
     assert not problems
-    assert settings.canonical() == {"model": "shopnet:ShopNet", "args": {"width": 8}, "weights": "w.pt"}
+    assert settings.canonical() == {"model": "shopnet:ShopNet", "args": {"width": 8}, "weights": "w.pt", "inputs": None}
 
 
 # other people's networks

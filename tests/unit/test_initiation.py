@@ -16,7 +16,7 @@ from edgekd.distill.schemes.choose import Cast, phases_of
 from edgekd.distill.schemes.recipe import Recipe
 from edgekd.distill.settings import DistillationSettings
 from edgekd.train.trainer import Run, train
-from edgekd.train.world import Model, Phase, World
+from edgekd.train.world import Phase, World
 
 
 def settings_of(**given: Any) -> DistillationSettings:
@@ -69,21 +69,15 @@ def test_only_who_learns_from_it_learns_in_the_first_part() -> None:
     assert set(terms(first)) == {"boundary"}
 
 
-def test_the_student_begins_nearer_to_the_teachers_boundary_and_resumes_alike() -> None:
-    def world() -> World:
-        models = {"student": Model(make_net(4, 0), ("image",), ("logits",)), "teacher": make_model(6)}
-        return World(models, {"train": make_table()}, HEADS)
-
-    def make_model(width: int) -> Model:
-        return Model(make_net(width, 1), ("image",), ("logits",))
-
-    begun, told = world(), []
-    curves = train(begun, phases(["boundary", "kd"], epochs=8), Run(7, 16, torch.device("cpu"), "f32", Views(None, 7)))
-    told = curves[0]["terms"]["boundary"]
-    assert len(curves) == 2
-    assert told[0] > 0
-    before = copy.deepcopy(world().models["teacher"].network.state_dict())
-    after = begun.models["teacher"].network.state_dict()
+def test_the_student_begins_with_the_teachers_boundary_alone() -> None:
+    world = World({"student": make_net(4, 0), "teacher": make_net(6, 1)}, {"train": make_table()}, HEADS)
+    before = copy.deepcopy(world.models["teacher"].network.state_dict())
+    run = Run(7, 16, torch.device("cpu"), "f32", Views(None, 7))
+    first, rest = train(world, phases([{"boundary": {"init_epochs": 4}}, "kd"], epochs=2), run)
+    assert first["terms"].keys() == {"boundary"}
+    assert first["terms"]["boundary"][-1] < first["terms"]["boundary"][0]
+    assert rest["terms"].keys() == {"cross_entropy", "kd"}
+    after = world.models["teacher"].network.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 

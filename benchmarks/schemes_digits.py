@@ -13,7 +13,7 @@ the reported seeds: label_free with T = 4 (+6.9; it is still reported), and fede
 (+20.8: there a client alone reaches 67%), which now has concentration .1 and 10 rounds. data_free took the most tries,
 some 15 mixes of a generator's wishes. Differences between arms are paired, but intervals do not know of the search.
 
-assistant and collaborative are judged on CIFAR-10, by knowledge_cifar10.py. A test runs the quick rows on one seed each.
+assistant and collaborative are judged on CIFAR-10, by knowledge_cifar10.py. A test runs the quick rows, one seed each.
 
 One row at a time is written to the file; rows that are there with as many seeds are not run again.
 """

@@ -92,6 +92,11 @@ def _exit_code(words: list[str]) -> int:
         if not launched():
             print("error: interrupted", file=sys.stderr)
         return 130
+    except SystemExit:
+        # typer raises none here: a module that the pipeline file names called exit while it was imported.
+        ended = ConfigError("code of your own ended the process", hint="take `exit()` out of what the pipeline imports")
+        say_error(ended, words)
+        return ended.exit_code
     except BrokenPipeError:
         # The reader of our output went away (`edgekd list | head`): nothing is wrong.
         sys.stderr.close()

@@ -107,8 +107,9 @@ def pair(student: Stages, teacher: Stages, knowledge: str) -> tuple[Pair, ...]:
         sizes = [size for size in sizes if student.channels[size] == teacher.channels[size]]
     if not sizes:
         raise ConfigError(
-            f"{knowledge}: no stage of the student ({_text(student)}) fits one of the teacher ({_text(teacher)})",
-            hint=_HINT,
+            f"{knowledge}: no stage of the student ({_text(student)}) fits one of the teacher ({_text(teacher)})"
+            + (": it compares stages of as many channels" if choice == "alike" else ""),
+            hint="take a knowledge that adapts channels, e.g. hint or review" if choice == "alike" else _HINT,
         )
     if choice == "middle":
         sizes = [sizes[(len(sizes) - 1) // 2]]

@@ -91,6 +91,9 @@ def changes(before: Any, after: Any, path: str = "") -> list[str]:
         for key in sorted({*before, *after}):
             found += changes(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
         return found
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = enumerate(zip(before, after, strict=True))
+        return [change for i, (b, a) in pairs for change in changes(b, a, f"{path}.{i}" if path else str(i))]
     return [] if before == after else [f"{path} {_short(before)} -> {_short(after)}"]
 
 

@@ -126,6 +126,12 @@ class _Run:
             code, word = (143, "terminated") if isinstance(stop, Terminated) else (130, "interrupted")
             kept = "the last checkpoint is kept: the same command goes on from there"
             self._failed(code, self._located(EdgekdError(word)), kept)
+        except SystemExit:
+            # Ours never raise it here: a user's factory, scheme or knowledge called exit.
+            ended = StageError(
+                "code of your own ended the process", hint="take `exit()` out of what the pipeline imports"
+            )
+            self._failed(ended.exit_code, self._located(ended), ended.hint)
         except OSError as error:
             refused = explain_os_error(error)
             self._failed(refused.exit_code, refused.message if error.filename else self._located(refused), refused.hint)

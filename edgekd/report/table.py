@@ -107,8 +107,8 @@ def environment_table(report: Report) -> Rows:
 
 
 def render_text(report: Report) -> str:
-    """The result table, and the budgets if there are any, aligned for a terminal."""
-    tables = [align(result_table(report)), align(gate_table(report))]
+    """The result table (without builds that of the networks), and the budgets if there are any, for a terminal."""
+    tables = [align(result_table(report)) or align(model_table(report)), align(gate_table(report))]
     return "\n\n".join(table for table in tables if table)
 
 

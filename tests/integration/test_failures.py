@@ -41,6 +41,7 @@ def _code(folder: Path) -> None:
     (folder / "needs.py").write_text("import nothere\n")
     (folder / "broken.py").write_text("def make(:\n")
     (folder / "raises.py").write_text("def make():\n    raise KeyError('x')\n")
+    (folder / "leaves.py").write_text("raise SystemExit(0)\n")
 
 
 def _weights(folder: Path) -> None:
@@ -91,6 +92,9 @@ AT_WORK: dict[str, tuple[list[tuple[str, str]], int, str, str]] = {
     "factory that is not there": (
         [("convnet, args: {width: 4, depth: 3}", "raises:mak")], 2, r"^p.yaml:7:15: .*no 'mak'", "mean 'make'",
     ),
+    "factory that ends the process": (
+        [("convnet, args: {width: 4, depth: 3}", "leaves:make")], 2, "^p.yaml:7:15: .*leaves.py:1: SystemExit", "to see all",
+    ),
     "arguments that the factory does not take": (
         [("width: 4", "widht: 4")], 2, r"^p.yaml:7:31: convnet takes no argument 'widht'", "mean 'width'",
     ),
@@ -123,6 +127,14 @@ def test_a_stage_that_fails_leaves_the_earlier_ones_cached(place: Place) -> None
     assert again.code == 0, again.err
     assert place.states()["teacher"] == "cached"
     assert place.states()["distill"] == "ran"
+
+
+def test_a_knowledge_that_ends_the_process_is_a_failure_with_a_report(place: Place) -> None:
+    (place.folder / "quits.py").write_text("def loss(student, teacher):\n    raise SystemExit(0)\n")
+    student = '  - distill: {student: convnet, epochs: 1, knowledge: ["quits:loss"]}\n'
+    said = place.run(edited((TEACHER, TEACHER + student)))
+    said.is_one_mistake(4, "distill: .*quits|distill: code of your own ended the process", "exit")
+    assert place.report()["exit_code"] == 4
 
 
 def test_a_full_disk_in_a_stage_is_a_line_and_the_earlier_stages_stay(

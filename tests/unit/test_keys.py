@@ -55,6 +55,9 @@ def test_changes_are_told_as_old_and_new() -> None:
     before = {"settings": {"epochs": 5, "lr": None}, "data": "a" * 64}
     after = {"settings": {"epochs": 6, "lr": None}, "data": "b" * 64}
     assert changes(before, after) == ["data aaaaaaaaaaaa.. -> bbbbbbbbbbbb..", "settings.epochs 5 -> 6"]
+    weights = [{"knowledge": [{"kd": {"weight": w}}, {"hint": {"ramp": 0}}]} for w in (0.9, 1.0)]
+    assert changes(*weights) == ["knowledge.0.kd.weight 0.9 -> 1.0"]
+    assert changes({"a": [1, 2]}, {"a": [1]}) == ["a [1, 2] -> [1]"]
     assert explain(None, after) == "never ran before"
     assert explain(after, after) == "its artefact is gone from the store"
     assert explain(before, after).startswith("changed: data")

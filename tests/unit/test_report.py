@@ -328,6 +328,9 @@ def test_text_for_the_terminal_is_aligned_and_free_of_control_characters() -> No
     assert lines[0].index("precision") == lines[2].index("f32")
     assert align([["a", "number"], ["long name", "7"], ["b", ""]]).splitlines()[2:] == ["long name       7", "b"]
     assert render_text(empty()) == ""
+    networks = render_text(full(builds=[], latency=[], gates=[]))  # nothing was compiled: the networks' own numbers
+    assert networks.splitlines()[0].split()[:2] == ["role", "model"]
+    assert "resnet56" in networks
 
 
 def test_verdict_names_the_broken_budget_with_value_limit_and_interval() -> None:

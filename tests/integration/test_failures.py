@@ -93,7 +93,8 @@ AT_WORK: dict[str, tuple[list[tuple[str, str]], int, str, str]] = {
         [("convnet, args: {width: 4, depth: 3}", "raises:mak")], 2, r"^p.yaml:7:15: .*no 'mak'", "mean 'make'",
     ),
     "factory that ends the process": (
-        [("convnet, args: {width: 4, depth: 3}", "leaves:make")], 2, "^p.yaml:7:15: .*leaves.py:1: SystemExit", "to see all",
+        [("convnet, args: {width: 4, depth: 3}", "leaves:make")],
+        2, "^p.yaml:7:15: .*leaves.py:1: SystemExit", "to see all",
     ),
     "arguments that the factory does not take": (
         [("width: 4", "widht: 4")], 2, r"^p.yaml:7:31: convnet takes no argument 'widht'", "mean 'width'",

@@ -243,7 +243,7 @@ def test_bootstrapped_teachers_see_different_rows() -> None:
     phases = multi_teacher(recipe(), {"teacher": 0, "teacher_1": 1, "teacher_2": 1})
     world = make_world()
     train(world, phases, make_run())
-    rows = [world.tables[f"teacher_{i}_rows"].ids for i in (1, 2)]
+    rows = [world.tables[f"rows of teacher_{i}"].ids for i in (1, 2)]
     assert all(len(ids) == 70 and len(ids.unique()) < 70 for ids in rows)
     assert not torch.equal(*rows)
     assert terms_of(phases[-1])["mean_kd"].teacher == ("teacher[logits]", "teacher_1[logits]", "teacher_2[logits]")

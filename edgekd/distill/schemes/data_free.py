@@ -12,6 +12,7 @@ from edgekd.train.edits import Noise
 from edgekd.train.world import Move, Optim, Phase, Term
 
 _NOISE = "noise"
+_ROWS = "rows of noise"  # a name that no table of a pipeline file can have
 MADE = f"generator({_NOISE})"
 
 
@@ -67,8 +68,8 @@ def data_free(
         Move({"generator": generator}, generator_terms(recipe.heads, wishes), every),
         Move({"student": recipe.optim}, learned),
     )
-    edits = (*start, Noise(_NOISE, _NOISE, noise, rows))
-    return [Phase("data_free", moves, recipe.epochs, edits, _NOISE, recipe.watch("student"))]
+    edits = (*start, Noise(_ROWS, _NOISE, noise, rows))
+    return [Phase("data_free", moves, recipe.epochs, edits, _ROWS, recipe.watch("student"))]
 
 
 def generator_terms(heads: Sequence[HeadSettings], wishes: Wishes) -> tuple[Term, ...]:

@@ -6,7 +6,7 @@ from edgekd.distill.schemes.pseudo import pseudo_labels, pseudo_terms
 from edgekd.distill.schemes.recipe import Recipe
 from edgekd.train.world import Copy, Fresh, Phase
 
-_PSEUDO = "pseudo"
+_PSEUDO = "pseudo-labelled rows"  # of working tables: names that no table of a pipeline file can have
 
 
 def expansion(

@@ -39,8 +39,8 @@ def multi_teacher(
     phases = []
     for name in [name for name, epochs in teachers.items() if epochs]:
         recipe.needs_targets(name)
-        start = (Bootstrap("train", f"{name}_rows"),) if bootstrap else ()
-        data = f"{name}_rows" if bootstrap else "train"
+        start = (Bootstrap("train", f"rows of {name}"),) if bootstrap else ()
+        data = f"rows of {name}" if bootstrap else "train"
         phases.append(recipe.alone(name, name, epochs=teachers[name], start=start, data=data))
     terms = recipe.task(STUDENT) + _answers(recipe, tuple(teachers), weights)
     own = [item for item in recipe.knowledge or () if item.features or item.name not in _MEANS]

@@ -100,7 +100,7 @@ def test_knowledges_of_several_lengths_are_learned_one_after_the_other() -> None
         ("offline, fsp first", 2, ["fsp"]),
     ]
     assert (terms(found[2]), len(found)) == (["cross_entropy", "kd"], 3)
-    assert [terms(phase) for phase in phases(["boundary", fsp, "kd"])][0] == ["boundary", "fsp"]
+    assert terms(phases(["boundary", fsp, "kd"])[0]) == ["boundary", "fsp"]
     twice = [{"boundary": {"init_epochs": n, "layers": [["body", "body"]]}} for n in (1, 2)]
     with pytest.raises(ConfigError, match="boundary stands in knowledge twice, with init_epochs 1 and 2"):
         phases([*twice, "kd"])

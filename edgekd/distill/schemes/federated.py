@@ -48,9 +48,10 @@ def federated(
         temperature: of kd to the mean output.
 
     Raises:
-        ConfigError: there are no targets, or no classes to deal rows out by.
+        ConfigError: there are no targets, or no classes to deal rows out by, or samples are mixed.
     """
     recipe.needs_targets("scheme federated")
+    recipe.needs_whole_samples("scheme federated learns what clients say of whole samples", "remove mixup and cutmix")
     names = tuple(f"client_{i}" for i in range(clients))
     passes = recipe.epochs if client_epochs is None else client_epochs
     column = "" if concentration is None else _column(recipe)

@@ -44,7 +44,7 @@ def _parted(phase: Phase, lengths: Mapping[str, int]) -> list[Phase]:
     groups: dict[int, list[str]] = {}
     for name in first:
         groups.setdefault(lengths[name], []).append(name)
-    parts = []
+    parts: list[Phase] = []
     for epochs, names in groups.items():
         moves = [_only(move, names) if move in own else move for move in phase.moves]
         title = "first" if len(groups) == 1 else f"{' and '.join(names)} first"

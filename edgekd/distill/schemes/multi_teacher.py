@@ -36,6 +36,8 @@ def multi_teacher(
     """
     if weights == "confidence" and not all(head.task == "classification" and head.target for head in recipe.heads):
         raise ConfigError("teachers are weighed by their cross-entropy, and a head has none", hint="use mean")
+    if weights == "confidence":
+        recipe.needs_whole_samples("teachers are weighed by the true class of a sample", "use mean, or mix nothing")
     phases = []
     for name in [name for name, epochs in teachers.items() if epochs]:
         recipe.needs_targets(name)

@@ -21,6 +21,7 @@ from edgekd.data.settings import DataSettings
 from edgekd.data.source import open_data
 from edgekd.distill.knowledge_settings import KNOWLEDGES, KnowledgeSettings
 from edgekd.distill.pairing import stages_of
+from edgekd.distill.scheme_settings import VirtualTeacherSettings
 from edgekd.distill.schemes.choose import Cast, phases_of
 from edgekd.distill.schemes.cross_modal import cross_modal
 from edgekd.distill.schemes.data_free import data_free
@@ -30,6 +31,7 @@ from edgekd.distill.schemes.label_free import label_free
 from edgekd.distill.schemes.multi_task import multi_task
 from edgekd.distill.schemes.multi_teacher import multi_teacher
 from edgekd.distill.schemes.recipe import Recipe
+from edgekd.distill.schemes.self_distillation import self_distillation
 from edgekd.distill.settings import DistillationSettings
 from edgekd.errors import ConfigError
 from edgekd.stages.context import Common, Context
@@ -179,6 +181,7 @@ def test_where_samples_are_mixed_no_scheme_gives_classes_to_a_knowledge() -> Non
         expansion,
         lambda r: federated(r, clients=2),
         lambda r: multi_teacher(r, {"teacher": 0, "teacher_1": 0}, weights="confidence"),
+        lambda r: self_distillation(r, virtual=VirtualTeacherSettings()),
     ],
 )
 def test_what_is_said_of_whole_samples_is_not_learned_from_mixed_ones(make: Callable[[Recipe], list[Phase]]) -> None:

@@ -64,6 +64,21 @@ def epochs_of(phases: list[Phase]) -> int:
     return sum(phase.epochs for phase in phases)
 
 
+def killed(stop_after: int, make: Callable[[], World], phases: list[Phase], folder: Path) -> None:
+    """Train until so many epochs are done, then die; the folder keeps the checkpoint."""
+    left = stop_after
+
+    def die(epoch: Epoch) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+
+    folder.mkdir(exist_ok=True)
+    with pytest.raises(Killed):
+        train(make(), phases, make_run(folder, die))
+
+
 def terms_of(phase: Phase) -> dict[str, Term]:
     return {term.name: term for move in phase.moves for term in move.terms}
 
@@ -106,16 +121,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_bytes(sche
     total = epochs_of(phases)
     for stop_after in range(1, total):
         folder = tmp_path / str(stop_after)
-        left = stop_after
-
-        def die(epoch: Epoch) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                raise Killed
-
-        with pytest.raises(Killed):
-            train(make_world(), phases, make_run(folder, die))
+        killed(stop_after, make_world, phases, folder)
         resumed, ran = make_world(), []
         assert train(resumed, phases, make_run(folder, ran.append)) == curves
         assert len(ran) == total - stop_after

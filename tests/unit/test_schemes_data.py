@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import HEADS, Killed, make_net, make_run, make_table, same, state
+from test_schemes import killed
+from test_trainer import HEADS, make_net, make_run, make_table, same, state
 from torch import Tensor, nn
 
 from edgekd.data.counters import permutation
@@ -92,18 +93,8 @@ def test_a_scheme_killed_after_any_epoch_ends_with_the_same_bytes(name: str, tmp
     ran: list[Epoch] = []
     curves = train(whole, SCHEMES[name](), make_run(tell=ran.append))
     for stop_after in range(1, len(ran)):
-        epochs = 0
-
-        def die(epoch: Epoch, stop: int = stop_after) -> None:
-            nonlocal epochs
-            epochs += 1
-            if epochs == stop:
-                raise Killed
-
         folder = tmp_path / str(stop_after)
-        folder.mkdir()
-        with pytest.raises(Killed):
-            train(whole_world(), SCHEMES[name](), make_run(folder, die))
+        killed(stop_after, whole_world, SCHEMES[name](), folder)
         resumed = whole_world()
         assert train(resumed, SCHEMES[name](), make_run(folder)) == curves
         assert resumed.models.keys() == whole.models.keys()

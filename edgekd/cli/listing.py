@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any
 
 import typer
@@ -57,15 +57,18 @@ def _knowledge() -> Rows:
 
     fields = {name: KnowledgeSettings.model_fields[name] for name in KNOWLEDGES}.items()
     rows = [_described(name, inner, describe) for name, field in fields for inner in nested(field.annotation)]
-    return rows + _offered(KNOWLEDGE, _own_knowledge)
+    return rows + _offered(KNOWLEDGE, _own_knowledge, KNOWLEDGES)
 
 
-def _offered(group: str, describe: Callable[[str], dict[str, Any]]) -> Rows:
-    """What installed packages offer; one that does not import is listed with the reason."""
+def _offered(group: str, describe: Callable[[str], dict[str, Any]], built_in: Collection[str]) -> Rows:
+    """What installed packages offer, without built-in names, which cannot be taken.
+
+    One that does not import is listed with the reason.
+    """
     from edgekd.config.entry_points import offered
 
     rows: Rows = []
-    for name, reference in sorted(offered(group).items()):
+    for name, reference in sorted((key, value) for key, value in offered(group).items() if key not in built_in):
         try:
             row = describe(name)
         except ConfigError as error:
@@ -132,7 +135,7 @@ def _schemes() -> Rows:
             options.append({**option, "default": {}} if isinstance(option.get("default"), dict) else option)
             options += [{**row, "name": f"{option['name']}.{row['name']}"} for row in inside]
         rows.append({"name": name, "help": facts.help, "options": options})
-    return rows + _offered(ENTRY_POINTS, _own_scheme)
+    return rows + _offered(ENTRY_POINTS, _own_scheme, SCHEMES)
 
 
 def _models() -> Rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ class FurtherTable:
     Attributes:
         targets: names of the targets that it has, all of them the main data's.
         optional: whether targets that do not fit the main data's fall away; those that the file asks for must fit.
+        left_out: targets that fell away when rows were loaded, and why.
     """
 
     name: str
@@ -41,6 +42,7 @@ class FurtherTable:
     optional: bool
     seed: int
     memo: Memo
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -112,24 +114,30 @@ class FurtherTable:
                 )
 
     def _targets(self, main: Data, train: Rows) -> dict[str, Tensor]:
-        """Targets of all rows, checked against the main data's, classes counted as there."""
-        from edgekd.data.labels import check_labels
-
+        """Targets of all rows as far as they fit the main data's, classes counted as there."""
         found: dict[str, Tensor] = {}
         own = self.reader.targets("train") if self.targets else {}
         for name in self.targets:
-            values, theirs = own[name], train.targets[name]
-            if theirs.is_floating_point() != values.is_floating_point():
-                raise DataError(f"{name!r} is of another type than in train", hint="save the same type for both")
-            if values.is_floating_point():
-                found[name] = values
-                continue
-            count, names = main.classes_of(name)
-            labels = _in_classes(values, self.reader.names(name), names, optional=self.optional)
-            if labels is not None:
-                check_labels(labels, "its", name, classes=count, seen=None)
-                found[name] = labels
+            try:
+                found[name] = self._target(name, own[name], main, train)
+            except DataError as error:
+                if not self.optional:
+                    raise
+                self.left_out[name] = error.message
         return found
+
+    def _target(self, name: str, values: Tensor, main: Data, train: Rows) -> Tensor:
+        """One target, as the main data counts its classes. Raises DataError where it does not fit."""
+        from edgekd.data.labels import check_labels
+
+        if train.targets[name].is_floating_point() != values.is_floating_point():
+            raise DataError(f"{name!r} is of another type than in train", hint="save the same type for both")
+        if values.is_floating_point():
+            return values
+        count, names = main.classes_of(name)
+        labels = _in_classes(values, self.reader.names(name), names)
+        check_labels(labels, "its", name, classes=count, seen=None)
+        return labels
 
 
 def open_table(
@@ -188,10 +196,8 @@ def _npz_like(npz: NpzSettings, inputs: tuple[str, ...], targets: tuple[str, ...
     return npz.model_copy(update=found)
 
 
-def _in_classes(
-    labels: Tensor, own: tuple[str, ...] | None, names: tuple[str, ...] | None, *, optional: bool
-) -> Tensor | None:
-    """Labels, (N, ..), by the classes' places in the main data; None where they are others and need not fit."""
+def _in_classes(labels: Tensor, own: tuple[str, ...] | None, names: tuple[str, ...] | None) -> Tensor:
+    """Labels, (N, ..), by the classes' places in the main data. Raises DataError where they are others."""
     import torch
 
     if own is None:
@@ -199,8 +205,6 @@ def _in_classes(
     unknown = sorted(set(own) - set(names or ()))
     if names is not None and not unknown:
         return torch.tensor([names.index(name) for name in own])[labels]
-    if optional:
-        return None
     if names is None:
         raise DataError("its labels are texts, those of train are numbers", hint="write them alike")
     raise DataError(f"the class {unknown[0]!r} never occurs in train", hint=did_you_mean(unknown[0], names))

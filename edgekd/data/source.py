@@ -158,6 +158,10 @@ class Data:
             self._tables[name] = self._unlabelled() if made else self._further[name].load(self, self._loader)
         return self._tables[name]
 
+    def left_out(self, name: str) -> dict[str, str]:
+        """Targets that a further table has and that fell away when it was loaded, because they do not fit; and why."""
+        return dict(self._further[name].left_out) if name in self._further else {}
+
     def table_fingerprint(self, name: str) -> str:
         """Hex sha256 of everything that decides the rows of a further table.
 

@@ -35,6 +35,7 @@ class KdSettings(ClassSettings):
 class DkdSettings(ClassSettings):
     """The target class and the other classes apart (Zhao et al. 2022); needs labels."""
 
+    needs_target: ClassVar[bool] = True
     task_weight: ClassVar[float | None] = 1.0
 
     ramp: Ramp = 20.0
@@ -347,6 +348,11 @@ class KnowledgeSettings(Settings):
     def of_classes(self) -> bool:
         """Whether it fits classification heads alone."""
         return self.own.facts.of_classes if self.own is not None else self.settings.of_classes
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether it cannot do without the true class of a sample."""
+        return "target" in self.own.facts.needs if self.own is not None else self.settings.needs_target
 
 
 KNOWLEDGES = tuple(name for name in KnowledgeSettings.model_fields if name != "own")

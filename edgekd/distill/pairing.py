@@ -41,11 +41,13 @@ class Stages:
         maps: module by the height and width of its output, in the order in which they were first seen.
         channels: of each of these.
         embedding: a reference to the last linear layer's input, if there is a linear layer.
+        once: modules that ran exactly once.
     """
 
     maps: dict[tuple[int, ...], str] = field(default_factory=dict)
     channels: dict[tuple[int, ...], int] = field(default_factory=dict)
     embedding: str | None = None
+    once: frozenset[str] = frozenset()
 
 
 def stages_of(model: Model, feeds: Mapping[str, Tensor]) -> Stages:
@@ -87,6 +89,7 @@ def stages_of(model: Model, feeds: Mapping[str, Tensor]) -> Stages:
     for name in linear:
         if calls[name] == 1:
             found.embedding = f"{name}:in"
+    found.once = frozenset(name for name, count in calls.items() if count == 1)
     return found
 
 

@@ -31,6 +31,7 @@ class SchemeFacts:
         asks: whether that teacher is asked as it is, so that its answers can be kept.
         other_inputs: whether teacher and student must see different inputs.
         idle: options of all schemes that do nothing in this one, and `instead` what mends it.
+        start: how the student starts, where not from `weights` of its own.
     """
 
     help: str
@@ -42,6 +43,7 @@ class SchemeFacts:
     other_inputs: bool = False
     idle: tuple[str, ...] = ()
     instead: str = "remove it"
+    start: str = ""
 
 
 SCHEMES: dict[str, SchemeFacts] = {
@@ -110,6 +112,7 @@ SCHEMES: dict[str, SchemeFacts] = {
         asks=False,
         idle=("knowledge", "task_weight"),
         instead="pseudo-labels are all that is learned; see `expansion: {soft: true}`",
+        start="untrained in each round",
     ),
     "adaptation": SchemeFacts(
         "the teacher's network moves to another domain by the labels that it is sure of there (Lee 2013; Zou et al. "
@@ -119,6 +122,7 @@ SCHEMES: dict[str, SchemeFacts] = {
         asks=False,
         idle=("knowledge", "task_weight"),
         instead="pseudo-labels are all that is learned; see `adaptation: {confident: 0.9}`",
+        start="as a copy of the teacher",
     ),
     "adversarial": SchemeFacts(
         "the teacher teaches the student, which also learns to be taken for it by a critic (Xu et al. 2018; KDGAN, "

@@ -54,6 +54,9 @@ class TermSettings(Settings):
     of_classes: ClassVar[bool] = False
     """Whether it compares probabilities of classes, and so fits classification heads alone."""
 
+    needs_target: ClassVar[bool] = False
+    """Whether it cannot do without the true class of a sample."""
+
     task_weight: ClassVar[float | None] = None
     """Weight of the task's own loss in the paper's runs; None: it says nothing, or 1."""
 

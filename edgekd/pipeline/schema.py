@@ -281,7 +281,7 @@ def _listed(tree: Tree) -> list[str]:
 
 
 def _knowledge(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree) -> list[Problem]:
-    """A knowledge of classes needs a classification head, and dkd labels that are not mixed."""
+    """A knowledge of classes needs a classification head, one that needs the true class whole samples."""
     tasks = {settings.task} if isinstance(settings.task, str) else set(settings.task.values())
     listed = _listed(tree)
     for stage in stages:
@@ -292,9 +292,10 @@ def _knowledge(settings: PipelineSettings, stages: Sequence[StageEntry], tree: T
                     words = f"{item.name} is for classification, this task is regression"
                     return [Problem(location, words, "use mse_logits")]
         for index, item in enumerate(_taught(stage)):
-            if item.name == "dkd" and settings.data.augment is not None and settings.data.augment.mixes:
+            if settings.data.augment is not None and settings.data.augment.mixes and item.needs_target:
                 location = ("stages", listed.index("distill"), "distill", "knowledge", index)
-                return [Problem(location, "dkd needs one true class, and samples are mixed", "use kd, or mix nothing")]
+                words = f"{item.name} needs one true class, and samples are mixed"
+                return [Problem(location, words, "use kd, or mix nothing")]
     return []
 
 

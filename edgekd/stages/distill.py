@@ -31,7 +31,7 @@ from edgekd.stages.teacher import save_trained
 from edgekd.stages.training import optim, run_phases, stage_train_settings, target_options
 from edgekd.store import Artifact, Draft, Store
 from edgekd.train.rehearsal import rehearse_phases
-from edgekd.train.world import Phase, World
+from edgekd.train.world import Model, Phase, World
 
 
 def run(context: Context) -> None:
@@ -47,6 +47,9 @@ def run(context: Context) -> None:
         teacher = ModelSettings(model=facts["model"], args=facts["args"], inputs=tuple(facts["inputs"]))
     networks, phases = _plan(context, world, teacher)
     _note_expansion(context, world, options)
+    for table in tables_of(options):
+        for target, why in context.common.data.left_out(table).items():
+            context.tell(f"{context.stage}: note: the table {table} goes without its {target!r}: {why}")
     frozen = {"teacher": source} if source is not None and options.reads_teacher else {}
     curves = run_phases(context, world, phases, settings, learner="student", frozen=frozen)
     winner = _winner(world, networks)
@@ -63,9 +66,7 @@ def rehearse(common: Common, options: DistillStage, teacher: ModelSettings | Non
         ConfigError: a layer, a knowledge or an augmentation does not fit the networks or the data.
     """
     context = Context("distill", options, common, {}, Draft(Path()), Path(), store, tell=lambda text: None)
-    names = tables_of(options)
-    tables = {"train": common.data.load("train")} | {name: common.data.table(name) for name in names}
-    world = make_world(common, tables=tables)
+    world = make_world(common, tables=training_tables(common, tables_of(options)))
     if teacher is not None and options.uses_teacher:
         world.models["teacher"] = fresh_model(common, teacher.model_copy(update={"weights": None}), seed=common.seed)
     _, phases = _plan(context, world, teacher if options.uses_teacher else None)
@@ -98,7 +99,8 @@ def _plan(
         [*networks][1:],
         teacher is not None,
         lambda: _stages(context, world, options),
-        lambda: _batchnorms(world.models["teacher"].network),
+        lambda: _batchnorms(context, world.models["teacher"]),
+        lambda name: world.tables[name].targets if name in world.tables else None,
     )
     return networks, phases_of(recipe, options, cast)
 
@@ -128,9 +130,18 @@ def _note_expansion(context: Context, world: World, options: DistillStage) -> No
         context.tell(f"{context.stage}: note: the student learns without noise; set data.augment, or use dropout")
 
 
-def _batchnorms(network: nn.Module) -> tuple[str, ...]:
+def _batchnorms(context: Context, teacher: Model) -> tuple[str, ...]:
+    """Layers with the statistics of one place: those that run once."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
-    return tuple(n for n, module in network.named_modules() if isinstance(module, kinds) and module.track_running_stats)
+    named = teacher.network.named_modules()
+    found = tuple(name for name, m in named if isinstance(m, kinds) and m.track_running_stats)
+    once = stages_of(teacher, example_inputs(context.common, teacher)).once
+    left = [name for name in found if name not in once]
+    if left:
+        context.tell(
+            f"{context.stage}: note: no sample is drawn to the statistics of {', '.join(left)}: never run, or twice"
+        )
+    return tuple(name for name in found if name in once)
 
 
 def _source(context: Context, options: DistillStage) -> Artifact | None:

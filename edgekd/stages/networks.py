@@ -164,17 +164,20 @@ def _match_inputs(
 ) -> tuple[str, ...]:
     """Data columns in the order of the network's forward: by name, or the only one whatever its name.
 
-    `chosen`: those of a pipeline file, which are in that order already where they have other names.
+    `chosen`: those of a pipeline file, which are in that order already where all have other names.
+
+    Raises:
+        ConfigError: some names are arguments of forward, and others are not.
     """
     names = input_names(network)
     if len(columns) == 1:
         return columns
     wanted = tuple(name for name in names if name in columns)
     if set(wanted) != set(columns):
-        if chosen:
+        if chosen and not wanted:
             return columns
         raise ConfigError(
-            f"{reference} takes {', '.join(names)}, the data has {', '.join(columns)}",
+            f"{reference} takes {', '.join(names)}, {'`inputs:`' if chosen else 'the data'} has {', '.join(columns)}",
             hint="give the arguments of `forward` the names of the data's inputs",
         )
     return wanted

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from edgekd.bench.settings import BenchSettings
 from edgekd.config import Settings
-from edgekd.distill.settings import DistillationSettings
+from edgekd.distill.settings import SCHEMES, DistillationSettings
 from edgekd.export.settings import ExportSettings
 from edgekd.models.settings import Columns, ModelReference, ModelSettings
 from edgekd.quantize.settings import QuantizationSettings
@@ -60,6 +60,13 @@ class DistillStage(TrainOverrides, DistillationSettings):
     """Passes over the training split; those of the phase in which the student learns from others."""
     select: Select = "last"
     """Which weights go on: those of the last epoch, or of the best one on the validation split."""
+
+    @model_validator(mode="after")
+    def _weights_of_the_student(self) -> DistillStage:
+        start = "" if self.is_own else SCHEMES[self.scheme].start
+        if start and self.weights is not None:
+            raise ValueError(f"weights does nothing in scheme {self.scheme} | remove it: the student starts {start}")
+        return self
 
     def network(self) -> ModelSettings:
         """The student as a network to build."""

@@ -14,7 +14,7 @@ from edgekd.distill.teacher_cache import Head, TeacherCache, open_cache
 from edgekd.stages.context import Context
 from edgekd.stages.guides import why_live
 from edgekd.stages.networks import example_inputs
-from edgekd.stages.settings import tables_of
+from edgekd.stages.settings import DistillStage, tables_of
 from edgekd.store import Artifact
 from edgekd.tasks.task import Score
 from edgekd.train.distributed import Shares, current
@@ -44,7 +44,7 @@ def optim(context: Context, *, scale: float = 1.0) -> Optim:
     usual = settings.lr
     if usual is None:
         usual = _LR.get(settings.optimizer, _ADAPTIVE_LR)
-        batch = min(settings.batch, context.common.data.counts()["train"])
+        batch = min(settings.batch, _rows(context))
         usual *= batch / 128 if settings.optimizer == "sgd" else 1.0
     own = context.options(TrainOverrides).lr
     return Optim(
@@ -58,6 +58,14 @@ def optim(context: Context, *, scale: float = 1.0) -> Optim:
         momentum=settings.momentum,
         clip=settings.clip,
     )
+
+
+def _rows(context: Context) -> int:
+    """Rows of the largest table that a stage learns on."""
+    data, options = context.common.data, context.settings
+    if isinstance(options, DistillStage) and options.scheme == "data_free":
+        return options.data_free.rows
+    return max(data.counts()["train"], *(len(data.table(name)) for name in tables_of(options)), 0)
 
 
 class TargetOptions(TypedDict):

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_schemes import BODY, by_hand, make_world, recipe
-from test_trainer import Killed, make_run, same, state
+from test_schemes import BODY, by_hand, killed, make_world, recipe
+from test_trainer import make_run, same, state
 from torch import Tensor, nn
 
 from edgekd import extend
@@ -23,7 +23,7 @@ from edgekd.distill.settings import DistillationSettings
 from edgekd.errors import ConfigError
 from edgekd.models import imports
 from edgekd.train.knowledge import knowledge_named, own_options
-from edgekd.train.trainer import Epoch, train
+from edgekd.train.trainer import train
 from edgekd.train.world import Phase, World
 
 LAYERWISE = "my_pkg.schemes:layerwise"
@@ -95,18 +95,8 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_bytes(tmp_
     whole = make_world()
     curves = train(whole, phases(*OWN), make_run())
     for stop_after in (1, 2, 3):
-        left = stop_after
-
-        def die(epoch: Epoch) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                raise Killed
-
         folder = tmp_path / str(stop_after)
-        folder.mkdir()
-        with pytest.raises(Killed):
-            train(make_world(), phases(*OWN), make_run(folder, die))
+        killed(stop_after, make_world, phases(*OWN), folder)
         resumed: World = make_world()
         assert train(resumed, phases(*OWN), make_run(folder)) == curves
         assert resumed.models.keys() == whole.models.keys()

@@ -64,6 +64,21 @@ def epochs_of(phases: list[Phase]) -> int:
     return sum(phase.epochs for phase in phases)
 
 
+def killed(stop_after: int, make: Callable[[], World], phases: list[Phase], folder: Path) -> None:
+    """Train until so many epochs are done, then die; the folder keeps the checkpoint."""
+    left = stop_after
+
+    def die(epoch: Epoch) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+
+    folder.mkdir(exist_ok=True)
+    with pytest.raises(Killed):
+        train(make(), phases, make_run(folder, die))
+
+
 def terms_of(phase: Phase) -> dict[str, Term]:
     return {term.name: term for move in phase.moves for term in move.terms}
 
@@ -106,16 +121,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_bytes(sche
     total = epochs_of(phases)
     for stop_after in range(1, total):
         folder = tmp_path / str(stop_after)
-        left = stop_after
-
-        def die(epoch: Epoch) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                raise Killed
-
-        with pytest.raises(Killed):
-            train(make_world(), phases, make_run(folder, die))
+        killed(stop_after, make_world, phases, folder)
         resumed, ran = make_world(), []
         assert train(resumed, phases, make_run(folder, ran.append)) == curves
         assert len(ran) == total - stop_after
@@ -243,7 +249,7 @@ def test_bootstrapped_teachers_see_different_rows() -> None:
     phases = multi_teacher(recipe(), {"teacher": 0, "teacher_1": 1, "teacher_2": 1})
     world = make_world()
     train(world, phases, make_run())
-    rows = [world.tables[f"teacher_{i}_rows"].ids for i in (1, 2)]
+    rows = [world.tables[f"rows of teacher_{i}"].ids for i in (1, 2)]
     assert all(len(ids) == 70 and len(ids.unique()) < 70 for ids in rows)
     assert not torch.equal(*rows)
     assert terms_of(phases[-1])["mean_kd"].teacher == ("teacher[logits]", "teacher_1[logits]", "teacher_2[logits]")

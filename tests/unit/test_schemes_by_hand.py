@@ -140,8 +140,8 @@ def test_several_teachers() -> None:
 
     def by_hand() -> nn.Module:
         student, given, second = networks(hand, "student", "teacher", "teacher_1")
-        Bootstrap("train", "teacher_1_rows")(hand, mix_seed(7, 0, "edit"))
-        lesson([second], 0, lambda x, y: cross_entropy(second(x), y), 1, hand.tables["teacher_1_rows"])
+        Bootstrap("train", "rows of teacher_1")(hand, mix_seed(7, 0, "edit"))
+        lesson([second], 0, lambda x, y: cross_entropy(second(x), y), 1, hand.tables["rows of teacher_1"])
         guides = [guide(given), guide(second)]
 
         def loss(x: Tensor, y: Tensor) -> Tensor:

@@ -127,8 +127,25 @@ def test_labels_that_are_asked_for_must_be_classes_of_the_data(tmp_path: Path) -
         data.table("more")
     npz_set(tmp_path / "arrays")
     npz(tmp_path, y=np.full(20, 7))
+    asked = {"tables": {"more": {"npz": {"path": "more.npz", "targets": ["y"]}}}}
     with pytest.raises(DataError, match=r"^data.tables.more: its row 0: the label 7 of 'y' is not below .* 3$"):
-        opened(tmp_path, npz={"path": "arrays"}, **MORE).table("more")
+        opened(tmp_path, npz={"path": "arrays"}, **asked).table("more")
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        (np.full(20, 7), "its row 0: the label 7 of 'y' is not below"),
+        (np.full(20, -1), "its row 0: "),
+        (np.full(20, 0.5), "'y' is of another type than in train"),
+    ],
+)
+def test_labels_that_nobody_asked_for_fall_away_where_they_do_not_fit(labels: Any, why: str, tmp_path: Path) -> None:
+    npz_set(tmp_path / "arrays")
+    npz(tmp_path, y=labels)
+    data = opened(tmp_path, npz={"path": "arrays"}, **MORE)
+    assert dict(data.table("more").targets) == {}
+    assert data.left_out("more")["y"].startswith(why)
 
 
 # Ids

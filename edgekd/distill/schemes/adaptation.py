@@ -6,7 +6,7 @@ from edgekd.distill.schemes.pseudo import pseudo_labels, pseudo_terms
 from edgekd.distill.schemes.recipe import Recipe
 from edgekd.train.world import Copy, Phase
 
-_SURE = "confident"
+_SURE = "confident rows"  # a name that no table of a pipeline file can have
 
 
 def adaptation(

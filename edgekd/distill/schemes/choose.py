@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from edgekd.config.signature import arguments_of
@@ -28,6 +28,7 @@ from edgekd.distill.settings import DistillationSettings, specialist
 from edgekd.distill.term_settings import Pair
 from edgekd.errors import ConfigError, EdgekdError
 from edgekd.models.imports import blame
+from edgekd.train.edits import Bootstrap, Relabel, Split, Subset
 from edgekd.train.world import Optim, Phase
 
 
@@ -40,12 +41,14 @@ class Cast:
         teacher: whether there is a given `teacher`.
         stages: finds pairs of stages of student and teacher, for the scheme that joins them.
         batchnorms: finds the teacher's BatchNorm layers, for the scheme that draws made samples to their statistics.
+        columns: targets that a table has, by its name; None for all that heads have.
     """
 
     beside: Sequence[str] = ()
     teacher: bool = True
     stages: Callable[[], Sequence[Pair]] = tuple
     batchnorms: Callable[[], tuple[str, ...]] = tuple
+    columns: Callable[[str], Collection[str] | None] = lambda table: None
 
 
 _Make = Callable[[Recipe, DistillationSettings, Cast], list[Phase]]
@@ -55,9 +58,18 @@ def phases_of(recipe: Recipe, settings: DistillationSettings, cast: Cast) -> lis
     """The phases of the scheme that the settings name.
 
     Raises:
-        ConfigError: the data or the networks do not fit the scheme, or a user's own raises or makes no phases.
+        ConfigError: the data or the networks do not fit the scheme, a user's own raises or makes no phases, or one
+            learns from the validation split.
     """
-    return with_initiation((_own if settings.is_own else _SCHEMES[settings.scheme])(recipe, settings, cast), recipe)
+    phases = (_own if settings.is_own else _SCHEMES[settings.scheme])(recipe, settings, cast)
+    for phase in phases:
+        read = [edit.table for edit in phase.start if isinstance(edit, (Bootstrap, Relabel, Split, Subset))]
+        if "validation" in (phase.data if phase.moves else "", *read):
+            raise ConfigError(
+                f"{phase.name} learns from the validation split, by which networks are selected",
+                hint="let it learn from train, or from a table of `data.tables`",
+            )
+    return with_initiation(phases, recipe)
 
 
 def _own(recipe: Recipe, settings: DistillationSettings, cast: Cast) -> list[Phase]:
@@ -127,7 +139,8 @@ def _privileged(recipe: Recipe, settings: DistillationSettings, cast: Cast) -> l
 
 
 def _cross_modal(recipe: Recipe, settings: DistillationSettings, cast: Cast) -> list[Phase]:
-    return cross_modal(recipe, pairs=settings.cross_modal.pairs)
+    pairs = settings.cross_modal.pairs
+    return cross_modal(recipe, pairs=pairs, columns=cast.columns(pairs))
 
 
 def _expansion(recipe: Recipe, settings: DistillationSettings, cast: Cast) -> list[Phase]:

@@ -12,6 +12,7 @@ from edgekd.train.edits import Noise
 from edgekd.train.world import Move, Optim, Phase, Term
 
 _NOISE = "noise"
+_ROWS = "rows of noise"  # a name that no table of a pipeline file can have
 MADE = f"generator({_NOISE})"
 
 
@@ -60,15 +61,16 @@ def data_free(
         every: the generator learns in every so-manieth step of the student.
         start: edits before, such as the one that makes the generator (made.Generator).
     """
-    learned = called(recipe.teaching("student", "teacher"), MADE)
+    blind = recipe.without_targets(("made samples have none", "use kd, or a scheme that looks at data"))
+    learned = called(blind.teaching("student", "teacher"), MADE)
     if wishes.disagreement:
         learned += _disagreement(recipe.heads, 1.0, live=False)
     moves = (
         Move({"generator": generator}, generator_terms(recipe.heads, wishes), every),
         Move({"student": recipe.optim}, learned),
     )
-    edits = (*start, Noise(_NOISE, _NOISE, noise, rows))
-    return [Phase("data_free", moves, recipe.epochs, edits, _NOISE, recipe.watch("student"))]
+    edits = (*start, Noise(_ROWS, _NOISE, noise, rows))
+    return [Phase("data_free", moves, recipe.epochs, edits, _ROWS, recipe.watch("student"))]
 
 
 def generator_terms(heads: Sequence[HeadSettings], wishes: Wishes) -> tuple[Term, ...]:

@@ -6,7 +6,7 @@ from edgekd.distill.schemes.pseudo import pseudo_labels, pseudo_terms
 from edgekd.distill.schemes.recipe import Recipe
 from edgekd.train.world import Copy, Fresh, Phase
 
-_PSEUDO = "pseudo"
+_PSEUDO = "pseudo-labelled rows"  # of working tables: names that no table of a pipeline file can have
 
 
 def expansion(
@@ -28,7 +28,12 @@ def expansion(
         unlabelled: the table that is labelled; its own labels, if it has any, are not looked at.
         confident: least probability of a class for a row to be kept.
         soft: whether probabilities are learned, or the most probable class.
+
+    Raises:
+        ConfigError: there is no class to be sure of, or samples are mixed and labels are soft.
     """
+    if soft:
+        recipe.needs_whole_samples("soft pseudo-labels are what the teacher says of whole samples", "set soft: false")
     labels = pseudo_labels("teacher", recipe.heads, unlabelled, _PSEUDO, confident=confident, soft=soft)
     terms = pseudo_terms("student", recipe, soft=soft)
     phases = []

@@ -12,6 +12,7 @@ from edgekd.train.edits import Average, Relabel, Split
 from edgekd.train.world import Copy, Edit, Move, Phase
 
 _SAID = "consensus"
+_COMMON = "public rows with the consensus"  # a name that no table of a pipeline file can have
 STUDENT = "student"
 
 
@@ -47,9 +48,10 @@ def federated(
         temperature: of kd to the mean output.
 
     Raises:
-        ConfigError: there are no targets, or no classes to deal rows out by.
+        ConfigError: there are no targets, or no classes to deal rows out by, or samples are mixed.
     """
     recipe.needs_targets("scheme federated")
+    recipe.needs_whole_samples("scheme federated learns what clients say of whole samples", "remove mixup and cutmix")
     names = tuple(f"client_{i}" for i in range(clients))
     passes = recipe.epochs if client_epochs is None else client_epochs
     column = "" if concentration is None else _column(recipe)
@@ -64,12 +66,12 @@ def federated(
             terms = soft_terms(learner, lambda head: f"{_SAID}_{head.output}", recipe.heads, temperature)
             first = (Average(names, STUDENT),) if share_weights else ()
             start = (*first, *edits) if learner == STUDENT else ()
-            phases.append(recipe.phase(f"lesson of {learner} {number}", learner, terms, start=start, data=_SAID))
+            phases.append(recipe.phase(f"lesson of {learner} {number}", learner, terms, start=start, data=_COMMON))
     return phases
 
 
 def _rows(client: str) -> str:
-    return f"{client}_rows"
+    return f"rows of {client}"
 
 
 def _consensus(names: tuple[str, ...], heads: Sequence[HeadSettings], public: str) -> tuple[Relabel, ...]:
@@ -77,8 +79,8 @@ def _consensus(names: tuple[str, ...], heads: Sequence[HeadSettings], public: st
     return tuple(
         Relabel(
             tuple(f"{name}[{head.output}]" for name in names),
-            _SAID if number else public,
-            _SAID,
+            _COMMON if number else public,
+            _COMMON,
             f"{_SAID}_{head.output}",
             soft=True,
         )

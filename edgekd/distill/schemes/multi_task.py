@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from edgekd.config.settings import did_you_mean
 from edgekd.distill.schemes.recipe import Recipe
 from edgekd.distill.schemes.soft import label_of
-from edgekd.distill.schemes.terms import knowledge_of, response_terms
 from edgekd.errors import ConfigError
 from edgekd.train.world import Phase
 
@@ -45,6 +44,6 @@ def multi_task(recipe: Recipe, specialists: Mapping[str, str], epochs: Mapping[s
     terms = recipe.task("student")
     for head in recipe.heads:
         model = specialists[head.output]
-        found = response_terms("student", model, (head,), lambda one: knowledge_of(one, recipe.knowledge))
+        found = dataclasses.replace(recipe, heads=(head,)).teaching("student", model)
         terms += tuple(dataclasses.replace(t, label=label_of(t.name, head, recipe.heads)) for t in found)
     return [*phases, recipe.phase("multi_task", "student", terms)]

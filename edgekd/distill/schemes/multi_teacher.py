@@ -36,11 +36,13 @@ def multi_teacher(
     """
     if weights == "confidence" and not all(head.task == "classification" and head.target for head in recipe.heads):
         raise ConfigError("teachers are weighed by their cross-entropy, and a head has none", hint="use mean")
+    if weights == "confidence":
+        recipe.needs_whole_samples("teachers are weighed by the true class of a sample", "use mean, or mix nothing")
     phases = []
     for name in [name for name, epochs in teachers.items() if epochs]:
         recipe.needs_targets(name)
-        start = (Bootstrap("train", f"{name}_rows"),) if bootstrap else ()
-        data = f"{name}_rows" if bootstrap else "train"
+        start = (Bootstrap("train", f"rows of {name}"),) if bootstrap else ()
+        data = f"rows of {name}" if bootstrap else "train"
         phases.append(recipe.alone(name, name, epochs=teachers[name], start=start, data=data))
     terms = recipe.task(STUDENT) + _answers(recipe, tuple(teachers), weights)
     own = [item for item in recipe.knowledge or () if item.features or item.name not in _MEANS]

@@ -7,7 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from edgekd.distill.knowledge_settings import KnowledgeSettings
-from edgekd.distill.schemes.terms import PairOf, feature_terms, knowledge_of, no_pairs, response_terms, task_terms
+from edgekd.distill.schemes.terms import (
+    MIXED,
+    UNLABELLED,
+    Lack,
+    PairOf,
+    feature_terms,
+    knowledge_of,
+    no_pairs,
+    response_terms,
+    task_terms,
+)
 from edgekd.errors import ConfigError
 from edgekd.tasks import HeadSettings
 from edgekd.train.world import Decision, Edit, Move, Optim, Phase, Term, Watch
@@ -27,6 +37,7 @@ class Recipe:
         pairs: layers that a knowledge compares between two models.
         mixed: see `task_terms`.
         label_smoothing: see `task_terms`.
+        lack: why heads without a target have none.
     """
 
     heads: tuple[HeadSettings, ...]
@@ -38,6 +49,13 @@ class Recipe:
     pairs: PairOf = no_pairs
     mixed: bool = False
     label_smoothing: float = 0.0
+    lack: Lack = UNLABELLED
+
+    def without_targets(self, lack: Lack, names: Iterable[str] | None = None) -> Recipe:
+        """The same where nobody looks at true targets: at those of some names, or at any."""
+        gone = {head.target for head in self.heads} if names is None else {*names}
+        heads = tuple(h.model_copy(update={"target": None}) if h.target in gone else h for h in self.heads)
+        return dataclasses.replace(self, heads=heads, lack=lack)
 
     def task(self, model: str, weight: float | None = None) -> tuple[Term, ...]:
         """The task's own loss of a model; without a weight, that beside a teacher."""
@@ -51,9 +69,9 @@ class Recipe:
             return self.pairs(item, student, like or teacher)
 
         # Where samples are mixed no class is theirs alone: what could use classes (crd) goes without.
-        heads = [h.model_copy(update={"target": None}) for h in self.heads] if self.mixed else self.heads
-        terms = response_terms(student, teacher, heads, lambda head: knowledge_of(head, self.knowledge))
-        return terms + feature_terms(student, teacher, heads, self.knowledge or (), pairs)
+        seen = self.without_targets(MIXED) if self.mixed else self
+        terms = response_terms(student, teacher, seen.heads, lambda head: knowledge_of(head, self.knowledge), seen.lack)
+        return terms + feature_terms(student, teacher, seen.heads, self.knowledge or (), pairs, seen.lack)
 
     def phase(
         self,
@@ -102,6 +120,11 @@ class Recipe:
         """Raise ConfigError where the data has no true targets to learn from."""
         if not any(head.target for head in self.heads):
             raise ConfigError(f"{who} learns from true targets, and the data has none", hint="give labelled data")
+
+    def needs_whole_samples(self, who: str, hint: str) -> None:
+        """Raise ConfigError where samples are mixed and a head has classes: what is said of each does not mix."""
+        if self.mixed and any(head.task == "classification" for head in self.heads):
+            raise ConfigError(f"{who}, and data.augment mixes samples", hint=hint)
 
 
 def owned(model: str, terms: Iterable[Term]) -> tuple[Term, ...]:

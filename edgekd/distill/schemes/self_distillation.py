@@ -25,6 +25,8 @@ def self_distillation(
         virtual: in the first training, a virtual teacher beside the targets (Tf-KD, Yuan et al. 2020).
     """
     recipe.needs_targets("scheme self")
+    if virtual is not None:
+        recipe.needs_whole_samples("a virtual teacher is right about the one class of a sample", "mix nothing")
     terms = recipe.task(STUDENT, 1.0) + (_virtual_terms(recipe, virtual) if virtual is not None else ())
     phases = [recipe.phase("snapshot" if generations else "virtual teacher", STUDENT, terms, epochs=snapshot_epochs)]
     for number in range(1, generations + 1):

@@ -14,6 +14,12 @@ from edgekd.train.feed import MIX_SHARE, SAMPLE_IDS, other_name
 from edgekd.train.knowledge import knowledge_named
 from edgekd.train.world import Side, Term
 
+Lack = tuple[str, str]
+"""Why no knowledge sees true classes, and what mends it."""
+
+UNLABELLED: Lack = ("the data has none", "use kd, or data with labels")
+MIXED: Lack = ("samples are mixed, so that none has one", "use kd, or mix nothing")
+
 PairOf = Callable[[KnowledgeSettings, str, str], Sequence[Pair]]
 """Layers that a knowledge compares between two models of the world: (knowledge, student, teacher)."""
 
@@ -52,12 +58,17 @@ def response_terms(
     teacher: Side,
     heads: Sequence[HeadSettings],
     knowledge: Callable[[HeadSettings], Sequence[KnowledgeSettings]],
+    lack: Lack = UNLABELLED,
 ) -> tuple[Term, ...]:
-    """What the teacher's heads teach the student's: `knowledge` says which knowledges a head uses."""
+    """What the teacher's heads teach the student's: `knowledge` says which knowledges a head uses.
+
+    Raises:
+        ConfigError: one needs true classes, and its head has no target; `lack` says why.
+    """
     terms = []
     for head in heads:
         for item in knowledge(head):
-            also = _also(item.name, head)
+            also = _also(item.name, head, lack)
             sides = f"{student}[{head.output}]", _each(teacher, f"[{head.output}]")
             terms.append(_term(item, *sides, also, _label(item.name, head, heads)))
     return tuple(terms)
@@ -69,6 +80,7 @@ def feature_terms(
     heads: Sequence[HeadSettings],
     knowledge: Sequence[KnowledgeSettings],
     pairs: Callable[[KnowledgeSettings], Sequence[Pair]],
+    lack: Lack = UNLABELLED,
 ) -> tuple[Term, ...]:
     """What the teacher's layers teach the student's: `pairs` says which layers a knowledge compares.
 
@@ -78,7 +90,7 @@ def feature_terms(
     terms = []
     for item in (item for item in knowledge if item.features):
         found = [(f"{student}.{s}", f"{teacher}.{t}") for s, t in pairs(item)]
-        also = _also(item.name, heads[0])
+        also = _also(item.name, heads[0], lack)
         if knowledge_named(item.name).levels == "several":
             terms.append(_term(item, tuple(s for s, _ in found), tuple(t for _, t in found), also, item.name))
             continue
@@ -93,11 +105,11 @@ def _term(item: KnowledgeSettings, student: Side, teacher: Side, also: Mapping[s
     return Term(item.name, student, teacher, item.weight, item.arguments, also, ramp, label=label)
 
 
-def _also(name: str, head: HeadSettings) -> dict[str, str]:
+def _also(name: str, head: HeadSettings, lack: Lack) -> dict[str, str]:
     """What a knowledge needs besides its two sides: true classes, and which samples these are."""
     knowledge = knowledge_named(name)
     if "target" in knowledge.needs and head.target is None:
-        raise ConfigError(f"{name} needs true classes, and the data has none", hint="use kd, or data with labels")
+        raise ConfigError(f"{name} needs true classes, and {lack[0]}", hint=lack[1])
     wanted = knowledge.needs | knowledge.takes
     also = {"index": SAMPLE_IDS} if "index" in wanted else {}
     if "target" in wanted and head.target is not None and head.task == "classification":

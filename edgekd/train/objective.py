@@ -62,7 +62,7 @@ class Objective(nn.Module):
         with autocast(self._precision, self._device):
             values = Values(self._world, self._taps, batch, self.names, known, part.full)
             pairs = zip(self._terms, self._knowledges, strict=True)
-            arguments = [_arguments(term, values, adapted=k.adapter is not None) for term, k in pairs]
+            arguments = [_arguments(term, values, half=k.half) for term, k in pairs]
         total = torch.zeros((), device=self._device)
         means = []
         for term, knowledge, found in zip(self._terms, self._knowledges, arguments, strict=True):
@@ -98,17 +98,16 @@ class _Arguments:
     also: dict[str, Tensor]
 
 
-def _arguments(term: Term, values: Values, *, adapted: bool) -> _Arguments:
+def _arguments(term: Term, values: Values, *, half: bool) -> _Arguments:
     def get(side: Side | None, live: bool) -> Any:
         if side is None:
             return None
         found = [values.get(text) for text in texts_of(side)]
-        # What an adapter learns may run in half precision on features that came in it; a function gets float32.
-        found = found if adapted else [_full(value) for value in found]
+        found = found if half else [_full(value) for value in found]
         found = found if live else [value.detach() for value in found]
         return found[0] if isinstance(side, str) else found
 
-    also = {name: values.get(reference) for name, reference in term.also.items()}
+    also = {name: get(reference, True) for name, reference in term.also.items()}
     return _Arguments((get(term.student, True), get(term.teacher, term.live)), also)
 
 

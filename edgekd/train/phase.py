@@ -187,7 +187,7 @@ class PhaseRun:
         self.feed.start_epoch(epoch, torch.cat([order[start:stop] for start, stop in parts]))
         batches = self.feed.batches([stop - start for start, stop in parts])
         run, frozen = self.run, self.world.models.keys() - self.touched
-        tally = Tally(self.terms, epoch, self.shares.steps, run.accumulate, run.device, run.ranks)
+        tally = Tally(self.terms, epoch, self.shares.steps, run.accumulate, run.device, run.ranks, self._most())
         means: dict[str, float] = {}
         started = shown = time.monotonic()
         place = 0
@@ -284,12 +284,20 @@ class PhaseRun:
     ) -> list[str]:
         """Warnings that are new; curves keep them, so that each term has one in a phase, also after a resume."""
         known = {warning["term"] for warning in curve.get("warnings", [])}
-        found = [x for x in unequal(self.terms, means, weights) if x.item.name not in known]
+        found = [x for x in unequal(self.terms, means, weights, self._most()) if x.item.name not in known]
         texts = [x.text(self.phase.name, epoch) for x in found]
         if found:
             kept = [{"term": x.item.name, "epoch": epoch, "text": text} for x, text in zip(found, texts, strict=True)]
             curve["warnings"] = [*curve.get("warnings", []), *kept]
         return texts
+
+    def _most(self) -> dict[str, float]:
+        """What each term has come to at most in an epoch of this phase, weighted."""
+        curve = self.progress.curves[-1]
+        return {
+            name: max(abs(mean * weight) for mean, weight in zip(means, curve["weights"][name], strict=True))
+            for name, means in curve["terms"].items()
+        }
 
     def _optimizing(self) -> list[Learner]:
         return [x for x in itertools.chain(*self.learners) if x.optimizer is not None]

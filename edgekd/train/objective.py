@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.train.adapters import adapter_name
+from edgekd.train.blame import blamed, check_scalar
 from edgekd.train.distributed import Ranks
 from edgekd.train.feed import Batch
 from edgekd.train.knowledge import knowledge_named
@@ -72,10 +73,12 @@ class Objective(nn.Module):
                 given, scale = self._gathered(found, part), part.share * part.total / part.rows
             else:
                 given, scale = found, part.share * self._ranks.count
-            if knowledge.adapter is not None:
-                loss = self._world.models[adapter_name(term)].network(*given.sides, **given.also)
-            else:
-                loss = knowledge.function(*given.sides, **term.settings, **given.also)
+            with blamed(term, knowledge):
+                if knowledge.adapter is not None:
+                    loss = self._world.models[adapter_name(term)].network(*given.sides, **given.also)
+                else:
+                    loss = knowledge.function(*given.sides, **term.settings, **given.also)
+            check_scalar(loss, term)
             means.append(loss.detach())
             total = total + loss * (weight * scale)
         return total, means

@@ -67,9 +67,11 @@ class TeacherCache:
         self._rows: NDArray[np.uint32] = np.memmap(path, np.uint32, "r+", shape=shape)
 
     def missing(self, ids: Tensor, slots: Tensor) -> Tensor:
-        """Which pairs of sample id and view number, each (N,), are not there: bool (N,)."""
-        rows = self._rows[self._places(ids, slots)]
-        return torch.from_numpy(rows[:, -1] != _checksum(rows[:, :-1]))
+        """Which pairs of sample id and view number, each (N,), are not there: bool (N,); so are ids of other tables."""
+        known, missing = self._known(ids), torch.ones(len(ids), dtype=torch.bool)
+        rows = self._rows[self._places(ids.cpu()[known], slots.cpu()[known])]
+        missing[known] = torch.from_numpy(rows[:, -1] != _checksum(rows[:, :-1]))
+        return missing
 
     def read(self, ids: Tensor, slots: Tensor) -> dict[str, Tensor]:
         """Named outputs of pairs that are there, each (N, ..), float32."""
@@ -97,7 +99,18 @@ class TeacherCache:
         """How many rows are there; reads the whole file."""
         return int((self._rows[:, -1] == _checksum(self._rows[:, :-1])).sum())
 
+    def _known(self, ids: Tensor) -> Tensor:
+        """Which samples this is a cache of: bool (N,), on the CPU."""
+        own = ids.cpu()
+        if not len(self._ids):
+            return torch.zeros(len(own), dtype=torch.bool)
+        nearest = torch.searchsorted(self._ids, own.contiguous()).clamp(max=len(self._ids) - 1)
+        return self._ids[nearest] == own
+
     def _places(self, ids: Tensor, slots: Tensor) -> NDArray[np.int64]:
+        """Rows of the file. Raises KeyError for a sample that this is no cache of: a neighbour's row would be wrong."""
+        if not bool(self._known(ids).all()):
+            raise KeyError("samples that are not those of this cache")
         samples = torch.searchsorted(self._ids, ids.cpu().contiguous())
         places: NDArray[np.int64] = (samples * self._views + slots.cpu()).numpy()
         return places

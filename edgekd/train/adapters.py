@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgekd.train.blame import blamed
 from edgekd.train.feed import Feed
 from edgekd.train.knowledge import knowledge_named
 from edgekd.train.references import Taps, Values, parse_all
@@ -46,13 +47,15 @@ def make_adapters(
         states: what checkpoints know of models by name; an adapter of an earlier phase goes on from there.
     """
     for term in [term for move in moves for term in move.terms]:
-        build = knowledge_named(term.knowledge).adapter
+        knowledge = knowledge_named(term.knowledge)
+        build = knowledge.adapter
         name = adapter_name(term)
         if build is None or name in world.models:
             continue
         student, teacher = _shapes(world, term, feed)
         torch.default_generator.manual_seed(seed ^ zlib.crc32(name.encode()))
-        adapter = build(student, teacher, samples=feed.samples, **term.settings)
+        with blamed(term, knowledge):
+            adapter = build(student, teacher, samples=feed.samples, **term.settings)
         if name in states:
             adapter.load_state_dict(states[name])
         world.models[name] = Model(adapter, (), ())

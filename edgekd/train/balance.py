@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from edgekd.train.knowledge import knowledge_named
 from edgekd.train.named import Named
+from edgekd.train.world import Term
 
 MOST_TIMES = 100.0
 
@@ -18,7 +21,7 @@ class Unequal:
         learner: the model that learns from them.
         loss: mean of the term over an epoch.
         weight: its weight in that epoch.
-        others: weighted means of the other terms by name; their sum times `times` is what the term comes to.
+        others: what the other terms came to at most, weighted, by name; their sum times `times` is what this comes to.
     """
 
     item: Named
@@ -45,22 +48,40 @@ class Unequal:
         )
 
 
-def unequal(terms: Sequence[Named], means: Mapping[str, float], weights: Mapping[str, float]) -> Iterator[Unequal]:
-    """Terms whose weighted mean is more than a hundred times the sum of the others', among those of one learner.
+def unequal(
+    terms: Sequence[Named],
+    means: Mapping[str, float],
+    weights: Mapping[str, float],
+    before: Mapping[str, float] | None = None,
+) -> Iterator[Unequal]:
+    """Terms that come to more than a hundred times what the others of one learner together have come to at most.
 
-    A term that has no weight yet (ramp) is neither judged nor counted, nor are others that are exactly 0: a loss that
-    has nothing left to learn says nothing about the scale of the rest.
+    Each of the others counts as it was in that epoch of the phase in which it was largest: one that has been learned
+    away is no reason to weigh the rest less. A loss that carries temperature^2 may come to `temperature` times as much,
+    for it has grown by that much more than its gradient (Hinton et al. 2015, section 2.1). A term that has no weight
+    yet (ramp) is neither judged nor counted, nor are others that are exactly 0.
+
+    Args:
+        before: what terms came to at most, weighted, in earlier epochs of the phase.
     """
     found = set()
+    now = {item.name: abs(weights[item.name] * means[item.name]) for item in terms}
+    most = {name: max(size, (before or {}).get(name, 0.0)) for name, size in now.items()}
     for number, learner in dict.fromkeys((item.number, name) for item in terms for name in sorted(item.learners)):
-        sizes = {
-            item: abs(weights[item.name] * means[item.name])
-            for item in terms
-            if item.number == number and learner in item.learners and weights[item.name] and means[item.name]
-        }
-        for item, size in sizes.items():
-            others = {other.name: value for other, value in sizes.items() if other is not item}
+        group = [item for item in terms if item.number == number and learner in item.learners]
+        for item in group:
+            size = now[item.name]
+            others = {o.name: most[o.name] for o in group if o is not item and most[o.name]}
             rest = sum(others.values())
-            if others and size > MOST_TIMES * rest and item.name not in found:
+            if others and size > MOST_TIMES * _allowance(item.term) * rest and item.name not in found:
                 found.add(item.name)
                 yield Unequal(item, learner, means[item.name], weights[item.name], others, size / rest)
+
+
+def _allowance(term: Term) -> float:
+    """The temperature of a loss of ours that carries its square, else 1."""
+    knowledge = knowledge_named(term.knowledge)
+    if knowledge.family not in ("response", "several"):
+        return 1.0
+    parameter = inspect.signature(knowledge.function).parameters.get("temperature")
+    return max(float(term.settings.get("temperature", parameter.default)), 1.0) if parameter is not None else 1.0

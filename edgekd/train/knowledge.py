@@ -42,6 +42,7 @@ class Knowledge:
         takes: what else of these is used where the data has it.
         features: reads feature maps or embeddings, not what a head gives.
         of_classes: compares probabilities of classes, and so fits classification heads alone (read of a user's).
+        half: its adapter takes features in half precision where training runs in it; all else is given float32.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Knowledge:
     takes: frozenset[Need] = frozenset()
     features: bool = False
     of_classes: bool = False
+    half: bool = False
 
 
 F = TypeVar("F", bound=Callable[..., Tensor])
@@ -76,6 +78,7 @@ def register(
     needs: tuple[Need, ...] = (),
     takes: tuple[Need, ...] = (),
     features: bool = False,
+    half: bool = False,
 ) -> None:
     """Make a knowledge known under a name, see `Knowledge`.
 
@@ -85,9 +88,8 @@ def register(
     known = _TABLE.get(name)
     if known is not None and known.function is not function:
         raise ValueError(f"a knowledge named {name!r} is registered already")
-    _TABLE[name] = Knowledge(
-        name, function, adapter, coupled, family, levels, frozenset(needs), frozenset(takes), features
-    )
+    wanted = frozenset(needs), frozenset(takes)
+    _TABLE[name] = Knowledge(name, function, adapter, coupled, family, levels, *wanted, features, half=half)
 
 
 def knowledge(
@@ -99,12 +101,13 @@ def knowledge(
     takes: tuple[Need, ...] = (),
     features: bool = False,
     of_classes: bool = False,
+    half: bool = False,
 ) -> Callable[[F], F]:
     """Decorator that states facts of a user's knowledge, see `Knowledge`; a plain function needs none."""
 
     def state(function: F) -> F:
         wanted = frozenset(needs), frozenset(takes)
-        facts = Knowledge("", function, adapter, coupled, "own", levels, *wanted, features, of_classes)
+        facts = Knowledge("", function, adapter, coupled, "own", levels, *wanted, features, of_classes, half)
         setattr(function, _FACTS, facts)
         return function
 

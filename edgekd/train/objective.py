@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.train.adapters import adapter_name
+from edgekd.train.blame import blamed, check_scalar
 from edgekd.train.distributed import Ranks
 from edgekd.train.feed import Batch
 from edgekd.train.knowledge import knowledge_named
@@ -62,7 +63,7 @@ class Objective(nn.Module):
         with autocast(self._precision, self._device):
             values = Values(self._world, self._taps, batch, self.names, known, part.full)
             pairs = zip(self._terms, self._knowledges, strict=True)
-            arguments = [_arguments(term, values, adapted=k.adapter is not None) for term, k in pairs]
+            arguments = [_arguments(term, values, half=k.half) for term, k in pairs]
         total = torch.zeros((), device=self._device)
         means = []
         for term, knowledge, found in zip(self._terms, self._knowledges, arguments, strict=True):
@@ -72,10 +73,12 @@ class Objective(nn.Module):
                 given, scale = self._gathered(found, part), part.share * part.total / part.rows
             else:
                 given, scale = found, part.share * self._ranks.count
-            if knowledge.adapter is not None:
-                loss = self._world.models[adapter_name(term)].network(*given.sides, **given.also)
-            else:
-                loss = knowledge.function(*given.sides, **term.settings, **given.also)
+            with blamed(term, knowledge):
+                if knowledge.adapter is not None:
+                    loss = self._world.models[adapter_name(term)].network(*given.sides, **given.also)
+                else:
+                    loss = knowledge.function(*given.sides, **term.settings, **given.also)
+            check_scalar(loss, term)
             means.append(loss.detach())
             total = total + loss * (weight * scale)
         return total, means
@@ -98,17 +101,16 @@ class _Arguments:
     also: dict[str, Tensor]
 
 
-def _arguments(term: Term, values: Values, *, adapted: bool) -> _Arguments:
+def _arguments(term: Term, values: Values, *, half: bool) -> _Arguments:
     def get(side: Side | None, live: bool) -> Any:
         if side is None:
             return None
         found = [values.get(text) for text in texts_of(side)]
-        # What an adapter learns may run in half precision on features that came in it; a function gets float32.
-        found = found if adapted else [_full(value) for value in found]
+        found = found if half else [_full(value) for value in found]
         found = found if live else [value.detach() for value in found]
         return found[0] if isinstance(side, str) else found
 
-    also = {name: values.get(reference) for name, reference in term.also.items()}
+    also = {name: get(reference, True) for name, reference in term.also.items()}
     return _Arguments((get(term.student, True), get(term.teacher, term.live)), also)
 
 

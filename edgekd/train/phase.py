@@ -16,6 +16,7 @@ from torch import nn
 from torch.amp import GradScaler
 
 from edgekd.data.derived import origin
+from edgekd.data.table import Rows
 from edgekd.data.views import permutation
 from edgekd.errors import ConfigError
 from edgekd.train import checkpoint
@@ -42,10 +43,20 @@ _Turn = tuple[Batch, Known, Part]
 
 
 class PhaseRun:
-    """One phase in progress. `touched`: the models that phases so far have made or changed."""
+    """One phase in progress.
+
+    `touched`: the models that phases so far have made or changed. `cached`: the tables of whose samples caches are.
+    """
 
     def __init__(
-        self, world: World, phase: Phase, index: int, run: Run, progress: Progress, touched: frozenset[str]
+        self,
+        world: World,
+        phase: Phase,
+        index: int,
+        run: Run,
+        progress: Progress,
+        touched: frozenset[str],
+        cached: Sequence[Rows] = (),
     ) -> None:
         self.world, self.index, self.run, self.progress = world, index, run, progress
         self.phase = with_adapters(phase)
@@ -78,7 +89,8 @@ class PhaseRun:
             for move in self.phase.moves
         ]
         self.scalers = [GradScaler(run.device.type, enabled=run.precision == "f16") for _ in phase.moves]
-        self.guides = self._cached_guides()
+        # Rows of a cached table, seen by models as they were given; tables by identity, for edits may take their names.
+        self.guides = self._cached_guides() if any(origin(self.table) is table for table in cached) else {}
         self.objectives: list[nn.Module] = []
         self.graphs = False
 
@@ -127,10 +139,6 @@ class PhaseRun:
 
     def _cached_guides(self) -> dict[str, CachedGuide]:
         """Models with a cache that nobody changes in this phase, and of which terms want outputs on the batch alone."""
-        # Caches are of the samples of some tables, seen by models as they were given.
-        known = [self.world.tables[name] for name in self.run.cached if name in self.world.tables]
-        if not any(origin(self.table) is origin(table) for table in known):
-            return {}
         read = {r.name for r in self.references if not r.state}
         inside = {r.name for r in self.references if r.path or r.argument}
         names = (self.run.caches.keys() & self.world.models.keys() & read) - self.touched - inside
@@ -160,8 +168,8 @@ class PhaseRun:
     def _objective(self, move: Move, taps: Taps) -> nn.Module:
         run = self.run
         objective = Objective(self.world, move, taps, run.precision, run.device, run.ranks)
-        if run.ranks.count == 1 or not objective.names:
-            return objective
+        if run.ranks.count == 1 or not objective.names or not move.terms:
+            return objective  # nothing is differentiated
         shared = [m for m in self.phase.moves if m is not move and objective.names & m.learn.keys()]
         if any(isinstance(rule, Optim) for m in shared for rule in m.learn.values()):
             raise ConfigError(
@@ -187,7 +195,7 @@ class PhaseRun:
         self.feed.start_epoch(epoch, torch.cat([order[start:stop] for start, stop in parts]))
         batches = self.feed.batches([stop - start for start, stop in parts])
         run, frozen = self.run, self.world.models.keys() - self.touched
-        tally = Tally(self.terms, epoch, self.shares.steps, run.accumulate, run.device, run.ranks)
+        tally = Tally(self.terms, epoch, self.shares.steps, run.accumulate, run.device, run.ranks, self._most())
         means: dict[str, float] = {}
         started = shown = time.monotonic()
         place = 0
@@ -284,12 +292,20 @@ class PhaseRun:
     ) -> list[str]:
         """Warnings that are new; curves keep them, so that each term has one in a phase, also after a resume."""
         known = {warning["term"] for warning in curve.get("warnings", [])}
-        found = [x for x in unequal(self.terms, means, weights) if x.item.name not in known]
+        found = [x for x in unequal(self.terms, means, weights, self._most()) if x.item.name not in known]
         texts = [x.text(self.phase.name, epoch) for x in found]
         if found:
             kept = [{"term": x.item.name, "epoch": epoch, "text": text} for x, text in zip(found, texts, strict=True)]
             curve["warnings"] = [*curve.get("warnings", []), *kept]
         return texts
+
+    def _most(self) -> dict[str, float]:
+        """What each term has come to at most in an epoch of this phase, weighted."""
+        curve = self.progress.curves[-1]
+        return {
+            name: max(abs(mean * weight) for mean, weight in zip(means, curve["weights"][name], strict=True))
+            for name, means in curve["terms"].items()
+        }
 
     def _optimizing(self) -> list[Learner]:
         return [x for x in itertools.chain(*self.learners) if x.optimizer is not None]

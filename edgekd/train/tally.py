@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,13 +25,21 @@ class Tally:
     """Sums of one epoch of some steps.
 
     `turns`: how often a move adds its losses in each step. A sum that is not finite stays so: how often it was finite
-    says when its term was lost, and no step waits for the device.
+    says when its term was lost, and no step waits for the device. `before`: what terms came to in earlier epochs, see
+    `unequal`.
     """
 
     def __init__(
-        self, terms: Sequence[Named], epoch: int, steps: int, turns: int, device: torch.device, ranks: Ranks
+        self,
+        terms: Sequence[Named],
+        epoch: int,
+        steps: int,
+        turns: int,
+        device: torch.device,
+        ranks: Ranks,
+        before: Mapping[str, float] | None = None,
     ) -> None:
-        self._terms, self._turns, self._ranks = terms, turns, ranks
+        self._terms, self._turns, self._ranks, self._before = terms, turns, ranks, before
         self._epoch, self._steps = epoch, steps
         sizes = Counter(item.number for item in terms)
         self._sums = {number: torch.zeros(size, device=device) for number, size in sizes.items()}
@@ -106,7 +114,7 @@ class Tally:
         """The term that outweighed the others until a step, if one did."""
         sums = self._ranks.sum(torch.cat([*self._sound.values()])).tolist()
         weights = {item.name: item.weight(self._epoch, self._steps) for item in self._terms}
-        return next(unequal(self._terms, self._means(sums, max(step, 1), 1), weights), None)
+        return next(unequal(self._terms, self._means(sums, max(step, 1), 1), weights, self._before), None)
 
 
 def _broken(world: World, names: Collection[str]) -> str:

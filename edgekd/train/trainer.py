@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from edgekd.data.derived import origin
 from edgekd.data.table import place
 from edgekd.train import checkpoint
 from edgekd.train.checkpoint import Progress
@@ -32,6 +33,8 @@ def train(world: World, phases: Sequence[Phase], run: Run) -> list[dict[str, Any
         model.network.to(run.device)
     for name, table in world.tables.items():
         world.tables[name] = place(table, run.device, run.memory)
+    # As they are now: an edit may put other samples under the name of a table that caches know.
+    cached = tuple(origin(world.tables[name]) for name in run.cached if name in world.tables)
     # Rank 0's checkpoint counts, so that the others need not see its disk.
     found = checkpoint.load(run.folder) if run.folder and run.ranks.first else None
     progress = run.ranks.shared(found) or Progress()
@@ -44,7 +47,7 @@ def train(world: World, phases: Sequence[Phase], run: Run) -> list[dict[str, Any
         if index < progress.phase:
             add_kept(world, phase)
             continue
-        PhaseRun(world, phase, index, run, progress, frozenset(touched)).go()
+        PhaseRun(world, phase, index, run, progress, frozenset(touched), cached).go()
         progress.phase, progress.epoch, progress.learners = index + 1, 0, []
     return progress.curves
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from edgekd.config.settings import did_you_mean
 from edgekd.data.table import Normalization, Rows
+from edgekd.errors import ConfigError
 from edgekd.tasks import HeadSettings
 
 if TYPE_CHECKING:
@@ -79,6 +81,13 @@ class World:
     tables: dict[str, Rows]
     heads: tuple[HeadSettings, ...]
     normalization: Mapping[str, Normalization] = field(default_factory=dict)
+
+
+def model_named(world: World, name: str) -> Model:
+    """A model of the world; raises ConfigError for one that it has not."""
+    if name not in world.models:
+        raise ConfigError(f"there is no model {name!r}", hint=did_you_mean(name, world.models))
+    return world.models[name]
 
 
 @dataclass(frozen=True)
@@ -220,7 +229,7 @@ class Copy:
         return (self.target,)
 
     def __call__(self, world: World, seed: int) -> None:
-        world.models[self.target] = copy.deepcopy(world.models[self.source])
+        world.models[self.target] = copy.deepcopy(model_named(world, self.source))
 
 
 @dataclass(frozen=True)
@@ -234,7 +243,7 @@ class Fresh:
         return (self.model,)
 
     def __call__(self, world: World, seed: int) -> None:
-        model = world.models[self.model]
+        model = model_named(world, self.model)
         if model.fresh is None:
             raise ValueError(f"{self.model} has no recipe to build it afresh")
         torch.default_generator.manual_seed(seed)

@@ -91,6 +91,14 @@ def test_who_does_not_learn_keeps_every_byte_and_an_adapter_of_ones_own_learns()
     assert not same(state(world.models[adapter]), state(untrained.models[adapter]))
 
 
+def test_the_pages_adapter_learns_in_half_precision_on_features_in_float32() -> None:
+    world, before = make_world(), make_world()
+    curves = train(world, phases(*OWN), make_run(precision="bf16"))
+    (name,) = world.models.keys() - before.models.keys()
+    assert {p.dtype for p in world.models[name].network.parameters()} == {torch.float32}
+    assert all(torch.tensor(values).isfinite().all() for values in curves[1]["terms"].values())
+
+
 def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
     whole = make_world()
     curves = train(whole, phases(*OWN), make_run())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from test_trainer import HEADS, OPTIM, make_net, make_table, offline_phases, sam
 from torch import Tensor
 
 from edgekd.data.settings import AugmentSettings
+from edgekd.data.table import Table
 from edgekd.data.views import Views
 from edgekd.distill.teacher_cache import Head, TeacherCache, open_cache, row_bytes
 from edgekd.store import Store
+from edgekd.train.edits import Subset
 from edgekd.train.trainer import Run, train
 from edgekd.train.world import Move, Phase, Term, World
 
@@ -81,6 +84,52 @@ def test_a_cache_is_not_used_for_a_model_that_learns_or_is_looked_into(tmp_path:
         run = Run(7, 16, torch.device("cpu"), "f32", VIEWS, caches={"teacher": cache})
         train(world, [Phase("p", (Move(learn, (term,)),), 1)], run)
         assert cache.filled() == 0
+
+
+@pytest.mark.parametrize("first_id", [0, 20, 1 << 40])
+def test_a_cache_is_not_asked_about_a_table_that_took_a_cached_name(tmp_path: Path, first_id: int) -> None:
+    live, cached = (_under_one_name(cache, first_id) for cache in (None, cache_in(tmp_path)))
+    assert same(state(live.models["student"]), state(cached.models["student"]))
+
+
+def _under_one_name(cache: TeacherCache | None, first_id: int) -> World:
+    """A student taught on the table `train`, then on half of another, then on half of that, all named `train`."""
+    train_on, other = make_table(73), make_table(140)
+    # The last rows: equal numbers of samples are not equal samples.
+    other = Table({"image": other.inputs["image"][60:]}, {"label": other.targets["label"][60:]}, torch.arange(80))
+    other = Table(other.inputs, other.targets, other.ids + first_id)
+    models = {"teacher": make_net(8, 1), "student": make_net(4, 2)}
+    world = World(models, {"train": train_on, "unlabelled": other}, HEADS)
+    (phase,) = offline_phases(2)
+    half = replace(phase, name="half", start=(Subset("unlabelled", "train", 0.5),))
+    quarter = replace(phase, name="quarter", start=(Subset("train", "train", 0.5),))
+    run = Run(7, 16, torch.device("cpu"), "f32", VIEWS, caches={"teacher": cache} if cache else {})
+    train(world, [phase, half, quarter], run)
+    return world
+
+
+def test_a_cache_is_asked_about_a_part_of_its_table_under_any_name(tmp_path: Path) -> None:
+    cache = cache_in(tmp_path)
+    distil(cache, 4)
+    world = World({"teacher": make_net(8, 1), "student": make_net(4, 2)}, {"train": make_table(73)}, HEADS)
+    asked: list[int] = []
+    world.models["teacher"].network.register_forward_hook(lambda _, args, __: asked.append(len(args[0])))
+    run = Run(7, 16, torch.device("cpu"), "f32", VIEWS, caches={"teacher": cache})
+    (phase,) = offline_phases(4)
+    train(world, [replace(phase, data="part", start=(Subset("train", "part", 0.5),))], run)
+    assert asked == []
+
+
+def test_samples_of_another_table_are_never_there(tmp_path: Path) -> None:
+    cache = cache_in(tmp_path)
+    everything = torch.arange(73)
+    cache.write(everything, torch.zeros_like(everything), {"logits": torch.randn(73, 3)})
+    ids = torch.tensor([-1, 0, 72, 73, 1 << 40])
+    assert cache.missing(ids, torch.zeros_like(ids)).tolist() == [True, False, False, True, True]
+    for ask in (cache.read, lambda ids, slots: cache.write(ids, slots, {"logits": torch.ones(5, 3)})):
+        with pytest.raises(KeyError):
+            ask(ids, torch.zeros_like(ids))
+    assert cache.filled() == 73
 
 
 def test_what_was_written_is_read_by_another_process_and_half_a_row_is_a_miss(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_trainer import HEADS, make_net, make_run, make_table
+from test_trainer import HEADS, OPTIM, make_net, make_run, make_table
 from torch import Tensor
 
+from edgekd.data.table import Table
 from edgekd.errors import TrainingError
 from edgekd.train import knowledge
 from edgekd.train.balance import unequal
@@ -100,6 +101,53 @@ def test_a_loss_that_has_nothing_left_to_learn_is_not_counted() -> None:
     assert [x.item.name for x in unequal(terms, means | {"head": -0.009}, dict.fromkeys(means, 1.0))] == [
         "cross_entropy"
     ]
+
+
+def test_a_term_that_was_learned_away_accuses_nobody() -> None:
+    terms = named_terms(Phase("p", (Move({"student": STILL}, (CE, LAYER)),)))
+    means, weights = {"cross_entropy": 0.001, "head": 0.5}, {"cross_entropy": 1.0, "head": 1.0}
+    assert [x.item.name for x in unequal(terms, means, weights)] == ["head"]
+    assert list(unequal(terms, means, weights, {"cross_entropy": 2.0, "head": 9.0})) == []
+    (still,) = unequal(terms, means | {"head": 2000.0}, weights, {"cross_entropy": 2.0, "head": 9.0})
+    assert (still.item.name, still.times, dict(still.others)) == ("head", 1000.0, {"cross_entropy": 2.0})
+
+
+def test_the_square_of_a_temperature_is_not_taken_for_weight() -> None:
+    hot = replace(KD, settings={"temperature": 20.0}, label="hot")
+    for kd, at in ((KD, 4), (hot, 20)):
+        terms = named_terms(Phase("p", (Move({"student": STILL}, (CE, kd)),)))
+        weights = {"cross_entropy": 1.0, kd.name: 1.0}
+        assert list(unequal(terms, {"cross_entropy": 1.0, kd.name: 99.0 * at}, weights)) == []
+        assert len(list(unequal(terms, {"cross_entropy": 1.0, kd.name: 101.0 * at}, weights))) == 1
+
+
+def taught(gap: float, planted: float = 0.0) -> list[str]:
+    """Warnings of the default recipe over 40 epochs, under a teacher that knows all and tells it by logits so apart."""
+    table = make_table()
+    with torch.no_grad():
+        sure = {"teacher": gap * torch.eye(3)[table.targets["label"]]}
+    table = Table(table.inputs, {**table.targets, **sure}, table.ids)
+    made = World({"student": make_net(8, 2)}, {"train": table}, HEADS)
+    terms = [replace(CE, weight=0.1), Term("kd", "student", "teacher", 0.9)]
+    if planted:
+        terms.append(Term("mse_logits", "student.head", "teacher", planted, label="planted"))
+    said: list[str] = []
+    train(
+        made,
+        [Phase("p", (Move({"student": replace(OPTIM, clip=1.0)}, tuple(terms)),), 40)],
+        replace(make_run(), warn=said.append),
+    )
+    return said
+
+
+@pytest.mark.parametrize("gap", [5.0, 12.0, 50.0])
+def test_the_default_recipe_is_not_warned_of_however_sure_the_teacher_is(gap: float) -> None:
+    assert taught(gap) == []
+
+
+def test_a_weight_that_drowns_the_default_recipe_is_warned_of() -> None:
+    (said,) = taught(12.0, planted=1e6)
+    assert "'planted' of student (student.head against teacher)" in said
 
 
 class Killed(Exception):

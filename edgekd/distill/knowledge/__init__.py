@@ -77,13 +77,16 @@ register("confidence_kd", confidence_kd, family="several", needs=("target",))
 register("mean_mse", mean_mse, family="several")
 register("virtual_teacher", virtual_teacher, family="several", needs=("target",))
 
-register("hint", hint, adapter=HintAdapter, family="intermediate", features=True)
+# Adapters with `half` run learned layers as the network ran that gave the features.
+register("hint", hint, adapter=HintAdapter, family="intermediate", features=True, half=True)
 register("attention", attention, family="intermediate", features=True)
 register("nst", nst, family="intermediate", features=True)
-register("factor", factor, adapter=FactorAdapter, family="intermediate", features=True)
-register("boundary", boundary, adapter=BoundaryAdapter, family="intermediate", levels="several", features=True)
+register("factor", factor, adapter=FactorAdapter, family="intermediate", features=True, half=True)
+register(
+    "boundary", boundary, adapter=BoundaryAdapter, family="intermediate", levels="several", features=True, half=True
+)
 register("fsp", fsp, family="intermediate", levels="several", features=True)
-register("review", review, adapter=ReviewAdapter, family="intermediate", levels="several", features=True)
+register("review", review, adapter=ReviewAdapter, family="intermediate", levels="several", features=True, half=True)
 register("hierarchical_context", hierarchical_context, family="intermediate", levels="several", features=True)
 
 register("similarity", similarity, family="relation", coupled=True, features=True)
@@ -92,7 +95,7 @@ register("correlation", correlation, adapter=CorrelationAdapter, family="relatio
 register("pkt", pkt, family="relation", coupled=True, features=True)
 register("graph", graph, adapter=GraphAdapter, family="relation", coupled=True, features=True)
 
-register("vid", vid, adapter=VidAdapter, family="information", features=True)
+register("vid", vid, adapter=VidAdapter, family="information", features=True, half=True)
 # Rows do not meet in crd, but every process needs every row for its own copy of the banks.
 register(
     "crd",

@@ -58,8 +58,9 @@ def unequal(
 
     Each of the others counts as it was in that epoch of the phase in which it was largest: one that has been learned
     away is no reason to weigh the rest less. A loss that carries temperature^2 may come to `temperature` times as much,
-    for it has grown by that much more than its gradient (Hinton et al. 2015, section 2.1). A term that has no weight
-    yet (ramp) is neither judged nor counted, nor are others that are exactly 0.
+    for it has grown by that much more than its gradient (Hinton et al. 2015, section 2.1). Terms of one knowledge on
+    several layers are judged together, too, and the largest is named. A term that has no weight yet (ramp) is neither
+    judged nor counted, nor are others that are exactly 0.
 
     Args:
         before: what terms came to at most, weighted, in earlier epochs of the phase.
@@ -69,13 +70,19 @@ def unequal(
     most = {name: max(size, (before or {}).get(name, 0.0)) for name, size in now.items()}
     for number, learner in dict.fromkeys((item.number, name) for item in terms for name in sorted(item.learners)):
         group = [item for item in terms if item.number == number and learner in item.learners]
-        for item in group:
-            size = now[item.name]
-            others = {o.name: most[o.name] for o in group if o is not item and most[o.name]}
+        for item, kin in ((item, kin) for item in group for kin in ([item], _kin(item, group))):
+            size = sum(now[own.name] for own in kin)
+            others = {other.name: most[other.name] for other in group if other not in kin and most[other.name]}
             rest = sum(others.values())
-            if others and size > MOST_TIMES * _allowance(item.term) * rest and item.name not in found:
+            largest = item is max(kin, key=lambda own: now[own.name])
+            if others and largest and size > MOST_TIMES * _allowance(item.term) * rest and item.name not in found:
                 found.add(item.name)
                 yield Unequal(item, learner, means[item.name], weights[item.name], others, size / rest)
+
+
+def _kin(item: Named, group: Sequence[Named]) -> list[Named]:
+    """The terms of one knowledge: of several layers, or with several teachers. They share its weight."""
+    return [other for other in group if other.term.knowledge == item.term.knowledge]
 
 
 def _allowance(term: Term) -> float:

@@ -64,6 +64,16 @@ def test_a_term_that_outweighs_the_others_is_warned_of_once_with_its_layer() -> 
     assert curves[0]["warnings"] == [{"term": "head", "epoch": 1, "text": said[0]}]
 
 
+def test_layers_of_one_knowledge_do_not_hide_each_other() -> None:
+    """Alike among themselves, so that none is a hundred times the others; together they drown the rest."""
+    both = [replace(LAYER, weight=1e6), replace(LAYER, weight=8e5, label="head again")]
+    _, said = learn(CE, *both)
+    assert len(said) == 1
+    assert "'head' of student" in said[0]
+    assert "beside cross_entropy" in said[0]
+    assert learn(*both)[1] == []
+
+
 def test_the_tasks_own_loss_is_warned_of_with_the_option_that_weighs_it() -> None:
     _, (said,) = learn(replace(CE, weight=1e5), KD, LAYER)
     assert "'cross_entropy' of student (student) is" in said

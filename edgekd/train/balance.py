@@ -70,7 +70,7 @@ def unequal(
     most = {name: max(size, (before or {}).get(name, 0.0)) for name, size in now.items()}
     for number, learner in dict.fromkeys((item.number, name) for item in terms for name in sorted(item.learners)):
         group = [item for item in terms if item.number == number and learner in item.learners]
-        for item, kin in ((item, kin) for item in group for kin in ([item], _kin(item, group))):
+        for item, kin in ((each, kin) for each in group for kin in ([each], _kin(each, group))):
             size = sum(now[own.name] for own in kin)
             others = {other.name: most[other.name] for other in group if other not in kin and most[other.name]}
             rest = sum(others.values())

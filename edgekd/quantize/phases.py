@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from edgekd.data.table import Rows, Table
 from edgekd.data.views import permutation
 from edgekd.distill.schemes.terms import response_terms, task_terms
 from edgekd.distill.settings import KdSettings, KnowledgeSettings, MseLogitsSettings
-from edgekd.quantize.quantizer import calibrate, prepare
+from edgekd.quantize.calibration import Divergence, Outputs, calibrate
+from edgekd.quantize.quantizer import prepare
 from edgekd.quantize.settings import QuantizationSettings
 from edgekd.tasks import HeadSettings
 from edgekd.tasks.task import task_named
 from edgekd.train.feed import to_input
-from edgekd.train.world import Model, Move, Optim, Phase, Watch, World
+from edgekd.train.world import Model, Move, Optim, Phase, Watch, World, named_outputs
 
 _CALIBRATION_BATCH = 64
 
@@ -42,9 +44,33 @@ class Quantize:
         # Captured from contiguous tensors: a graph must not fix the memory layout of training.
         example = tuple(x[:2].contiguous() for x in inputs)
         network = prepare(model.network, example, self.settings)
-        steps = range(0, len(rows), _CALIBRATION_BATCH)
-        calibrate(network, (tuple(x[i : i + _CALIBRATION_BATCH] for x in inputs) for i in steps))
+        batches = [*zip(*(x.split(_CALIBRATION_BATCH) for x in inputs), strict=True)]
+        calibrate(
+            network,
+            batches,
+            self.settings,
+            outputs=lambda result: named_outputs(result, model.outputs),
+            divergence=divergence_of(world.heads),
+        )
         world.models[self.target] = Model(network, model.inputs, model.outputs)
+
+
+def divergence_of(heads: Sequence[HeadSettings]) -> Divergence:
+    """How far answers are from the float network's: KL of classes' probabilities, squared error over its variance."""
+
+    def of(found: Outputs, reference: Outputs) -> float:
+        parts = []
+        for head in heads:
+            q, p = found[head.output].double(), reference[head.output].double()
+            if head.task == "classification":
+                parts.append(
+                    functional.kl_div(q.log_softmax(1), p.log_softmax(1), log_target=True, reduction="sum") / len(p)
+                )
+            else:
+                parts.append((q - p).square().mean() / p.var(0, correction=0).mean().clamp_min(1e-12))
+        return float(torch.stack(parts).sum())
+
+    return of
 
 
 def calibration_rows(table: Rows, count: int, seed: int) -> Table:

@@ -26,8 +26,8 @@ _POOLS = {
     _aten.mean.dim,
 }
 # Activations that engines fuse into the layer before them, so that its output is quantized after them.
-_FUSED = {_aten.relu.default, _aten.relu_.default, _aten.hardtanh.default, _aten.hardtanh_.default, _aten.clamp.default}
-_CONVOLUTIONS = WEIGHTED - {_aten.linear.default}
+FUSED = {_aten.relu.default, _aten.relu_.default, _aten.hardtanh.default, _aten.hardtanh_.default, _aten.clamp.default}
+CONVOLUTIONS = WEIGHTED - {_aten.linear.default}
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,16 @@ class Specs:
 
 def specs(settings: QuantizationSettings) -> Specs:
     """Quantization specs whose observers are our learnable fake-quant modules."""
-    return Specs(
-        _spec(settings.activations, None, settings.ranges, torch.per_tensor_symmetric),
-        _spec(settings.weights, 0, "minmax", torch.per_channel_symmetric),
-    )
+    return Specs(_spec(settings.activations, None, weight=False), _spec(settings.weights, 0, weight=True))
 
 
-def _spec(bits: int, axis: int | None, ranges: str, scheme: torch.qscheme) -> QuantizationSpec:
+def _spec(bits: int, axis: int | None, *, weight: bool) -> QuantizationSpec:
     return QuantizationSpec(
         dtype=torch.int8,
-        observer_or_fake_quant_ctr=FakeQuant.with_args(bits=bits, axis=axis, ranges=ranges),
+        observer_or_fake_quant_ctr=FakeQuant.with_args(bits=bits, axis=axis, weight=weight),
         quant_min=-(2 ** (bits - 1)),
         quant_max=2 ** (bits - 1) - 1,
-        qscheme=scheme,
+        qscheme=torch.per_tensor_symmetric if axis is None else torch.per_channel_symmetric,
         ch_axis=axis,
     )
 
@@ -72,7 +69,7 @@ class Placement(Quantizer):
             if inputs:
                 _annotate(node, inputs, None)
         for node in model.graph.nodes:
-            if node.target in _CONVOLUTIONS:
+            if node.target in CONVOLUTIONS:
                 last = _after_activation(node)
                 if not any(user.op == "output" for user in last.users):
                     _annotate(last, {}, self.specs.activation)
@@ -100,7 +97,7 @@ class Placement(Quantizer):
 def _after_activation(node: Node) -> Node:
     """The node itself, or the activation that is its only user."""
     users = list(node.users)
-    return users[0] if len(users) == 1 and users[0].target in _FUSED else node
+    return users[0] if len(users) == 1 and users[0].target in FUSED else node
 
 
 def _is_float(node: Node) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,11 +19,13 @@ class QuantizedNetwork(nn.Module):
     """A captured network with fake-quant modules: trained and called like any other.
 
     It was captured in eval mode (BatchNorm folded, dropout gone), so `train` and `eval` change nothing but the flag.
+    `calibration` says how its scales were found (calibration.py).
     """
 
     def __init__(self, graph: GraphModule) -> None:
         super().__init__()
         self.graph_module = graph
+        self.calibration: Any = None
 
     def forward(self, *inputs: Tensor) -> Any:
         return self.graph_module(*inputs)
@@ -65,7 +66,7 @@ def capture(network: nn.Module, example: tuple[Tensor, ...]) -> GraphModule:
 
 
 def prepare(network: nn.Module, example: tuple[Tensor, ...], settings: QuantizationSettings) -> QuantizedNetwork:
-    """A float network (eval mode) as one with fake-quant modules that still observe: `calibrate` comes next."""
+    """A float network (eval mode) as one with fake-quant modules that still observe: calibration comes next."""
     with quiet():  # torchao speaks while it is imported
         from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
@@ -83,15 +84,6 @@ def prepare(network: nn.Module, example: tuple[Tensor, ...], settings: Quantizat
             hint="leave the `quantize` stage out for this network",
         )
     return quantized
-
-
-@torch.no_grad()
-def calibrate(network: QuantizedNetwork, batches: Iterable[tuple[Tensor, ...]]) -> None:
-    """Run batches of inputs through a prepared network, then set every scale from what was seen."""
-    for batch in batches:
-        network(*batch)
-    for fake_quant in network.fake_quants():
-        fake_quant.finish_calibration()
 
 
 def convert(network: QuantizedNetwork) -> GraphModule:

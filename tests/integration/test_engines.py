@@ -20,7 +20,8 @@ from edgekd.export.flavours import clip_activations, tensorrt_violations, to_f16
 from edgekd.export.onnx_file import load, save, write_onnx
 from edgekd.export.settings import ExportSettings
 from edgekd.models.resolve import build
-from edgekd.quantize.quantizer import calibrate, convert, prepare
+from edgekd.quantize.calibration import calibrate
+from edgekd.quantize.quantizer import convert, prepare
 from edgekd.quantize.settings import QuantizationSettings
 from edgekd.runtimes.protocol import Layer, infer_batched
 from edgekd.runtimes.registry import runtime
@@ -52,8 +53,9 @@ def make(name: str, folder: Path, bits: int = 8) -> Files:
     x = torch.randn(16, 3, 32, 32)
     with torch.no_grad():
         network(x)  # BatchNorm statistics that are not 0 and 1
-    quantized = prepare(network.eval(), (x[:2],), QuantizationSettings(weights=bits, activations=bits))
-    calibrate(quantized, [(x,)])
+    settings = QuantizationSettings(weights=bits, activations=bits)
+    quantized = prepare(network.eval(), (x[:2],), settings)
+    calibrate(quantized, [(x,)], settings)
     write_onnx(network, {"image": x[:2]}, ("logits",), folder / "f32.onnx", opset=20, metadata={"a": "b"})
     write_onnx(convert(quantized), {"image": x[:2]}, ("logits",), folder / "int8.onnx", opset=20, metadata={})
     if bits < 8:

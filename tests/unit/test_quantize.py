@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from edgekd.errors import ExportError
 from edgekd.models.weights import load_state, save_state
 from edgekd.quantize.fake_quant import FakeQuant, lsq
-from edgekd.quantize.quantizer import calibrate, capture, convert, prepare
+from edgekd.quantize.calibration import calibrate
+from edgekd.quantize.quantizer import capture, convert, prepare
 from edgekd.quantize.settings import QuantizationSettings
 
 
@@ -39,8 +40,9 @@ def quantized(settings: QuantizationSettings | None = None) -> tuple[nn.Module, 
     torch.manual_seed(0)
     network = Residual().eval()
     x = example()
-    result = prepare(network, (x[:2],), settings or QuantizationSettings())
-    calibrate(result, [(x[:16],), (x[16:],)])
+    settings = settings or QuantizationSettings()
+    result = prepare(network, (x[:2],), settings)
+    calibrate(result, [(x[:16],), (x[16:],)], settings)
     return network, result
 
 
@@ -63,16 +65,16 @@ def test_lsq_passes_gradients_inside_its_range_and_none_outside() -> None:
     assert x.grad.tolist() == [0.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("ranges", ["mse", "percentile"])
+@pytest.mark.parametrize("ranges", ["entropy", "mse", "percentile"])
 def test_a_single_outlier_does_not_spoil_the_range(ranges: str) -> None:
     x = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
     x[0] = 30.0
     scales = {}
     for name in (ranges, "minmax"):
-        fake_quant = FakeQuant(bits=4, ranges=name)
+        fake_quant = FakeQuant(bits=4)
         fake_quant(x[:50_000])
         fake_quant(x[50_000:])
-        fake_quant.finish_calibration()
+        fake_quant.set_range(name)
         scales[name] = float(fake_quant.scale.detach())
     assert scales["minmax"] == pytest.approx(30 / 7)
     assert scales[ranges] < scales["minmax"] / 3
@@ -80,9 +82,9 @@ def test_a_single_outlier_does_not_spoil_the_range(ranges: str) -> None:
 
 def test_ranges_by_mse_are_near_the_best_scale() -> None:
     x = torch.randn(50_000, generator=torch.Generator().manual_seed(0))
-    fake_quant = FakeQuant(bits=4, ranges="mse")
+    fake_quant = FakeQuant(bits=4)
     fake_quant(x)
-    fake_quant.finish_calibration()
+    fake_quant.set_range("mse")
 
     def error(scale: float) -> float:
         return float((lsq(x, torch.tensor([scale]), -8, 7) - x).square().mean())
@@ -107,7 +109,7 @@ def test_calibration_leaves_the_float_network_as_it_was() -> None:
     network = Residual().eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     result = prepare(network, (example()[:2],), QuantizationSettings())
-    calibrate(result, [(example(),)])
+    calibrate(result, [(example(),)], QuantizationSettings())
     with torch.no_grad():
         for parameter in result.parameters():
             parameter.add_(1.0)

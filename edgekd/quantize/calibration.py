@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from edgekd.quantize.equalize import equalize, pairs_of
 from edgekd.quantize.graph import channel_means, correct_biases, layers_of
@@ -29,6 +28,51 @@ _BIAS_BATCHES = 2  # they are all in memory at once
 _BETTER = 0.98  # what is more work must bring this much; equal divergences differ by chance
 
 
+def squared_error(found: Outputs, reference: Outputs) -> float:
+    """Mean squared difference over all outputs: for whoever knows nothing of what they mean."""
+    return float(torch.stack([(found[name] - reference[name]).square().mean() for name in reference]).sum())
+
+
+class Answers:
+    """What a float network says of calibration data, and how far a quantized one is from it.
+
+    Args:
+        network: prepared; it is asked with every fake-quant passing.
+        batches: inputs (N, ..) in the order of the network's forward; labels are not needed.
+        outputs: names what the network returns.
+        divergence: the judge.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        network: QuantizedNetwork,
+        batches: Sequence[tuple[Tensor, ...]],
+        outputs: Callable[[Any], Outputs] = lambda result: {"output": result},
+        divergence: Divergence = squared_error,
+    ) -> None:
+        self.batches, self._outputs, self._divergence = batches, outputs, divergence
+        network.set_mode("passing")
+        self._right = self._asked(network)
+
+    @torch.no_grad()
+    def divergence(self, network: QuantizedNetwork) -> float:
+        """How far the network's answers are, over all batches."""
+        return self._divergence(self._asked(network), self._right)
+
+    def _asked(self, network: QuantizedNetwork) -> Outputs:
+        parts = [self._outputs(network(*batch)) for batch in self.batches]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@torch.no_grad()
+def observe(network: QuantizedNetwork, batches: Sequence[tuple[Tensor, ...]]) -> None:
+    """Let every fake-quant see the batches, anew."""
+    network.set_mode("observing")
+    for batch in batches:
+        network(*batch)
+
+
 @dataclass
 class Calibration:
     """What was tried, in order, and what came of it: `divergence` of the answers, `kept` whether it went on."""
@@ -41,133 +85,83 @@ class Calibration:
         return kept
 
 
-def squared_error(found: Outputs, reference: Outputs) -> float:
-    """Mean squared difference over all outputs: for whoever knows nothing of what they mean."""
-    return float(torch.stack([(found[name] - reference[name]).square().mean() for name in reference]).sum())
-
-
-def calibrate(
-    network: QuantizedNetwork,
-    batches: Sequence[tuple[Tensor, ...]],
-    settings: QuantizationSettings,
-    *,
-    outputs: Callable[[Any], Outputs] = lambda result: {"output": result},
-    divergence: Divergence = squared_error,
-) -> Calibration:
-    """Set all scales of a prepared network, in place; it quantizes from now on.
-
-    Args:
-        batches: inputs (N, ..) in the order of the network's forward; labels are not needed.
-        outputs: names what the network returns.
-        divergence: the judge of what is to be chosen.
-
-    Returns: what was tried.
-    """
-    found = _Calibrator(network, batches, outputs, divergence).run(settings)
-    network.calibration = found
+@torch.no_grad()
+def calibrate(network: QuantizedNetwork, answers: Answers, settings: QuantizationSettings) -> Calibration:
+    """Set all scales of a prepared network, in place; it quantizes from now on. Returns what was tried."""
+    found = Calibration()
+    if settings.equalization is not False:
+        _try_equalization(network, answers, settings, found)
+    observe(network, answers.batches)
+    _choose_ranges(network, answers, settings, found)
+    if settings.bias_correction is not False:
+        _try_bias_correction(network, answers, found, always=settings.bias_correction is True)
+    network.forget()
     return found
 
 
-class _Calibrator:
-    """The work of `calibrate`."""
+def _try_equalization(
+    network: QuantizedNetwork, answers: Answers, settings: QuantizationSettings, found: Calibration
+) -> None:
+    """Equalise, unless the answers were closer before."""
+    graph = network.graph_module
+    if not pairs_of(graph):
+        return
+    method = "mse" if settings.ranges == "auto" else settings.ranges
+    before = {name: value.clone() for name, value in graph.named_parameters()}
+    observe(network, answers.batches)
+    plain = _with_ranges(network, answers, method, "minmax")
+    network.set_mode("passing")
+    equalize(graph, answers.batches)
+    observe(network, answers.batches)
+    equal = _with_ranges(network, answers, method, "minmax")
+    if not found.note("equalization", equal, settings.equalization is True or equal < _BETTER * plain):
+        for name, value in before.items():
+            if not name.endswith(".scale"):
+                graph.get_parameter(name).copy_(value)
 
-    def __init__(
-        self,
-        network: QuantizedNetwork,
-        batches: Sequence[tuple[Tensor, ...]],
-        outputs: Callable[[Any], Outputs],
-        divergence: Divergence,
-    ) -> None:
-        self.network, self.batches = network, batches
-        self._outputs, self._divergence = outputs, divergence
-        self.report = Calibration()
-        self._reference: list[Outputs] = []
 
-    @torch.no_grad()
-    def run(self, settings: QuantizationSettings) -> Calibration:
-        """Observe, choose, and quantize from now on."""
-        self._observe()
-        if settings.equalization is not False:
-            self._try_equalization(settings)
-        self._choose_ranges(settings)
-        if settings.bias_correction is not False:
-            self._try_bias_correction(always=settings.bias_correction is True)
-        for fake_quant in self.network.fake_quants():
-            fake_quant.finish()
-        return self.report
+def _choose_ranges(
+    network: QuantizedNetwork, answers: Answers, settings: QuantizationSettings, found: Calibration
+) -> None:
+    """First the ranges of activations, then those of weights."""
+    methods = METHODS if settings.ranges == "auto" else (settings.ranges,)
+    weights = ("minmax", "mse") if settings.weight_ranges == "auto" else (settings.weight_ranges,)
+    tried = {method: _with_ranges(network, answers, method, weights[0]) for method in methods}
+    method = min(tried, key=lambda name: tried[name])
+    for name, divergence in tried.items():
+        found.note(f"activations {name}, weights {weights[0]}", divergence, name == method)
+    chosen, best = weights[0], tried[method]
+    for other in weights[1:]:
+        divergence = _with_ranges(network, answers, method, other)
+        if found.note(f"activations {method}, weights {other}", divergence, divergence < _BETTER * best):
+            chosen, best = other, divergence
+    _set_ranges(network, method, chosen)
 
-    def _observe(self) -> None:
-        for fake_quant in self.network.fake_quants():
-            fake_quant.observe()
-        self._reference = [self._outputs(self.network(*batch)) for batch in self.batches]
 
-    def _try_equalization(self, settings: QuantizationSettings) -> None:
-        """Equalise and observe again, unless the answers were closer before."""
-        graph = self.network.graph_module
-        if not pairs_of(graph):
-            return
-        method = "mse" if settings.ranges == "auto" else settings.ranges
-        before = {name: value.clone() for name, value in graph.named_parameters()}
-        plain = self._with_ranges(method, "minmax")
-        self._observe()
-        equalize(graph, self.batches)
-        self._observe()
-        found = self._with_ranges(method, "minmax")
-        always = settings.equalization is True
-        if not self.report.note("equalization", found, always or found < _BETTER * plain):
-            for name, value in before.items():
-                if not name.endswith(".scale"):
-                    graph.get_parameter(name).copy_(value)
-        self._observe()
+def _with_ranges(network: QuantizedNetwork, answers: Answers, activations: str, weights: str) -> float:
+    _set_ranges(network, activations, weights)
+    return answers.divergence(network)
 
-    def _choose_ranges(self, settings: QuantizationSettings) -> None:
-        methods = METHODS if settings.ranges == "auto" else (settings.ranges,)
-        weights = ("minmax", "mse") if settings.weight_ranges == "auto" else (settings.weight_ranges,)
-        found = {method: self._with_ranges(method, weights[0]) for method in methods}
-        method = min(found, key=lambda name: found[name])
-        for name, divergence in found.items():
-            self.report.note(f"activations {name}, weights {weights[0]}", divergence, name == method)
-        chosen, best = weights[0], found[method]
-        for other in weights[1:]:
-            divergence = self._with_ranges(method, other)
-            if self.report.note(f"activations {method}, weights {other}", divergence, divergence < _BETTER * best):
-                chosen, best = other, divergence
-        self._set_ranges(method, chosen)
 
-    def _set_ranges(self, activations: str, weights: str) -> None:
-        for fake_quant in self.network.fake_quants():
-            fake_quant.set_range(weights if fake_quant.weight else activations)
+def _set_ranges(network: QuantizedNetwork, activations: str, weights: str) -> None:
+    for fake_quant in network.fake_quants():
+        fake_quant.set_range(weights if fake_quant.weight else activations)
 
-    def _with_ranges(self, activations: str, weights: str) -> float:
-        self._set_ranges(activations, weights)
-        return self._answers()
 
-    def _answers(self) -> float:
-        """Divergence of the quantized answers on all batches."""
-        found = [self._outputs(self.network(*batch)) for batch in self.batches]
-        together = [{n: torch.cat([part[n] for part in parts]) for n in parts[0]} for parts in (found, self._reference)]
-        return self._divergence(together[0], together[1])
-
-    def _try_bias_correction(self, *, always: bool) -> None:
-        """Add to biases what rounding takes off their channels' means (Nagel et al. 2019), if the answers come closer."""
-        graph = self.network.graph_module
-        biases = {layer.node: graph.get_parameter(layer.bias) for layer in layers_of(graph) if layer.bias is not None}
-        if not biases:
-            return
-        plain = self._answers()
-        before = {node: bias.clone() for node, bias in biases.items()}
-        correct_biases(graph, biases, self._float_means([*biases]), self.batches[:_BIAS_BATCHES])
-        corrected = self._answers()
-        if not self.report.note("bias correction", corrected, always or corrected < _BETTER * plain):
-            for node, bias in biases.items():
-                bias.copy_(before[node])
-
-    def _float_means(self, nodes: Sequence[Node]) -> dict[Node, Tensor]:
-        """Means of nodes' channels without any rounding."""
-        fake_quants = self.network.fake_quants()
-        for fake_quant in fake_quants:
-            fake_quant.mode = "passing"
-        means = channel_means(self.network.graph_module, nodes, self.batches[:_BIAS_BATCHES])
-        for fake_quant in fake_quants:
-            fake_quant.mode = "rounding"
-        return means
+def _try_bias_correction(network: QuantizedNetwork, answers: Answers, found: Calibration, *, always: bool) -> None:
+    """Add to biases what rounding takes off their channels' means (Nagel et al. 2019), if the answers come closer."""
+    graph = network.graph_module
+    biases = {layer.node: graph.get_parameter(layer.bias) for layer in layers_of(graph) if layer.bias is not None}
+    if not biases:
+        return
+    plain = answers.divergence(network)
+    before = {node: bias.clone() for node, bias in biases.items()}
+    batches = answers.batches[:_BIAS_BATCHES]
+    network.set_mode("passing")
+    wanted = channel_means(graph, [*biases], batches)
+    network.set_mode("rounding")
+    correct_biases(graph, biases, wanted, batches)
+    corrected = answers.divergence(network)
+    if not found.note("bias correction", corrected, always or corrected < _BETTER * plain):
+        for node, bias in biases.items():
+            bias.copy_(before[node])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 from edgekd.quantize.ranges import BINS, centres, clipping_value, weight_clipping
 
 _MIN_SCALE = 1e-8
-Mode = Literal["observing", "rounding", "passing"]
 
 
 class _Round(torch.autograd.Function):
@@ -55,7 +54,7 @@ class FakeQuant(FakeQuantizeBase):
     """One quantized tensor: observes first, then rounds to a grid whose scale is learned.
 
     Observing, it lets values pass and takes notes; `set_range` makes a scale of the notes, as often as wanted;
-    `finish` forgets them. Passing, it lets values pass and does nothing.
+    `forget` forgets them. Passing, it lets values pass and does nothing.
 
     Args:
         bits: width of the grid, 2 to 8.
@@ -65,8 +64,8 @@ class FakeQuant(FakeQuantizeBase):
 
     def __init__(self, bits: int = 8, axis: int | None = None, weight: bool = False, **_: Any) -> None:
         super().__init__()
-        self.bits, self.axis, self.weight = bits, axis, weight
-        self.quant_min, self.quant_max = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        self.axis, self.weight = axis, weight
+        self.set_bits(bits)
         # What torchao's conversion reads off the module.
         self.dtype, self.ch_axis, self.is_dynamic = torch.int8, axis, False
         self.qscheme = torch.per_tensor_symmetric if axis is None else torch.per_channel_symmetric
@@ -75,7 +74,7 @@ class FakeQuant(FakeQuantizeBase):
         self._histogram: Tensor | None = None
         self._top = 0.0
         self._values: Tensor | None = None  # a weight, as it was last seen
-        self.mode: Mode = "observing"
+        self.mode = "observing"
 
     def forward(self, x: Tensor) -> Tensor:
         if self.mode != "rounding":
@@ -88,6 +87,10 @@ class FakeQuant(FakeQuantizeBase):
         """Scale (C,) or (1,) and zero points, all 0: the grid is symmetric."""
         scale = self.scale.detach().abs().clamp_min(_MIN_SCALE)
         return scale, torch.zeros_like(scale, dtype=torch.int64)
+
+    def set_bits(self, bits: int) -> None:
+        """Change the width of the grid; `set_range` must follow."""
+        self.bits, self.quant_min, self.quant_max = bits, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
     def set_range(self, method: str) -> None:
         """Make the scale of what was observed, and quantize until the next observation.
@@ -105,11 +108,13 @@ class FakeQuant(FakeQuantizeBase):
         self.mode = "rounding"
         self.calibrated.fill_(True)
 
-    def observe(self) -> None:
-        """Forget what was observed, and observe from now on."""
-        self.mode, self._histogram, self._values, self._top = "observing", None, None, 0.0
+    def set_mode(self, mode: str) -> None:
+        """Observe (forgetting what was seen so far), round, or pass values on."""
+        if mode == "observing":
+            self._histogram, self._values, self._top = None, None, 0.0
+        self.mode = mode
 
-    def finish(self) -> None:
+    def forget(self) -> None:
         """Forget what was observed: the scale is known."""
         self._histogram, self._values = None, None
 

@@ -46,6 +46,15 @@ def layers_of(graph: GraphModule) -> list[Layer]:
     return found
 
 
+def weight_quant(graph: GraphModule, node: Node) -> FakeQuant | None:
+    """What rounds a layer's weight, if anything does."""
+    argument = node.args[1]
+    if isinstance(argument, Node) and argument.op == "call_module":
+        module = graph.get_submodule(str(argument.target))
+        return module if isinstance(module, FakeQuant) else None
+    return None
+
+
 def reader(graph: GraphModule, node: Node) -> tuple[Node, list[Node]] | None:
     """The only operation that reads a node, behind fake-quants and activations, and those activations; else None."""
     activations: list[Node] = []

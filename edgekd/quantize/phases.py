@@ -12,8 +12,8 @@ from edgekd.data.table import Rows, Table
 from edgekd.data.views import permutation
 from edgekd.distill.schemes.terms import response_terms, task_terms
 from edgekd.distill.settings import KdSettings, KnowledgeSettings, MseLogitsSettings
-from edgekd.quantize.calibration import Divergence, Outputs, calibrate
-from edgekd.quantize.quantizer import prepare
+from edgekd.quantize.calibration import Divergence, Outputs
+from edgekd.quantize.post_training import calibrated
 from edgekd.quantize.settings import QuantizationSettings
 from edgekd.tasks import HeadSettings
 from edgekd.tasks.task import task_named
@@ -43,10 +43,10 @@ class Quantize:
         inputs = [to_input(world, name, rows.inputs[name], device) for name in model.inputs]
         # Captured from contiguous tensors: a graph must not fix the memory layout of training.
         example = tuple(x[:2].contiguous() for x in inputs)
-        network = prepare(model.network, example, self.settings)
         batches = [*zip(*(x.split(_CALIBRATION_BATCH) for x in inputs), strict=True)]
-        calibrate(
-            network,
+        network = calibrated(
+            model.network,
+            example,
             batches,
             self.settings,
             outputs=lambda result: named_outputs(result, model.outputs),

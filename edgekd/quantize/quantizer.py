@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +12,28 @@ from torch.fx import GraphModule
 from edgekd.errors import ExportError, first_line, quiet
 from edgekd.quantize.settings import QuantizationSettings
 
+if TYPE_CHECKING:
+    from edgekd.quantize.calibration import Calibration
+    from edgekd.quantize.sensitivity import Mixture
+
 _MAX_BATCH = 1 << 20
+_INT8_MAX = 127
 
 
 class QuantizedNetwork(nn.Module):
     """A captured network with fake-quant modules: trained and called like any other.
 
     It was captured in eval mode (BatchNorm folded, dropout gone), so `train` and `eval` change nothing but the flag.
-    `calibration` says how its scales were found (calibration.py).
+    `calibration` says how its scales were found, `mixture` how the bits of its layers were.
     """
 
-    def __init__(self, graph: GraphModule) -> None:
+    calibration: Calibration | None
+    mixture: Mixture | None
+
+    def __init__(self, graph: GraphModule, settings: QuantizationSettings) -> None:
         super().__init__()
         self.graph_module = graph
-        self.calibration: Any = None
+        self.settings, self.calibration, self.mixture = settings, None, None
 
     def forward(self, *inputs: Tensor) -> Any:
         return self.graph_module(*inputs)
@@ -41,6 +49,16 @@ class QuantizedNetwork(nn.Module):
             from edgekd.quantize.fake_quant import FakeQuant
 
         return [m for m in self.graph_module.modules() if isinstance(m, FakeQuant)]
+
+    def set_mode(self, mode: str) -> None:
+        """Let every fake-quant observe (forgetting what it saw), round, or pass values on."""
+        for fake_quant in self.fake_quants():
+            fake_quant.set_mode(mode)
+
+    def forget(self) -> None:
+        """Forget what was observed: the scales are known."""
+        for fake_quant in self.fake_quants():
+            fake_quant.forget()
 
 
 def capture(network: nn.Module, example: tuple[Tensor, ...]) -> GraphModule:
@@ -75,7 +93,7 @@ def prepare(network: nn.Module, example: tuple[Tensor, ...], settings: Quantizat
     graph = capture(network, example)
     with quiet():
         prepared = prepare_pt2e(graph, Placement(settings))
-    quantized = QuantizedNetwork(prepared)
+    quantized = QuantizedNetwork(prepared, settings)
     for parameter in quantized.parameters():
         parameter.requires_grad_(True)  # folding leaves the biases it made without gradients
     if not quantized.fake_quants():
@@ -87,11 +105,24 @@ def prepare(network: nn.Module, example: tuple[Tensor, ...], settings: Quantizat
 
 
 def convert(network: QuantizedNetwork) -> GraphModule:
-    """The network with explicit quantize/dequantize operations and stored int8 weights, ready for ONNX."""
+    """The network with explicit quantize/dequantize operations and stored int8 weights, ready for ONNX.
+
+    ONNX has no type below 8 bits that engines take for activations: those are clipped to their own levels before they
+    are quantized, and so are simulated in 8 bits. Weights need nothing, they are stored with their levels.
+    """
     with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-        return convert_pt2e(copy.deepcopy(network.graph_module))
+        graph = convert_pt2e(copy.deepcopy(network.graph_module))
+    quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    for node in graph.graph.nodes:
+        if node.target is quantize and node.args[4] < _INT8_MAX:
+            x, scale, _, low, high, _ = node.args
+            with graph.graph.inserting_before(node):
+                clipped = graph.graph.call_function(torch.ops.aten.clamp.default, (x, low * scale, high * scale))
+            node.replace_input_with(x, clipped)
+    graph.recompile()
+    return graph
 
 
 def _code_line(error: BaseException, network: nn.Module) -> str:

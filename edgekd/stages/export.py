@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgekd.errors import ParityError
 from edgekd.export import parity
-from edgekd.export.flavours import clip_activations, tensorrt_violations, to_uint8
+from edgekd.export.flavours import tensorrt_violations, to_uint8
 from edgekd.export.onnx_file import load, save, write_onnx
 from edgekd.quantize.quantizer import QuantizedNetwork, convert
 from edgekd.stages.context import Context
@@ -48,10 +48,6 @@ def _quantized(context: Context, feeds: Arrays) -> dict[str, dict[str, Any]]:
     int8, uint8 = (context.draft.folder / f"{role}.{sign}.onnx" for sign in ("int8", "uint8"))
     _write(context, model, convert(model.network), int8, "int8")
     graph = load(int8)
-    bits = context.inputs["quantize"].facts["quantization"]["activations"]
-    if bits < 8:
-        graph = clip_activations(graph, bits)
-        save(graph, int8)
     broken = tensorrt_violations(graph)
     if broken:
         raise ParityError(f"{int8.name} breaks TensorRT's rules: {broken[0]}", hint="please report this network")

@@ -42,7 +42,7 @@ def run(context: Context) -> None:
         frozen={"original": source},
     )
     scores, split = validation_scores(world, "quantized", settings)
-    save_quantized(context, world.models["quantized"], options, scores, split)
+    save_quantized(context, world.models["quantized"], scores, split)
     facts = context.draft.facts
     facts.update(model=source.facts["model"], parameters=source.facts["parameters"], macs=source.facts["macs"])
     save_curves(context, curves)

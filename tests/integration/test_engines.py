@@ -16,12 +16,12 @@ from onnx import numpy_helper
 
 from edgekd.errors import CompileError, ExportError, ParityError, UnavailableError
 from edgekd.export import parity
-from edgekd.export.flavours import clip_activations, tensorrt_violations, to_f16, to_uint8
+from edgekd.export.flavours import tensorrt_violations, to_f16, to_uint8
 from edgekd.export.onnx_file import load, save, write_onnx
 from edgekd.export.settings import ExportSettings
 from edgekd.models.resolve import build
-from edgekd.quantize.calibration import calibrate
-from edgekd.quantize.quantizer import convert, prepare
+from edgekd.quantize.post_training import calibrated
+from edgekd.quantize.quantizer import convert
 from edgekd.quantize.settings import QuantizationSettings
 from edgekd.runtimes.protocol import Layer, infer_batched
 from edgekd.runtimes.registry import runtime
@@ -54,12 +54,9 @@ def make(name: str, folder: Path, bits: int = 8) -> Files:
     with torch.no_grad():
         network(x)  # BatchNorm statistics that are not 0 and 1
     settings = QuantizationSettings(weights=bits, activations=bits)
-    quantized = prepare(network.eval(), (x[:2],), settings)
-    calibrate(quantized, [(x,)], settings)
+    quantized = calibrated(network.eval(), (x[:2],), [(x,)], settings)
     write_onnx(network, {"image": x[:2]}, ("logits",), folder / "f32.onnx", opset=20, metadata={"a": "b"})
     write_onnx(convert(quantized), {"image": x[:2]}, ("logits",), folder / "int8.onnx", opset=20, metadata={})
-    if bits < 8:
-        save(clip_activations(load(folder / "int8.onnx"), bits), folder / "int8.onnx")
     save(to_uint8(load(folder / "int8.onnx")), folder / "uint8.onnx")
     save(to_f16(load(folder / "f32.onnx")), folder / "f16.onnx")
     save(to_f16(load(folder / "int8.onnx")), folder / "int8_f16.onnx")

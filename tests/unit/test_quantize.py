@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgekd.errors import ExportError
 from edgekd.models.weights import load_state, save_state
 from edgekd.quantize.fake_quant import FakeQuant, lsq
-from edgekd.quantize.calibration import calibrate
+from edgekd.quantize.post_training import calibrated
 from edgekd.quantize.quantizer import capture, convert, prepare
 from edgekd.quantize.settings import QuantizationSettings
 
@@ -40,10 +40,7 @@ def quantized(settings: QuantizationSettings | None = None) -> tuple[nn.Module, 
     torch.manual_seed(0)
     network = Residual().eval()
     x = example()
-    settings = settings or QuantizationSettings()
-    result = prepare(network, (x[:2],), settings)
-    calibrate(result, [(x[:16],), (x[16:],)], settings)
-    return network, result
+    return network, calibrated(network, (x[:2],), [(x[:16],), (x[16:],)], settings or QuantizationSettings())
 
 
 def test_lsq_has_the_published_values_and_gradients() -> None:
@@ -108,8 +105,7 @@ def test_calibration_leaves_the_float_network_as_it_was() -> None:
     torch.manual_seed(0)
     network = Residual().eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    result = prepare(network, (example()[:2],), QuantizationSettings())
-    calibrate(result, [(example(),)], QuantizationSettings())
+    result = calibrated(network, (example()[:2],), [(example(),)], QuantizationSettings())
     with torch.no_grad():
         for parameter in result.parameters():
             parameter.add_(1.0)

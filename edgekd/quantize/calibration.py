@@ -7,6 +7,8 @@ those of weights, the correction of biases.
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,8 +77,18 @@ def observe(network: QuantizedNetwork, batches: Sequence[tuple[Tensor, ...]]) ->
 
 @dataclass
 class Calibration:
-    """What was tried, in order, and what came of it: `divergence` of the answers, `kept` whether it went on."""
+    """What was looked at, what was tried, in order, and what came of it.
 
+    Attributes:
+        samples: how many there were.
+        digest: hex sha256 of what the network was given.
+        divergence: of the answers, in the end.
+        tried: what it was, `divergence` of the answers, `kept` whether it went on.
+    """
+
+    samples: int
+    digest: str
+    divergence: float = math.nan
     tried: list[dict[str, object]] = field(default_factory=list)
 
     def note(self, what: str, divergence: float, kept: bool) -> bool:
@@ -88,15 +100,25 @@ class Calibration:
 @torch.no_grad()
 def calibrate(network: QuantizedNetwork, answers: Answers, settings: QuantizationSettings) -> Calibration:
     """Set all scales of a prepared network, in place; it quantizes from now on. Returns what was tried."""
-    found = Calibration()
+    samples = sum(len(batch[0]) for batch in answers.batches)
+    found = Calibration(samples, _digest(answers.batches))
     if settings.equalization is not False:
         _try_equalization(network, answers, settings, found)
     observe(network, answers.batches)
     _choose_ranges(network, answers, settings, found)
     if settings.bias_correction is not False:
         _try_bias_correction(network, answers, found, always=settings.bias_correction is True)
+    found.divergence = answers.divergence(network)
     network.forget()
     return found
+
+
+def _digest(batches: Sequence[tuple[Tensor, ...]]) -> str:
+    digest = hashlib.sha256()
+    for batch in batches:
+        for x in batch:
+            digest.update(x.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _try_equalization(
@@ -106,14 +128,15 @@ def _try_equalization(
     graph = network.graph_module
     if not pairs_of(graph):
         return
-    method = "mse" if settings.ranges == "auto" else settings.ranges
+    # The largest values gain most where channels differ, and what serves one network badly serves the other well.
+    methods = ("minmax", "mse") if settings.ranges == "auto" else (settings.ranges,)
     before = {name: value.clone() for name, value in graph.named_parameters()}
     observe(network, answers.batches)
-    plain = _with_ranges(network, answers, method, "minmax")
+    plain = min(_with_ranges(network, answers, method, "minmax") for method in methods)
     network.set_mode("passing")
     equalize(graph, answers.batches)
     observe(network, answers.batches)
-    equal = _with_ranges(network, answers, method, "minmax")
+    equal = min(_with_ranges(network, answers, method, "minmax") for method in methods)
     if not found.note("equalization", equal, settings.equalization is True or equal < _BETTER * plain):
         for name, value in before.items():
             if not name.endswith(".scale"):

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
+from edgekd.errors import quiet
 from edgekd.quantize.ranges import BINS, centres, clipping_value, weight_clipping
+
+with quiet():  # torchao speaks while it is imported
+    from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
 _MIN_SCALE = 1e-8
 

@@ -8,12 +8,14 @@ from typing import Literal
 
 import torch
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 
 from edgekd.config.settings import did_you_mean
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, quiet
 from edgekd.quantize.fake_quant import FakeQuant
 from edgekd.quantize.settings import LayerBits, QuantizationSettings
+
+with quiet():  # torchao speaks while it is imported
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 
 _aten = torch.ops.aten
 WEIGHTED = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default, _aten.linear.default}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,15 +36,30 @@ def calibrated(
         ExportError: the network cannot be captured, or has nothing to quantize.
         ConfigError: the settings name a layer that is not there.
     """
-    mixture = None
-    if settings.mixed is not None:
-        widest = settings.model_copy(update={"weights": max(settings.mixed.bits)})
-        trial = prepare(network, example, widest)
-        answers = Answers(trial, batches, outputs, divergence)
-        observe(trial, batches)
-        mixture = choose(measure(trial, answers, settings.mixed.bits), settings.mixed, settings.layers)
-        settings = settings.model_copy(update={"layers": mixture.layers, "mixed": None})
+    if settings.mixed is None:
+        return _calibrated(network, example, batches, settings, outputs, divergence)
+    widest = settings.model_copy(update={"weights": max(settings.mixed.bits)})
+    trial = prepare(network, example, widest)
+    answers = Answers(trial, batches, outputs, divergence)
+    observe(trial, batches)
+    mixture = choose(measure(trial, answers, settings.mixed.bits), settings.mixed, settings.layers)
+    # Layers are measured alone and are not alone: what the mixture comes to is compared with equal bits for all.
+    found = []
+    for way in (mixture, mixture.even(settings.mixed)):
+        own = settings.model_copy(update={"layers": way.layers, "mixed": None})
+        found.append(_calibrated(network, example, batches, own, outputs, divergence))
+        found[-1].mixture = way
+    return min(found, key=lambda quantized: quantized.calibration.divergence if quantized.calibration else math.inf)
+
+
+def _calibrated(
+    network: nn.Module,
+    example: tuple[Tensor, ...],
+    batches: Sequence[tuple[Tensor, ...]],
+    settings: QuantizationSettings,
+    outputs: Callable[[Any], Outputs],
+    divergence: Divergence,
+) -> QuantizedNetwork:
     quantized = prepare(network, example, settings)
-    answers = Answers(quantized, batches, outputs, divergence)
-    quantized.calibration, quantized.mixture = calibrate(quantized, answers, settings), mixture
+    quantized.calibration = calibrate(quantized, Answers(quantized, batches, outputs, divergence), settings)
     return quantized

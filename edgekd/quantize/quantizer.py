@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from edgekd.errors import ExportError, first_line, quiet
+from edgekd.quantize.places import without_places
 from edgekd.quantize.settings import QuantizationSettings
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ class QuantizedNetwork(nn.Module):
 
     def fake_quants(self) -> list[Any]:
         """Every fake-quant module, each once."""
-        with quiet():
-            from edgekd.quantize.fake_quant import FakeQuant
+        from edgekd.quantize.fake_quant import FakeQuant
 
         return [m for m in self.graph_module.modules() if isinstance(m, FakeQuant)]
 
@@ -85,7 +85,7 @@ def capture(network: nn.Module, example: tuple[Tensor, ...]) -> GraphModule:
 
 def prepare(network: nn.Module, example: tuple[Tensor, ...], settings: QuantizationSettings) -> QuantizedNetwork:
     """A float network (eval mode) as one with fake-quant modules that still observe: calibration comes next."""
-    with quiet():  # torchao speaks while it is imported
+    with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
         from edgekd.quantize.placement import Placement
@@ -113,7 +113,7 @@ def convert(network: QuantizedNetwork) -> GraphModule:
     with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-        graph = convert_pt2e(copy.deepcopy(network.graph_module))
+        graph = convert_pt2e(without_places(copy.deepcopy(network.graph_module)))
     quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
     for node in graph.graph.nodes:
         if node.target is quantize and node.args[4] < _INT8_MAX:

@@ -7,6 +7,7 @@ step at a time, until the mean is within the budget (Dong et al. 2019 allot bits
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -43,11 +44,32 @@ class Step:
 
 @dataclass(frozen=True)
 class Mixture:
-    """What was measured, the way down, and what each layer has at its end."""
+    """What was measured, the way down, what was chosen at its end, and what was given beforehand."""
 
     measured: tuple[Sensitivity, ...]
     steps: tuple[Step, ...]
-    layers: dict[str, LayerChoice]
+    chosen: Mapping[str, LayerChoice]
+    given: Mapping[str, LayerChoice]
+
+    @property
+    def layers(self) -> dict[str, LayerChoice]:
+        """Each layer's bits, for the settings; what was given comes last, and so counts."""
+        return {**self.chosen, **self.given}
+
+    def even(self, settings: MixedSettings) -> Mixture:
+        """The same with the most bits that all layers can have within the budget."""
+        most = LayerBits(weights=max(bits for bits in settings.bits if bits <= settings.budget))
+        chosen = {layer: choice if choice == "float" else most for layer, choice in self.chosen.items()}
+        return dataclasses.replace(self, chosen=chosen)
+
+    def rows(self) -> list[dict[str, object]]:
+        """A row for each layer: its weights, its sensitivity by bits, and what was chosen."""
+        return [
+            {"layer": s.layer, "weights": s.weights}
+            | {f"divergence at {bits} bits": value for bits, value in s.divergence.items()}
+            | {"chosen": _words(self.chosen[s.layer]) if s.layer in self.chosen else "given"}
+            for s in self.measured
+        ]
 
 
 @torch.no_grad()
@@ -96,9 +118,13 @@ def choose(measured: Sequence[Sensitivity], settings: MixedSettings, given: Mapp
         level[cheapest.layer] += 1
         moved = sum(s.divergence[widths[level[s.layer]]] for s in free)
         steps.append(Step(cheapest.layer, widths[level[cheapest.layer]], mean(), moved))
-    layers: dict[str, LayerChoice] = {s.layer: LayerBits(weights=widths[level[s.layer]]) for s in free}
-    layers |= dict.fromkeys(sorted(stay), "float")
-    return Mixture(tuple(measured), tuple(steps), {**layers, **given})
+    chosen: dict[str, LayerChoice] = {s.layer: LayerBits(weights=widths[level[s.layer]]) for s in free}
+    chosen |= dict.fromkeys(sorted(stay), "float")
+    return Mixture(tuple(measured), tuple(steps), chosen, given)
+
+
+def _words(choice: LayerChoice) -> str:
+    return choice if isinstance(choice, str) else f"{choice.weights} bits"
 
 
 def _weighted(network: QuantizedNetwork) -> list[tuple[Node, FakeQuant, int]]:

@@ -34,7 +34,7 @@ class MixedSettings(Settings):
 
     budget: Annotated[float, Field(ge=2, le=8)]
     """Mean bits of all weights, at most."""
-    bits: Annotated[tuple[Bits, ...], Field(min_length=2)] = (8, 4, 2)
+    bits: Annotated[tuple[Bits, ...], Field(min_length=2)] = (8, 6, 4, 3, 2)
     """Widths to choose from."""
     float_above: Annotated[float, Field(gt=0)] | None = None
     """Layers that alone, at the most bits, move the answers by more than this divergence stay float."""

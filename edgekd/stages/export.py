@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from edgekd.errors import ParityError
 from edgekd.export import parity
+from edgekd.export.anchors import Fork, anchors, first_fork
 from edgekd.export.flavours import tensorrt_violations, to_uint8
 from edgekd.export.onnx_file import load, save, write_onnx
-from edgekd.quantize.quantizer import QuantizedNetwork, convert
+from edgekd.quantize.quantizer import QuantizedNetwork, capture, convert
 from edgekd.stages.context import Context
 from edgekd.stages.networks import CPU, example_inputs, load_model, make_world
 from edgekd.stages.quantized import load_quantized
@@ -22,6 +23,8 @@ from edgekd.train.feed import to_input
 from edgekd.train.world import Model, named_outputs
 
 Arrays = dict[str, NDArray[Any]]
+_FORK_SAMPLES = 8
+_EXACT, _ROUNDED = 1e-3, 0.05  # of a tensor's size; quantized values may round to the next level
 
 
 def run(context: Context) -> None:
@@ -33,8 +36,7 @@ def run(context: Context) -> None:
         model = load_model(context.common, artifact)
         path = context.draft.folder / f"{role}.f32.onnx"
         _write(context, model, model.network, path, "f32")
-        own = _taken(model, feeds)
-        files[path.name] = _checked(context, path, role, "f32", _outputs(model, own), own)
+        files[path.name] = _checked(context, path, role, "f32", model, feeds)
     if "quantize" in context.inputs:
         files.update(_quantized(context, feeds))
     limits = {name: getattr(options, name) for name in ("max_error", "max_noise", "min_agreement")}
@@ -52,10 +54,8 @@ def _quantized(context: Context, feeds: Arrays) -> dict[str, dict[str, Any]]:
     if broken:
         raise ParityError(f"{int8.name} breaks TensorRT's rules: {broken[0]}", hint="please report this network")
     save(to_uint8(graph), uint8)
-    own = _taken(model, feeds)
-    outputs = _outputs(model, own)
     return {
-        path.name: _checked(context, path, "quantized", flavour, outputs, own)
+        path.name: _checked(context, path, "quantized", flavour, model, feeds)
         for path, flavour in ((int8, "int8"), (uint8, "uint8"))
     }
 
@@ -104,15 +104,36 @@ def _outputs(model: Model, feeds: Arrays) -> Arrays:
     return {name: value.numpy() for name, value in named_outputs(result, model.outputs).items()}
 
 
-def _checked(context: Context, path: Path, model: str, flavour: str, expected: Arrays, feeds: Arrays) -> dict[str, Any]:
-    """Facts of a file, after it proved to say what PyTorch says. Raises ParityError if it does not."""
+def _checked(context: Context, path: Path, role: str, flavour: str, model: Model, feeds: Arrays) -> dict[str, Any]:
+    """Facts of a file, after it proved to say what PyTorch says.
+
+    Raises:
+        ParityError: it does not; the message names the first tensor that differs.
+    """
+    own = _taken(model, feeds)
     tasks = {head.output: head.task for head in context.common.heads}
-    found = parity.compare(parity.run_reference(path, feeds), expected, tasks)
+    found = parity.compare(parity.run_reference(path, own), _outputs(model, own), tasks)
     worst = min(found.agreement.values())
     context.tell(f"export: {path.name}  relative error {found.relative_error:.1e}  agreement {worst:.4f}")
-    parity.require(path.name, found, exact=flavour == "f32", settings=context.options(ExportStage))
+    try:
+        parity.require(path.name, found, exact=flavour == "f32", settings=context.options(ExportStage))
+    except ParityError as error:
+        fork = fork_of(path, model, own)
+        if fork is None:
+            raise
+        raise ParityError(f"{error.message}; {fork.words()}", hint=error.hint) from None
     return {
-        "model": model,
+        "model": role,
         "flavour": flavour,
         "parity": found.facts(),
     }
+
+
+def fork_of(path: Path, model: Model, feeds: Arrays) -> Fork | None:
+    """Where a file and its network part ways, by a few samples; None where all tensors that both have are alike."""
+    few = {name: feeds[name][:_FORK_SAMPLES] for name in model.inputs}
+    inputs = tuple(torch.from_numpy(x) for x in few.values())
+    network = model.network
+    if isinstance(network, QuantizedNetwork):
+        return first_fork(path, few, anchors(network.graph_module, inputs), _ROUNDED)
+    return first_fork(path, few, anchors(capture(network, inputs), inputs), _EXACT)

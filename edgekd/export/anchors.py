@@ -82,31 +82,31 @@ def anchors(graph: GraphModule, inputs: Sequence[Tensor]) -> list[Anchor]:
 
 
 def first_fork(path: Path, feeds: Mapping[str, NDArray[Any]], expected: Sequence[Anchor], limit: float) -> Fork | None:
-    """The first input or anchor of an ONNX file that is further from its value in PyTorch than `limit` (root mean squares).
+    """The first input or anchor of an ONNX file that is further from its value in PyTorch than `limit`, by mean squares.
 
     Kinds of which the two have different numbers are left out. None: there is no such anchor.
     """
     given = [anchor for anchor in expected if anchor.kind == "Input"]
     for (name, x), anchor in zip(feeds.items(), given, strict=True):
-        if not _off(x, anchor.value) <= limit:
-            return Fork(name, anchor.module, _off(x, anchor.value))
+        if not off(x, anchor.value) <= limit:
+            return Fork(name, anchor.module, off(x, anchor.value))
     model = load(path)
-    pairs = _pairs(model, expected)
-    values = run_reference(_with_outputs(model, [name for name, _ in pairs]).SerializeToString(), feeds)
+    pairs = paired(model, expected)
+    values = run_reference(with_outputs(model, [name for name, _ in pairs]).SerializeToString(), feeds)
     for name, anchor in pairs:
-        error = _off(values[name], anchor.value) if values[name].shape == anchor.value.shape else math.nan
+        error = off(values[name], anchor.value) if values[name].shape == anchor.value.shape else math.nan
         if not error <= limit:  # NaN is beyond every limit
             return Fork(name, anchor.module, error)
     return None
 
 
-def _off(found: NDArray[Any], expected: NDArray[Any]) -> float:
+def off(found: NDArray[Any], expected: NDArray[Any]) -> float:
     """Root mean square error over the expected values' size: single values may round to the next level."""
     size = math.sqrt(float(np.square(expected, dtype=np.float64).mean()))
     return math.sqrt(float(np.square(found - expected, dtype=np.float64).mean())) / max(size, 1e-12)
 
 
-def _pairs(model: onnx.ModelProto, expected: Sequence[Anchor]) -> list[tuple[str, Anchor]]:
+def paired(model: onnx.ModelProto, expected: Sequence[Anchor]) -> list[tuple[str, Anchor]]:
     """Names of values in the file with the anchors that they are, in the file's order."""
     names: dict[str, list[str]] = {}
     for node in model.graph.node:
@@ -126,7 +126,7 @@ def _pairs(model: onnx.ModelProto, expected: Sequence[Anchor]) -> list[tuple[str
     return [(name, matched[name]) for name in order if name in matched]
 
 
-def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """A copy that also gives these values."""
     model = onnx.ModelProto.FromString(model.SerializeToString())
     known = {value.name for value in model.graph.output}

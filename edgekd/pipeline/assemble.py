@@ -118,6 +118,8 @@ def _details(done: Mapping[str, Artifact], named: Mapping[str, str]) -> list[dic
     if "quantize" in done:
         told = [kind for kind in _OF_QUANTIZE if f"{kind}.json" in done["quantize"].files]
         rows += [{"kind": kind, "path": f"{ARTIFACTS}/{named['quantize']}.{kind}.json"} for kind in told]
+    if "evaluate" in done and "ladder.json" in done["evaluate"].files:
+        rows.append({"kind": "ladder", "path": f"{ARTIFACTS}/ladder.json"})
     if "compile" in done:
         folders = [build["folder"] for build in done["compile"].facts["builds"]]
         rows += [{"kind": "layers", "path": f"{ARTIFACTS}/builds/{folder}/layers.json"} for folder in folders]

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from edgekd.errors import ParityError
 from edgekd.export import parity
-from edgekd.export.anchors import Fork, anchors, first_fork
+from edgekd.export.anchors import Fork, first_fork
 from edgekd.export.flavours import tensorrt_violations, to_uint8
 from edgekd.export.onnx_file import load, save, write_onnx
-from edgekd.quantize.quantizer import QuantizedNetwork, capture, convert
+from edgekd.quantize.quantizer import QuantizedNetwork, convert
 from edgekd.stages.context import Context
+from edgekd.stages.ladder import FORK_SAMPLES, anchors_of
 from edgekd.stages.networks import CPU, example_inputs, load_model, make_world
 from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import ExportStage
@@ -23,8 +24,6 @@ from edgekd.train.feed import to_input
 from edgekd.train.world import Model, named_outputs
 
 Arrays = dict[str, NDArray[Any]]
-_FORK_SAMPLES = 8
-_EXACT, _ROUNDED = 1e-3, 0.05  # of a tensor's size; quantized values may round to the next level
 
 
 def run(context: Context) -> None:
@@ -131,9 +130,6 @@ def _checked(context: Context, path: Path, role: str, flavour: str, model: Model
 
 def fork_of(path: Path, model: Model, feeds: Arrays) -> Fork | None:
     """Where a file and its network part ways, by a few samples; None where all tensors that both have are alike."""
-    few = {name: feeds[name][:_FORK_SAMPLES] for name in model.inputs}
-    inputs = tuple(torch.from_numpy(x) for x in few.values())
-    network = model.network
-    if isinstance(network, QuantizedNetwork):
-        return first_fork(path, few, anchors(network.graph_module, inputs), _ROUNDED)
-    return first_fork(path, few, anchors(capture(network, inputs), inputs), _EXACT)
+    few = {name: feeds[name][:FORK_SAMPLES] for name in model.inputs}
+    found, limit = anchors_of(model, few)
+    return first_fork(path, few, found, limit)

@@ -82,7 +82,7 @@ def anchors(graph: GraphModule, inputs: Sequence[Tensor]) -> list[Anchor]:
 
 
 def first_fork(path: Path, feeds: Mapping[str, NDArray[Any]], expected: Sequence[Anchor], limit: float) -> Fork | None:
-    """The first input or anchor of an ONNX file that is further from its value in PyTorch than `limit`, by mean squares.
+    """The first input or anchor of an ONNX file that is off its value in PyTorch by more than `limit` (mean squares).
 
     Kinds of which the two have different numbers are left out. None: there is no such anchor.
     """

@@ -33,13 +33,17 @@ _POOLS = {
 }
 # Activations that engines fuse into the layer before them, so that its output is quantized after them.
 FUSED = {_aten.relu.default, _aten.relu_.default, _aten.hardtanh.default, _aten.hardtanh_.default, _aten.clamp.default}
+_NORMS = {_aten.batch_norm.default}  # where it was not folded
 CONVOLUTIONS = WEIGHTED - {_aten.linear.default}
 
 
 class Placement(Quantizer):
-    """Marks what is quantized: inputs and weights of convolutions and linear layers, both inputs of additions,
-    inputs of pools, and the output of each convolution (after its activation), without which
+    """Marks what is quantized: inputs and weights of convolutions and linear layers, both inputs of additions of
+    what convolutions gave, inputs of pools, and the output of each convolution (after its activation), without which
     an engine leaves it in float.
+
+    In a transformer that leaves norms, softmax and the products of attention in float, and the sums along its skips:
+    few of their channels are a hundred times as large as the others, and engines gain nothing from them in 8 bits.
 
     Raises (annotate):
         ConfigError: a layer that the settings name is not there.
@@ -85,7 +89,7 @@ class Placement(Quantizer):
             return {_node(node.args[0]): activation, _node(node.args[1]): weight}
         if node.target in _BINARY:
             nodes = [a for a in node.args[:2] if isinstance(a, Node) and _is_float(a)]
-            return dict.fromkeys(nodes, activation) if len(nodes) == 2 else {}
+            return dict.fromkeys(nodes, activation) if len(nodes) == 2 and any(map(_of_maps, nodes)) else {}
         if node.target in _POOLS:
             return {_node(node.args[0]): activation}
         return {}
@@ -124,6 +128,15 @@ def check_names(patterns: Iterable[str], names: Collection[str]) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(f"quantize.layers: no layer fits {pattern!r}", hint=did_you_mean(pattern, names))
+
+
+def _of_maps(node: Node) -> bool:
+    """Whether a convolution gave this, or additions, activations and pools of what convolutions gave."""
+    while node.op == "call_function" and node.target in FUSED | _BINARY | _POOLS:
+        if node.target in _BINARY:
+            return any(_of_maps(a) for a in node.args[:2] if isinstance(a, Node))
+        node = _node(node.args[0])
+    return node.op == "call_function" and (node.target in CONVOLUTIONS or node.target in _NORMS)
 
 
 def _after_activation(node: Node) -> Node:

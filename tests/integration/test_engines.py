@@ -85,6 +85,24 @@ def test_all_convolutions_of_the_zoo_run_in_8_bits_in_both_signs(name: str, tmp_
         assert convolutions(built.layers) == {"int8": expected}, (engine, flavour)
 
 
+def test_linear_layers_of_a_transformer_run_in_8_bits_and_what_is_fragile_stays_float(tmp_path: Path) -> None:
+    files = make("vit_tiny", tmp_path)
+    graph = load(files.path("int8")).graph
+    producers = {name: node for node in graph.node for name in node.output}
+    kinds = {node.op_type: {getattr(producers.get(x), "op_type", "") for x in node.input} for node in graph.node}
+    assert all("DequantizeLinear" not in kinds[kind] for kind in ("Softmax", "LayerNormalization", "Gelu", "Add"))
+    for engine, kind in (("openvino", "fullyconnected"), ("onnxruntime", "matmulinteger")):
+        folder = tmp_path / engine
+        folder.mkdir()
+        built = runtime(engine).compile(files.path("uint8"), folder, device="CPU", threads=1, options={})
+        counts = count_precisions(layer for layer in built.layers if kind in layer.kind.lower())
+        assert counts.get("int8", 0) >= 24, (engine, counts)  # four in each of six blocks
+        session = runtime(engine).load(folder / built.file, device="CPU", threads=1)
+        found = infer_batched(session, files.feeds, 16)["logits"]
+        session.close()
+        assert np.abs(found - files.quantized).max() < 0.05 * np.abs(files.quantized).max()
+
+
 @pytest.mark.parametrize(
     ("flavour", "reference", "tolerance"),
     [

@@ -15,6 +15,7 @@ with quiet():  # torchao speaks while it is imported
     from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
 _MIN_SCALE = 1e-8
+_STORED_BITS = 8
 
 
 class _Round(torch.autograd.Function):
@@ -56,6 +57,9 @@ def lsq(x: Tensor, scale: Tensor, q_min: int, q_max: int) -> Tensor:
 class FakeQuant(FakeQuantizeBase):
     """One quantized tensor: observes first, then rounds to a grid whose scale is learned.
 
+    Below 8 bits an activation that is never negative, as after a ReLU, gets the grid 0 .. 2^bits - 1: half of a signed
+    one would never be used, and both fit into the int8 that engines store.
+
     Observing, it lets values pass and takes notes; `set_range` makes a scale of the notes, as often as wanted;
     `forget` forgets them. Passing, it lets values pass and does nothing.
 
@@ -65,9 +69,14 @@ class FakeQuant(FakeQuantizeBase):
         weight: whether the tensor is a parameter, which is the same for every batch.
     """
 
+    unsigned: Tensor
+    quant_min: int
+    quant_max: int
+
     def __init__(self, bits: int = 8, axis: int | None = None, weight: bool = False, **_: Any) -> None:
         super().__init__()
         self.axis, self.weight = axis, weight
+        self.register_buffer("unsigned", torch.tensor(False))
         self.set_bits(bits)
         # What torchao's conversion reads off the module.
         self.dtype, self.ch_axis, self.is_dynamic = torch.int8, axis, False
@@ -75,7 +84,7 @@ class FakeQuant(FakeQuantizeBase):
         self.scale = nn.Parameter(torch.ones(1))
         self.register_buffer("calibrated", torch.tensor(False))
         self._histogram: Tensor | None = None
-        self._top = 0.0
+        self._top, self._negative = 0.0, False
         self._values: Tensor | None = None  # a weight, as it was last seen
         self.mode = "observing"
 
@@ -93,7 +102,14 @@ class FakeQuant(FakeQuantizeBase):
 
     def set_bits(self, bits: int) -> None:
         """Change the width of the grid; `set_range` must follow."""
-        self.bits, self.quant_min, self.quant_max = bits, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        self.bits = bits
+        self._set_sign(unsigned=False)
+
+    def _set_sign(self, *, unsigned: bool) -> None:
+        """Whether the grid begins at 0."""
+        self.unsigned.fill_(unsigned)
+        half = 2 ** (self.bits - 1)
+        self.quant_min, self.quant_max = (0, 2 * half - 1) if unsigned else (-half, half - 1)
 
     def set_range(self, method: str) -> None:
         """Make the scale of what was observed, and quantize until the next observation.
@@ -105,6 +121,7 @@ class FakeQuant(FakeQuantizeBase):
             clip = self._weight_range(method)
         else:
             assert self._histogram is not None, "a tensor of the graph was never computed during calibration"
+            self._set_sign(unsigned=self.bits < _STORED_BITS and not self._negative)
             value = clipping_value(method, self._histogram, self._top, self.quant_max)
             clip = torch.full((1,), value, dtype=torch.float32, device=self._histogram.device)
         self.scale = nn.Parameter((clip / self.quant_max).clamp_min(_MIN_SCALE))
@@ -114,7 +131,7 @@ class FakeQuant(FakeQuantizeBase):
     def set_mode(self, mode: str) -> None:
         """Observe (forgetting what was seen so far), round, or pass values on."""
         if mode == "observing":
-            self._histogram, self._values, self._top = None, None, 0.0
+            self._histogram, self._values, self._top, self._negative = None, None, 0.0, False
         self.mode = mode
 
     def forget(self) -> None:
@@ -131,6 +148,7 @@ class FakeQuant(FakeQuantizeBase):
         if self.weight:
             self._values = x
             return
+        self._negative = self._negative or bool((x < 0).any())
         top = max(float(x.abs().max()), self._top, _MIN_SCALE)
         counts = torch.histc(x.abs().float(), BINS, 0.0, top).double()
         if self._histogram is not None:
@@ -151,5 +169,6 @@ class FakeQuant(FakeQuantizeBase):
         if saved is not None and saved.shape != self.scale.shape:
             self.scale = nn.Parameter(torch.ones_like(saved))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._set_sign(unsigned=bool(self.unsigned))
         if bool(self.calibrated):
             self.mode = "rounding"

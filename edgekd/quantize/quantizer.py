@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgekd.quantize.sensitivity import Mixture
 
 _MAX_BATCH = 1 << 20
-_INT8_MAX = 127
+_INT8 = (-128, 127)
 
 
 class QuantizedNetwork(nn.Module):
@@ -116,7 +116,7 @@ def convert(network: QuantizedNetwork) -> GraphModule:
         graph = convert_pt2e(without_places(copy.deepcopy(network.graph_module)))
     quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
     for node in graph.graph.nodes:
-        if node.target is quantize and node.args[4] < _INT8_MAX:
+        if node.target is quantize and (node.args[3], node.args[4]) != _INT8:
             x, scale, _, low, high, _ = node.args
             with graph.graph.inserting_before(node):
                 clipped = graph.graph.call_function(torch.ops.aten.clamp.default, (x, low * scale, high * scale))

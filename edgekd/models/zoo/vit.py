@@ -60,7 +60,8 @@ class Patches(nn.Module):
         self.positions = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(x).flatten(2).transpose(1, 2) + self.positions
+        tokens: Tensor = self.project(x).flatten(2).transpose(1, 2)
+        return tokens + self.positions
 
 
 class Attention(nn.Module):

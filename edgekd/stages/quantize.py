@@ -11,7 +11,6 @@ from edgekd.distill.knowledge_settings import KdSettings, KnowledgeSettings, Mse
 from edgekd.distill.pairing import pair, stages_of
 from edgekd.distill.schemes.recipe import Recipe
 from edgekd.distill.term_settings import Pair
-from edgekd.errors import ConfigError
 from edgekd.files import write_atomic
 from edgekd.quantize.phases import Quantize, qkd, quantization_aware
 from edgekd.quantize.quantizer import QuantizedNetwork
@@ -54,7 +53,8 @@ class _Work:
 
     def asked(self) -> list[Phase]:
         """The phases that the options ask for."""
-        options, recipe = self.options, self._recipe(self.options.task_weight)
+        options = self.options
+        recipe = self._recipe(options.task_weight if options.qkd is None else 1.0)
         if options.qkd is not None and options.passes():
             tutor = next(iter(self.guides))
             return qkd(recipe, self._edit(recipe), tutor, options.qkd.epochs(options.passes()))
@@ -144,11 +144,7 @@ def _guides(context: Context, options: QuantizeStage) -> dict[str, Artifact]:
     found = {}
     for name in options.guides:
         artifact = source if name == "original" else context.inputs.get("teacher") or context.inputs.get("model")
-        if artifact is None:
-            raise ConfigError(
-                "quantize.guides: there is no teacher in this pipeline",
-                hint="write guides: [original], or add a teacher",
-            )
+        assert artifact is not None  # the schema asks for a teacher
         found[ORIGINAL if name == "original" else TEACHER] = artifact
     return found
 

@@ -128,6 +128,10 @@ class QuantizeStage(TrainOverrides, QuantizationSettings):
         learning = self.model_fields_set & {"knowledge", "guides", "qkd"}
         if learning and not self.self_distillation:
             raise ValueError(f"{min(learning)} does nothing without self_distillation | set self_distillation: true")
+        if any(item.own is not None for item in self.knowledge or ()):
+            raise ValueError(
+                "a knowledge of your own is for the distill stage | take one of `edgekd list knowledge` here"
+            )
         if "temperature" in self.model_fields_set and self.knowledge is not None:
             raise ValueError(
                 "temperature does nothing beside knowledge | write e.g. knowledge: [{kd: {temperature: 2}}]"

@@ -28,34 +28,6 @@ _FLOAT_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
 _NOT_NEGATIVE = {"Relu", "Sigmoid", "Softmax", "HardSigmoid"}
 
 
-def clip_activations(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
-    """The int8 flavour of a network with activations of fewer bits: each is clipped to its own levels before Q.
-
-    ONNX has no narrower type that engines take, so the values are simulated in 8 bits; weights need nothing, they are
-    stored with their levels.
-    """
-    model = _copy(model)
-    graph = model.graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    nodes = []
-    for node in graph.node:
-        if node.op_type == "QuantizeLinear" and node.input[0] not in constants:
-            scale = constants[node.input[1]]
-            limits = [np.float32(-(2 ** (bits - 1)) * scale), np.float32((2 ** (bits - 1) - 1) * scale)]
-            names = [f"{node.output[0]}_{side}" for side in ("min", "max")]
-            for name, limit in zip(names, limits, strict=True):
-                graph.initializer.append(numpy_helper.from_array(limit.reshape(()), name))
-            clipped = f"{node.output[0]}_clipped"
-            nodes.append(onnx.helper.make_node("Clip", [node.input[0], *names], [clipped], name=clipped))
-            node.input[0] = clipped
-        nodes.append(node)
-    reordered = [_copy(node) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(reordered)
-    del graph.value_info[:]
-    return onnx.shape_inference.infer_shapes(model, strict_mode=True)
-
-
 def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
     """The int8 flavour with uint8 activations: same scales, stored values shifted by their zero point."""
     model = _copy(model)

@@ -18,13 +18,16 @@ from edgekd.export.settings import ExportSettings
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def run_reference(path: Path, feeds: Arrays) -> dict[str, NDArray[Any]]:
-    """Outputs of an ONNX file as written: ONNX Runtime on the CPU, one thread, no optimization."""
+def run_reference(model: Path | bytes, feeds: Arrays, *, optimized: bool = False) -> dict[str, NDArray[Any]]:
+    """Outputs of an ONNX file, or of its bytes, as written: ONNX Runtime on the CPU, one thread, no optimization."""
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
+    )
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 

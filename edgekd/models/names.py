@@ -25,6 +25,7 @@ ZOO: dict[str, str] = {
     **{name: f"{_HOME}.vgg:{name}" for name in ("vgg8", "vgg13")},
     "mobilenetv2": f"{_HOME}.mobilenet:mobilenetv2",
     "shufflenetv2": f"{_HOME}.shufflenet:shufflenetv2",
+    "vit_tiny": f"{_HOME}.vit:vit_tiny",
 }
 """Name of a built-in network to the "module:function" that makes it."""
 

@@ -12,6 +12,7 @@ from edgekd.store import Artifact
 
 ARTIFACTS = "artifacts"
 _TRAINING = ("teacher", "distill", "quantize")
+_OF_QUANTIZE = ("arms", "calibration", "sensitivity")
 _RANK = {"f32": 0, "f16": 1, "int8": 2}
 _REFERENCE = "the teacher, built to be compared with"
 _WORDS = {
@@ -114,6 +115,11 @@ def _latency(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
 def _details(done: Mapping[str, Artifact], named: Mapping[str, str]) -> list[dict[str, Any]]:
     trained = [stage for stage in _TRAINING if stage in done]
     rows = [{"kind": "loss_curves", "path": f"{ARTIFACTS}/{named[stage]}.curves.json"} for stage in trained]
+    if "quantize" in done:
+        told = [kind for kind in _OF_QUANTIZE if f"{kind}.json" in done["quantize"].files]
+        rows += [{"kind": kind, "path": f"{ARTIFACTS}/{named['quantize']}.{kind}.json"} for kind in told]
+    if "evaluate" in done and "ladder.json" in done["evaluate"].files:
+        rows.append({"kind": "ladder", "path": f"{ARTIFACTS}/ladder.json"})
     if "compile" in done:
         folders = [build["folder"] for build in done["compile"].facts["builds"]]
         rows += [{"kind": "layers", "path": f"{ARTIFACTS}/builds/{folder}/layers.json"} for folder in folders]

@@ -45,7 +45,7 @@ def _places(stage: str, artifact: Artifact, named: Mapping[str, str]) -> Iterato
         if stage in ("model", "teacher", "distill", "quantize"):
             role = named[stage]
             yield name, f"{role}.safetensors" if name.startswith("weights") else f"{role}.{name}"
-        elif stage == "export":
+        elif stage in ("export", "evaluate"):
             yield name, name
         elif stage == "compile":
             yield name, f"builds/{name}"

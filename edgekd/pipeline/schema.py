@@ -25,7 +25,7 @@ from edgekd.pipeline.gates import GateSettings
 from edgekd.pipeline.overrides import apply_override
 from edgekd.stages.context import roles
 from edgekd.stages.kinds import KINDS, ORDER, WRITABLE, needs_of
-from edgekd.stages.settings import DistillStage, ModelStage, TargetSettings, TeacherStage, tables_of
+from edgekd.stages.settings import DistillStage, ModelStage, QuantizeStage, TargetSettings, TeacherStage, tables_of
 from edgekd.tasks.settings import TaskName
 from edgekd.train.settings import TrainSettings
 
@@ -226,6 +226,10 @@ def _whole(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree)
         location: Location = ("stages", _listed(tree).index(stage.name), stage.name)
         unknown = [name for name in tables_of(stage.settings) if name not in settings.data.table_names]
         problems += [Problem(location, *unknown_table(name, settings.data.table_names)) for name in unknown]
+        guides = stage.settings.guides if isinstance(stage.settings, QuantizeStage) else ()
+        if "teacher" in guides and "teacher" not in names and settings.model is None:
+            missing = "there is no teacher in this pipeline"
+            problems.append(Problem((*location, "guides"), missing, "write guides: [original], or add a teacher"))
     for name, target in settings.targets.items():
         location = ("targets", name)
         problems += _target(name, target, names, location)

@@ -7,10 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
-_BINS = 2048
+from edgekd.errors import quiet
+from edgekd.quantize.ranges import BINS, centres, clipping_value, weight_clipping
+
+with quiet():  # torchao speaks while it is imported
+    from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
+
 _MIN_SCALE = 1e-8
+_STORED_BITS = 8
 
 
 class _Round(torch.autograd.Function):
@@ -50,30 +55,43 @@ def lsq(x: Tensor, scale: Tensor, q_min: int, q_max: int) -> Tensor:
 
 
 class FakeQuant(FakeQuantizeBase):
-    """One quantized tensor: observes until `finish_calibration`, then rounds to a grid whose scale is learned.
+    """One quantized tensor: observes first, then rounds to a grid whose scale is learned.
+
+    Below 8 bits an activation that is never negative, as after a ReLU, gets the grid 0 .. 2^bits - 1: half of a signed
+    one would never be used, and both fit into the int8 that engines store.
+
+    Observing, it lets values pass and takes notes; `set_range` makes a scale of the notes, as often as wanted;
+    `forget` forgets them. Passing, it lets values pass and does nothing.
 
     Args:
         bits: width of the grid, 2 to 8.
         axis: axis that has a scale of its own per index (weights: 0), or None for one scale.
-        ranges: how the scale is set, see QuantizationSettings.ranges.
+        weight: whether the tensor is a parameter, which is the same for every batch.
     """
 
-    def __init__(self, bits: int = 8, axis: int | None = None, ranges: str = "minmax", **_: Any) -> None:
+    unsigned: Tensor
+    quant_min: int
+    quant_max: int
+
+    def __init__(self, bits: int = 8, axis: int | None = None, weight: bool = False, **_: Any) -> None:
         super().__init__()
-        self.bits, self.axis, self.ranges = bits, axis, ranges
-        self.quant_min, self.quant_max = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        self.axis, self.weight = axis, weight
+        self.register_buffer("unsigned", torch.tensor(False))
+        self.set_bits(bits)
         # What torchao's conversion reads off the module.
         self.dtype, self.ch_axis, self.is_dynamic = torch.int8, axis, False
         self.qscheme = torch.per_tensor_symmetric if axis is None else torch.per_channel_symmetric
         self.scale = nn.Parameter(torch.ones(1))
         self.register_buffer("calibrated", torch.tensor(False))
         self._histogram: Tensor | None = None
-        self._amax: Tensor | None = None
-        self._observing = True
+        self._top, self._negative = 0.0, False
+        self._values: Tensor | None = None  # a weight, as it was last seen
+        self.mode = "observing"
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._observing:
-            self._observe(x.detach())
+        if self.mode != "rounding":
+            if self.mode == "observing":
+                self._observe(x.detach())
             return x
         return lsq(x, self._broadcast(self.scale, x), self.quant_min, self.quant_max)
 
@@ -82,49 +100,61 @@ class FakeQuant(FakeQuantizeBase):
         scale = self.scale.detach().abs().clamp_min(_MIN_SCALE)
         return scale, torch.zeros_like(scale, dtype=torch.int64)
 
-    def finish_calibration(self) -> None:
-        """Set the scale from what was observed, and quantize from now on."""
-        if self._amax is None:
-            raise AssertionError("a tensor of the graph was never computed during calibration")
-        amax = self._amax if self._histogram is None else self._best_range()
-        self.scale = nn.Parameter((amax / self.quant_max).clamp_min(_MIN_SCALE))
-        self.start_quantizing()
+    def set_bits(self, bits: int) -> None:
+        """Change the width of the grid; `set_range` must follow."""
+        self.bits = bits
+        self._set_sign(unsigned=False)
 
-    def start_quantizing(self) -> None:
-        """Stop observing: the scale is known."""
-        self._observing, self._histogram, self._amax = False, None, None
+    def _set_sign(self, *, unsigned: bool) -> None:
+        """Whether the grid begins at 0."""
+        self.unsigned.fill_(unsigned)
+        half = 2 ** (self.bits - 1)
+        self.quant_min, self.quant_max = (0, 2 * half - 1) if unsigned else (-half, half - 1)
+
+    def set_range(self, method: str) -> None:
+        """Make the scale of what was observed, and quantize until the next observation.
+
+        Args:
+            method: one of `ranges.METHODS`; weights take every one but minmax for mse.
+        """
+        if self.weight:
+            clip = self._weight_range(method)
+        else:
+            assert self._histogram is not None, "a tensor of the graph was never computed during calibration"
+            self._set_sign(unsigned=self.bits < _STORED_BITS and not self._negative)
+            value = clipping_value(method, self._histogram, self._top, self.quant_max)
+            clip = torch.full((1,), value, dtype=torch.float32, device=self._histogram.device)
+        self.scale = nn.Parameter((clip / self.quant_max).clamp_min(_MIN_SCALE))
+        self.mode = "rounding"
         self.calibrated.fill_(True)
 
+    def set_mode(self, mode: str) -> None:
+        """Observe (forgetting what was seen so far), round, or pass values on."""
+        if mode == "observing":
+            self._histogram, self._values, self._top, self._negative = None, None, 0.0, False
+        self.mode = mode
+
+    def forget(self) -> None:
+        """Forget what was observed: the scale is known."""
+        self._histogram, self._values = None, None
+
+    def _weight_range(self, method: str) -> Tensor:
+        assert self._values is not None, "a weight of the graph was never used during calibration"
+        rows = self._values.reshape(1, -1) if self.axis is None else self._values.movedim(self.axis, 0).flatten(1)
+        return weight_clipping("minmax" if method == "minmax" else "mse", rows, self.quant_max)
+
     def _observe(self, x: Tensor) -> None:
-        axis = self.axis
-        amax = x.abs().max().reshape(1) if axis is None else x.abs().movedim(axis, 0).flatten(1).amax(1)
-        if axis is None and self.ranges != "minmax":
-            self._add_to_histogram(x, float(amax))
-        self._amax = amax if self._amax is None else torch.maximum(self._amax, amax)
-
-    def _add_to_histogram(self, x: Tensor, amax: float) -> None:
-        """Histogram of |x| from 0 to the largest value so far; an older one is stretched when the range grows."""
-        top = max(amax, float(self._amax) if self._amax is not None else 0.0, _MIN_SCALE)
-        counts = torch.histc(x.abs().float(), _BINS, 0.0, top).double()
-        if self._histogram is not None and self._amax is not None:
-            centres = _centres(float(self._amax), x.device)
-            moved = (centres / top * _BINS).long().clamp_max(_BINS - 1)
+        """A weight is kept; of the magnitudes of an activation a histogram, stretched when its range grows."""
+        if self.weight:
+            self._values = x
+            return
+        self._negative = self._negative or bool((x < 0).any())
+        top = max(float(x.abs().max()), self._top, _MIN_SCALE)
+        counts = torch.histc(x.abs().float(), BINS, 0.0, top).double()
+        if self._histogram is not None:
+            moved = (centres(self._top, x.device) / top * BINS).long().clamp_max(BINS - 1)
             counts = counts.index_add(0, moved, self._histogram)
-        self._histogram = counts
-
-    def _best_range(self) -> Tensor:
-        """The clipping value that serves the observed histogram best, by `ranges`."""
-        assert self._histogram is not None and self._amax is not None
-        top, counts = float(self._amax), self._histogram
-        centres = _centres(top, counts.device)
-        if self.ranges == "percentile":
-            index = int((counts.cumsum(0) < 0.9999 * counts.sum()).sum())
-            return self._amax * ((min(index, _BINS - 1) + 1) / _BINS)
-        candidates = top * torch.linspace(0.02, 1.0, 99, dtype=torch.float64, device=counts.device)
-        scale = (candidates / self.quant_max).unsqueeze(1)
-        rounded = (centres / scale).round().clamp_max(self.quant_max) * scale
-        error = ((rounded - centres).square() * counts).sum(1)
-        return candidates[error.argmin()].reshape(1).float()
+        self._histogram, self._top = counts, top
 
     def _broadcast(self, scale: Tensor, x: Tensor) -> Tensor:
         if self.axis is None:
@@ -139,10 +169,6 @@ class FakeQuant(FakeQuantizeBase):
         if saved is not None and saved.shape != self.scale.shape:
             self.scale = nn.Parameter(torch.ones_like(saved))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._set_sign(unsigned=bool(self.unsigned))
         if bool(self.calibrated):
-            self._observing = False
-
-
-def _centres(top: float, device: torch.device) -> Tensor:
-    """Middles of the histogram's bins from 0 to `top`."""
-    return (torch.arange(_BINS, dtype=torch.float64, device=device) + 0.5) * (top / _BINS)
+            self.mode = "rounding"

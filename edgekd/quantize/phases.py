@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from edgekd.data.table import Rows, Table
 from edgekd.data.views import permutation
-from edgekd.distill.schemes.terms import response_terms, task_terms
-from edgekd.distill.settings import KdSettings, KnowledgeSettings, MseLogitsSettings
-from edgekd.quantize.quantizer import calibrate, prepare
+from edgekd.distill.schemes.recipe import Recipe, owned, scaled
+from edgekd.quantize.calibration import Divergence, Outputs
+from edgekd.quantize.places import add_places
+from edgekd.quantize.post_training import calibrated
 from edgekd.quantize.settings import QuantizationSettings
 from edgekd.tasks import HeadSettings
-from edgekd.tasks.task import task_named
 from edgekd.train.feed import to_input
-from edgekd.train.world import Model, Move, Optim, Phase, Watch, World
+from edgekd.train.world import Copy, Model, Phase, Term, World, named_outputs
 
 _CALIBRATION_BATCH = 64
+TUTOR = "tutor"
 
 
 @dataclass(frozen=True)
 class Quantize:
-    """Edit: the target becomes the source, calibrated and with learnable scales. The source stays as it is."""
+    """Edit: the target becomes the source, calibrated and with learnable scales. The source stays as it is.
+
+    `taps` are layers of the source that terms read of the target.
+    """
 
     source: str
     target: str
     settings: QuantizationSettings
     table: str = "train"
+    taps: tuple[str, ...] = ()
 
     @property
     def touches(self) -> tuple[str, ...]:
@@ -41,10 +48,35 @@ class Quantize:
         inputs = [to_input(world, name, rows.inputs[name], device) for name in model.inputs]
         # Captured from contiguous tensors: a graph must not fix the memory layout of training.
         example = tuple(x[:2].contiguous() for x in inputs)
-        network = prepare(model.network, example, self.settings)
-        steps = range(0, len(rows), _CALIBRATION_BATCH)
-        calibrate(network, (tuple(x[i : i + _CALIBRATION_BATCH] for x in inputs) for i in steps))
+        batches = [*zip(*(x.split(_CALIBRATION_BATCH) for x in inputs), strict=True)]
+        network = calibrated(
+            model.network,
+            example,
+            batches,
+            self.settings,
+            outputs=lambda result: named_outputs(result, model.outputs),
+            divergence=divergence_of(world.heads),
+        )
+        add_places(network, network.graph_module, self.taps)
         world.models[self.target] = Model(network, model.inputs, model.outputs)
+
+
+def divergence_of(heads: Sequence[HeadSettings]) -> Divergence:
+    """How far answers are from the float network's: KL of classes' probabilities, squared error over its variance."""
+
+    def of(found: Outputs, reference: Outputs) -> float:
+        parts = []
+        for head in heads:
+            q, p = found[head.output].double(), reference[head.output].double()
+            if head.task == "classification":
+                parts.append(
+                    functional.kl_div(q.log_softmax(1), p.log_softmax(1), log_target=True, reduction="sum") / len(p)
+                )
+            else:
+                parts.append((q - p).square().mean() / p.var(0, correction=0).mean().clamp_min(1e-12))
+        return float(torch.stack(parts).sum())
+
+    return of
 
 
 def calibration_rows(table: Rows, count: int, seed: int) -> Table:
@@ -53,33 +85,57 @@ def calibration_rows(table: Rows, count: int, seed: int) -> Table:
     return table.take(torch.sort(order[:count]).values)
 
 
-def quantization_aware(
-    heads: Sequence[HeadSettings],
-    quantize: Quantize,
-    optim: Optim,
-    epochs: int,
-    *,
-    temperature: float,
-    task_weight: float,
-    distill: bool,
-    mixed: bool = False,
-    label_smoothing: float = 0.0,
-) -> list[Phase]:
-    """Calibrate, then (with `epochs`) learn: KL to the float original, no labels needed, and/or the task.
+def quantization_aware(recipe: Recipe, quantize: Quantize, guides: Sequence[str]) -> list[Phase]:
+    """Calibrate, then learn from frozen float networks, and from the targets where the recipe gives the task a weight.
 
-    Self-distillation with KL alone follows SQAKD (Zhao and Zhao 2024): cross-entropy beside it is optional.
+    With the network's own float self as the only guide and no task, this is self-distillation by answers alone, for
+    which no labels are needed (SQAKD, Zhao and Zhao 2024).
+
+    Args:
+        recipe: its knowledge is what the guides teach; 0 epochs are calibration alone.
+        quantize: how the learner is made.
+        guides: names of frozen models; each has its share of the weight. None: the targets alone.
     """
-    if epochs == 0:
+    if not recipe.epochs:
         return [Phase("calibration", start=(quantize,))]
-    terms = task_terms(quantize.target, heads, task_weight, mixed=mixed, label_smoothing=label_smoothing)
-    if distill:
-        terms += response_terms(quantize.target, quantize.source, heads, lambda h: (_self_knowledge(h, temperature),))
-    name = "self_distillation" if distill else "quantization_aware"
-    move = Move({quantize.target: optim}, terms)
-    return [Phase(name, (move,), epochs, start=(quantize,), watch=Watch(quantize.target))]
+    learner = quantize.target
+    terms = recipe.task(learner) + _taught(recipe, learner, guides)
+    name = "self_distillation" if guides else "quantization_aware"
+    return [recipe.phase(name, learner, terms, start=(quantize,))]
 
 
-def _self_knowledge(head: HeadSettings, temperature: float) -> KnowledgeSettings:
-    if task_named(head.task).response == "kd":
-        return KnowledgeSettings(kd=KdSettings(temperature=temperature, weight=1.0))
-    return KnowledgeSettings(mse_logits=MseLogitsSettings(weight=1.0))
+def qkd(recipe: Recipe, quantize: Quantize, teacher: str, epochs: tuple[int, int, int]) -> list[Phase]:
+    """Quantization-aware knowledge distillation in three phases (QKD, Kim et al. 2019).
+
+    Self-study: the quantized network learns the task alone, for a teacher too early hurts. Co-study: it and a copy of
+    the teacher learn from the targets and from each other. Tutoring: the teacher, frozen, teaches it.
+
+    Args:
+        recipe: its knowledge is what is taught both ways.
+        teacher: the float model that becomes the tutor; it stays as it is.
+        epochs: of each phase.
+
+    Raises:
+        ConfigError: the data has no targets.
+    """
+    recipe.needs_targets("quantize.qkd")
+    learner, (first, second, third) = quantize.target, epochs
+    together = (
+        *owned(learner, recipe.task(learner, 1.0) + recipe.teaching(learner, TUTOR, like=teacher)),
+        *owned(TUTOR, recipe.task(TUTOR, 1.0) + recipe.teaching(TUTOR, learner, like=quantize.source)),
+    )
+    co_study = recipe.together("co-study", (learner, TUTOR), together, start=(Copy(teacher, TUTOR),))
+    return [
+        recipe.alone(learner, "self-study", epochs=first, start=(quantize,)),
+        dataclasses.replace(co_study, epochs=second),
+        recipe.taught(learner, TUTOR, "tutoring", epochs=third, like=teacher),
+    ]
+
+
+def _taught(recipe: Recipe, learner: str, guides: Sequence[str]) -> tuple[Term, ...]:
+    """What each guide teaches, with its share of the weight and, where there are several, under its name."""
+    found: list[Term] = []
+    for guide in guides:
+        for term in scaled(recipe.teaching(learner, guide), 1 / len(guides)):
+            found.append(term if len(guides) == 1 else dataclasses.replace(term, label=f"{term.name} to {guide}"))
+    return tuple(found)

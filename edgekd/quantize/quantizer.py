@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from edgekd.errors import ExportError, first_line, quiet
+from edgekd.quantize.places import without_places
 from edgekd.quantize.settings import QuantizationSettings
 
+if TYPE_CHECKING:
+    from edgekd.quantize.calibration import Calibration
+    from edgekd.quantize.sensitivity import Mixture
+
 _MAX_BATCH = 1 << 20
+_INT8 = (-128, 127)
 
 
 class QuantizedNetwork(nn.Module):
     """A captured network with fake-quant modules: trained and called like any other.
 
     It was captured in eval mode (BatchNorm folded, dropout gone), so `train` and `eval` change nothing but the flag.
+    `calibration` says how its scales were found, `mixture` how the bits of its layers were.
     """
 
-    def __init__(self, graph: GraphModule) -> None:
+    calibration: Calibration | None
+    mixture: Mixture | None
+
+    def __init__(self, graph: GraphModule, settings: QuantizationSettings) -> None:
         super().__init__()
         self.graph_module = graph
+        self.settings, self.calibration, self.mixture = settings, None, None
 
     def forward(self, *inputs: Tensor) -> Any:
         return self.graph_module(*inputs)
@@ -36,10 +46,19 @@ class QuantizedNetwork(nn.Module):
 
     def fake_quants(self) -> list[Any]:
         """Every fake-quant module, each once."""
-        with quiet():
-            from edgekd.quantize.fake_quant import FakeQuant
+        from edgekd.quantize.fake_quant import FakeQuant
 
         return [m for m in self.graph_module.modules() if isinstance(m, FakeQuant)]
+
+    def set_mode(self, mode: str) -> None:
+        """Let every fake-quant observe (forgetting what it saw), round, or pass values on."""
+        for fake_quant in self.fake_quants():
+            fake_quant.set_mode(mode)
+
+    def forget(self) -> None:
+        """Forget what was observed: the scales are known."""
+        for fake_quant in self.fake_quants():
+            fake_quant.forget()
 
 
 def capture(network: nn.Module, example: tuple[Tensor, ...]) -> GraphModule:
@@ -65,8 +84,8 @@ def capture(network: nn.Module, example: tuple[Tensor, ...]) -> GraphModule:
 
 
 def prepare(network: nn.Module, example: tuple[Tensor, ...], settings: QuantizationSettings) -> QuantizedNetwork:
-    """A float network (eval mode) as one with fake-quant modules that still observe: `calibrate` comes next."""
-    with quiet():  # torchao speaks while it is imported
+    """A float network (eval mode) as one with fake-quant modules that still observe: calibration comes next."""
+    with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
         from edgekd.quantize.placement import Placement
@@ -74,7 +93,7 @@ def prepare(network: nn.Module, example: tuple[Tensor, ...], settings: Quantizat
     graph = capture(network, example)
     with quiet():
         prepared = prepare_pt2e(graph, Placement(settings))
-    quantized = QuantizedNetwork(prepared)
+    quantized = QuantizedNetwork(prepared, settings)
     for parameter in quantized.parameters():
         parameter.requires_grad_(True)  # folding leaves the biases it made without gradients
     if not quantized.fake_quants():
@@ -85,21 +104,25 @@ def prepare(network: nn.Module, example: tuple[Tensor, ...], settings: Quantizat
     return quantized
 
 
-@torch.no_grad()
-def calibrate(network: QuantizedNetwork, batches: Iterable[tuple[Tensor, ...]]) -> None:
-    """Run batches of inputs through a prepared network, then set every scale from what was seen."""
-    for batch in batches:
-        network(*batch)
-    for fake_quant in network.fake_quants():
-        fake_quant.finish_calibration()
-
-
 def convert(network: QuantizedNetwork) -> GraphModule:
-    """The network with explicit quantize/dequantize operations and stored int8 weights, ready for ONNX."""
+    """The network with explicit quantize/dequantize operations and stored int8 weights, ready for ONNX.
+
+    ONNX has no type below 8 bits that engines take for activations: those are clipped to their own levels before they
+    are quantized, and so are simulated in 8 bits. Weights need nothing, they are stored with their levels.
+    """
     with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-        return convert_pt2e(copy.deepcopy(network.graph_module))
+        graph = convert_pt2e(without_places(copy.deepcopy(network.graph_module)))
+    quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    for node in graph.graph.nodes:
+        if node.target is quantize and (node.args[3], node.args[4]) != _INT8:
+            x, scale, _, low, high, _ = node.args
+            with graph.graph.inserting_before(node):
+                clipped = graph.graph.call_function(torch.ops.aten.clamp.default, (x, low * scale, high * scale))
+            node.replace_input_with(x, clipped)
+    graph.recompile()
+    return graph
 
 
 def _code_line(error: BaseException, network: nn.Module) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 
 from edgekd.data.table import Rows, row_groups
+from edgekd.errors import ParityError
 from edgekd.export import parity
+from edgekd.export.anchors import Fork
 from edgekd.export.settings import ExportSettings
+from edgekd.files import write_atomic
 from edgekd.runtimes.protocol import Arrays, Session, infer_batched
 from edgekd.runtimes.registry import runtime
 from edgekd.stages.context import Context
+from edgekd.stages.ladder import FORK_SAMPLES, Ladder, anchors_of, engine_fork
 from edgekd.stages.networks import CPU, data_facts, load_model, make_world, metrics
 from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import EvaluateStage
@@ -25,6 +29,7 @@ from edgekd.train.feed import to_input
 from edgekd.train.world import World
 
 _READ_ROWS = 256
+_FILE_ROWS = 512  # on which files are held against PyTorch before the engines have their turn
 
 
 def run(context: Context) -> None:
@@ -43,11 +48,39 @@ def run(context: Context) -> None:
         builds={},
         data=data_facts(context.common),
     )
+    ladder = Ladder(world, table.targets)
+    _climb(context, ladder, world, table, found)
     for build in context.inputs["compile"].facts["builds"] if "compile" in context.inputs else ():
-        facts = _evaluate_build(context, build, world, table, found)
+        facts = _evaluate_build(context, build, world, table, found, ladder)
         context.draft.facts["builds"][build["folder"]] = facts
         first = facts["metrics"][0]
         context.tell(f"evaluate: {build['folder']}  {first['name']} {first['value']:.4f}")
+    write_atomic(context.draft.folder / "ladder.json", json.dumps({"rows": ladder.rows}, indent=1))
+
+
+def _climb(
+    context: Context, ladder: Ladder, world: World, table: Rows, found: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """The rungs up to the engines: networks in PyTorch, and their files in ONNX Runtime, as written and optimized."""
+    role, _ = context.shipped()
+    arrays = {name: {key: value.numpy() for key, value in result.items()} for name, result in found.items()}
+    ladder.climb(f"{role} in PyTorch", arrays[role])
+    if "quantized" in arrays:
+        ladder.climb("quantized in PyTorch", arrays["quantized"], f"{role} in PyTorch", arrays[role])
+    for name, facts in context.inputs["export"].facts["files"].items() if "export" in context.inputs else ():
+        model = facts["model"]
+        if model not in (role, "quantized"):
+            continue
+        feeds = feeds_of(world, world.models[model].inputs, table.take(torch.arange(min(len(table), _FILE_ROWS))))
+        path, flavour = context.inputs["export"].path(name), facts["flavour"]
+        rungs = {f"{name} as written": False}
+        if flavour != "int8":  # the flavour that is not for ONNX Runtime
+            rungs[f"{name} in ONNX Runtime, optimized"] = True
+        for rung, optimized in rungs.items():
+            outputs = parity.run_reference(path, feeds, optimized=optimized)
+            same = ladder.climb(rung, outputs, f"{model} in PyTorch", arrays[model])
+            assert same is not None
+            parity.require(rung, same, exact=flavour == "f32", settings=_limits(context))
 
 
 def _best(context: Context) -> str:
@@ -80,6 +113,7 @@ def _evaluate_build(
     world: World,
     table: Rows,
     found: dict[str, dict[str, Tensor]],
+    ladder: Ladder,
 ) -> dict[str, Any]:
     """Metrics of a build on its target, and how far it agrees with the PyTorch network that it was made from."""
     options = context.options(EvaluateStage)
@@ -90,20 +124,48 @@ def _evaluate_build(
     result = {name: torch.from_numpy(np.asarray(array, dtype=np.float32)) for name, array in arrays.items()}
     best = found[_best(context)]
     reference = {name: value.numpy() for name, value in found[build["model"]].items()}
-    same = parity.compare({n: r.numpy() for n, r in result.items()}, reference, {h.output: h.task for h in world.heads})
-    limits = ExportSettings.model_validate_json(json.dumps(context.inputs["export"].facts["limits"]))
-    # Float16 rounds like a quantized graph: it is judged by its noise.
-    parity.require(f"the build {build['folder']}", same, exact=build["precision"] == "f32", settings=limits)
+    rung, model = f"the build {build['folder']}", f"{build['model']} in PyTorch"
+    same = ladder.climb(rung, {n: r.numpy() for n, r in result.items()}, model, reference)
+    assert same is not None
+    try:
+        # Float16 rounds like a quantized graph: it is judged by its noise.
+        parity.require(rung, same, exact=build["precision"] == "f32", settings=_limits(context))
+    except ParityError as error:
+        fork = _fork(context, build, world, table)
+        words = f"; {fork.words()}" if fork is not None else ""
+        raise ParityError(f"{error.message}{words}", hint=error.hint) from None
     return {
         "metrics": metrics(_scores(world, result, table.targets, best), options.split),
-        "parity": {**same.facts(), "reference": f"{build['model']} in PyTorch"},
+        "parity": {**same.facts(), "reference": model},
     }
+
+
+def _fork(context: Context, build: Mapping[str, Any], world: World, table: Rows) -> Fork | None:
+    """Where a build parts from the file that it was made of; None where that cannot be told."""
+    export = context.inputs["export"]
+    of = {"model": build["model"], "flavour": build["origin"]}
+    name = next((n for n, facts in export.facts["files"].items() if facts.items() >= of.items()), None)
+    if name is None or build["runtime"].startswith("tensorrt"):
+        return None
+    model = world.models[build["model"]]
+    feeds = feeds_of(world, model.inputs, table.take(torch.arange(min(len(table), FORK_SAMPLES))))
+    found, limit = anchors_of(model, feeds)
+    engine = runtime(build["runtime"])
+    return engine_fork(engine, export.path(name), feeds, found, limit, device=build["device"], options={})
+
+
+def _limits(context: Context) -> ExportSettings:
+    return ExportSettings.model_validate_json(json.dumps(context.inputs["export"].facts["limits"]))
+
+
+def feeds_of(world: World, names: Iterable[str], rows: Rows) -> Arrays:
+    """Named inputs of some rows as networks see them."""
+    return {name: to_input(world, name, rows.inputs[name], CPU).contiguous().numpy() for name in names}
 
 
 def _infer(world: World, session: Session, table: Rows, batch: int) -> Arrays:
     """Outputs of an engine over all rows of a table, in batches, of which several are read at once."""
     parts = []
     for rows in table.batches(row_groups(len(table), batch * max(1, _READ_ROWS // batch))):
-        feeds = {i.name: to_input(world, i.name, rows.inputs[i.name], CPU) for i in session.inputs}
-        parts.append(infer_batched(session, {name: x.contiguous().numpy() for name, x in feeds.items()}, batch))
+        parts.append(infer_batched(session, feeds_of(world, [i.name for i in session.inputs], rows), batch))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from edgekd.errors import ParityError
 from edgekd.export import parity
-from edgekd.export.flavours import clip_activations, tensorrt_violations, to_uint8
+from edgekd.export.anchors import Fork, first_fork
+from edgekd.export.flavours import tensorrt_violations, to_uint8
 from edgekd.export.onnx_file import load, save, write_onnx
 from edgekd.quantize.quantizer import QuantizedNetwork, convert
 from edgekd.stages.context import Context
+from edgekd.stages.ladder import FORK_SAMPLES, anchors_of
 from edgekd.stages.networks import CPU, example_inputs, load_model, make_world
 from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import ExportStage
@@ -33,8 +35,7 @@ def run(context: Context) -> None:
         model = load_model(context.common, artifact)
         path = context.draft.folder / f"{role}.f32.onnx"
         _write(context, model, model.network, path, "f32")
-        own = _taken(model, feeds)
-        files[path.name] = _checked(context, path, role, "f32", _outputs(model, own), own)
+        files[path.name] = _checked(context, path, role, "f32", model, feeds)
     if "quantize" in context.inputs:
         files.update(_quantized(context, feeds))
     limits = {name: getattr(options, name) for name in ("max_error", "max_noise", "min_agreement")}
@@ -48,18 +49,12 @@ def _quantized(context: Context, feeds: Arrays) -> dict[str, dict[str, Any]]:
     int8, uint8 = (context.draft.folder / f"{role}.{sign}.onnx" for sign in ("int8", "uint8"))
     _write(context, model, convert(model.network), int8, "int8")
     graph = load(int8)
-    bits = context.inputs["quantize"].facts["quantization"]["activations"]
-    if bits < 8:
-        graph = clip_activations(graph, bits)
-        save(graph, int8)
     broken = tensorrt_violations(graph)
     if broken:
         raise ParityError(f"{int8.name} breaks TensorRT's rules: {broken[0]}", hint="please report this network")
     save(to_uint8(graph), uint8)
-    own = _taken(model, feeds)
-    outputs = _outputs(model, own)
     return {
-        path.name: _checked(context, path, "quantized", flavour, outputs, own)
+        path.name: _checked(context, path, "quantized", flavour, model, feeds)
         for path, flavour in ((int8, "int8"), (uint8, "uint8"))
     }
 
@@ -108,15 +103,33 @@ def _outputs(model: Model, feeds: Arrays) -> Arrays:
     return {name: value.numpy() for name, value in named_outputs(result, model.outputs).items()}
 
 
-def _checked(context: Context, path: Path, model: str, flavour: str, expected: Arrays, feeds: Arrays) -> dict[str, Any]:
-    """Facts of a file, after it proved to say what PyTorch says. Raises ParityError if it does not."""
+def _checked(context: Context, path: Path, role: str, flavour: str, model: Model, feeds: Arrays) -> dict[str, Any]:
+    """Facts of a file, after it proved to say what PyTorch says.
+
+    Raises:
+        ParityError: it does not; the message names the first tensor that differs.
+    """
+    own = _taken(model, feeds)
     tasks = {head.output: head.task for head in context.common.heads}
-    found = parity.compare(parity.run_reference(path, feeds), expected, tasks)
+    found = parity.compare(parity.run_reference(path, own), _outputs(model, own), tasks)
     worst = min(found.agreement.values())
     context.tell(f"export: {path.name}  relative error {found.relative_error:.1e}  agreement {worst:.4f}")
-    parity.require(path.name, found, exact=flavour == "f32", settings=context.options(ExportStage))
+    try:
+        parity.require(path.name, found, exact=flavour == "f32", settings=context.options(ExportStage))
+    except ParityError as error:
+        fork = fork_of(path, model, own)
+        if fork is None:
+            raise
+        raise ParityError(f"{error.message}; {fork.words()}", hint=error.hint) from None
     return {
-        "model": model,
+        "model": role,
         "flavour": flavour,
         "parity": found.facts(),
     }
+
+
+def fork_of(path: Path, model: Model, feeds: Arrays) -> Fork | None:
+    """Where a file and its network part ways, by a few samples; None where all tensors that both have are alike."""
+    few = {name: feeds[name][:FORK_SAMPLES] for name in model.inputs}
+    found, limit = anchors_of(model, few)
+    return first_fork(path, few, found, limit)

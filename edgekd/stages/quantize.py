@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from edgekd.quantize.phases import Quantize, quantization_aware
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgekd.distill.knowledge_settings import KdSettings, KnowledgeSettings, MseLogitsSettings
+from edgekd.distill.pairing import pair, stages_of
+from edgekd.distill.schemes.recipe import Recipe
+from edgekd.distill.term_settings import Pair
+from edgekd.files import write_atomic
+from edgekd.quantize.phases import Quantize, qkd, quantization_aware
+from edgekd.quantize.quantizer import QuantizedNetwork
 from edgekd.stages.context import Context
-from edgekd.stages.networks import load_model, make_world, save_curves, training_tables
+from edgekd.stages.networks import example_inputs, load_model, make_world, metrics, save_curves, training_tables
 from edgekd.stages.quantized import save_quantized
 from edgekd.stages.settings import QuantizeStage
 from edgekd.stages.training import optim, run_phases, stage_train_settings, target_options, validation_scores
+from edgekd.store import Artifact
+from edgekd.train.world import Copy, Phase, World
 
+ORIGINAL, QUANTIZED, TEACHER = "original", "quantized", "teacher"
 # Scales and folded weights start where calibration left them: a hundredth of a from-scratch rate moves them well.
 _LR_SCALE = 0.01
 
@@ -16,33 +30,150 @@ _LR_SCALE = 0.01
 def run(context: Context) -> None:
     """Quantize the network that goes to the device."""
     options = context.options(QuantizeStage)
-    settings = stage_train_settings(context)
-    _, source = context.shipped()
-    world = make_world(context.common, tables=training_tables(context.common))
-    world.models["original"] = load_model(context.common, source)
-    edit = Quantize("original", "quantized", options)
-    phases = quantization_aware(
-        context.common.heads,
-        edit,
-        optim(context, scale=_LR_SCALE),
-        options.passes(),
-        temperature=options.temperature,
-        task_weight=options.task_weight,
-        distill=options.self_distillation,
-        **target_options(context),
-    )
-    # float32 unless the stage asks for something else: bf16 has fewer bits than the rounding that is being learned.
-    curves = run_phases(
-        context,
-        world,
-        phases,
-        settings,
-        learner="quantized",
-        precision=options.precision or "f32",
-        frozen={"original": source},
-    )
-    scores, split = validation_scores(world, "quantized", settings)
-    save_quantized(context, world.models["quantized"], options, scores, split)
-    facts = context.draft.facts
+    work = _Work(context, options)
+    world, curves = work.trained(work.asked())
+    network = world.models[QUANTIZED].network
+    assert isinstance(network, QuantizedNetwork)
+    _tell(context, network)
+    scores, split = validation_scores(world, QUANTIZED, stage_train_settings(context))
+    save_quantized(context, world.models[QUANTIZED], scores, split)
+    facts, source = context.draft.facts, work.source
     facts.update(model=source.facts["model"], parameters=source.facts["parameters"], macs=source.facts["macs"])
     save_curves(context, curves)
+    _save_details(context, network, {"as asked": metrics(scores, split)} | work.arms() if options.arms else {})
+
+
+class _Work:
+    """The world of the stage and the ways to train in it."""
+
+    def __init__(self, context: Context, options: QuantizeStage) -> None:
+        self.context, self.options = context, options
+        _, self.source = context.shipped()
+        self.guides = _guides(context, options)
+
+    def asked(self) -> list[Phase]:
+        """The phases that the options ask for."""
+        options = self.options
+        recipe = self._recipe(options.task_weight if options.qkd is None else 1.0)
+        if options.qkd is not None and options.passes():
+            tutor = next(iter(self.guides))
+            return qkd(recipe, self._edit(recipe), tutor, options.qkd.epochs(options.passes()))
+        return quantization_aware(recipe, self._edit(recipe), [*self.guides] if options.self_distillation else [])
+
+    def trained(
+        self, phases: Sequence[Phase], *, arm: str = "", learner: str = QUANTIZED
+    ) -> tuple[World, list[dict[str, Any]]]:
+        """Run phases in a world of their own; `arm` names the folder of their checkpoints."""
+        context = self.context
+        world = make_world(context.common, tables=training_tables(context.common))
+        world.models[ORIGINAL] = load_model(context.common, self.source)
+        for name, artifact in self.guides.items():
+            world.models.setdefault(name, load_model(context.common, artifact))
+        work = context.work / arm if arm else context.work
+        # float32 unless the stage asks for something else: bf16 has fewer bits than the rounding that is being learned.
+        curves = run_phases(
+            dataclasses.replace(context, work=work),
+            world,
+            phases,
+            stage_train_settings(context),
+            learner=learner,
+            precision=self.options.precision or "f32",
+            frozen={ORIGINAL: self.source, **self.guides},
+        )
+        return world, curves
+
+    def arms(self) -> dict[str, list[dict[str, Any]]]:
+        """Scores on the validation split of what else could have been done in the same time."""
+        epochs = self.options.passes()
+        still = self._recipe(0.0, epochs=0)
+        ways = {"calibration alone": (quantization_aware(still, self._edit(still), []), QUANTIZED)}
+        if epochs:
+            alone, taught = self._recipe(1.0), self._recipe(0.0)
+            if any(head.target for head in self.context.common.heads):
+                ways["targets alone"] = (quantization_aware(alone, self._edit(alone), []), QUANTIZED)
+                longer = alone.alone("longer", "float", start=(Copy(ORIGINAL, "longer"),))
+                ways["float, as much longer"] = ([longer], "longer")
+            ways["self-distillation"] = (quantization_aware(taught, self._edit(taught), [ORIGINAL]), QUANTIZED)
+        found = {}
+        for name, (phases, learner) in ways.items():
+            self.context.tell(f"{self.context.stage}: arm {name}")
+            world, _ = self.trained(phases, arm=name.replace(" ", "_"), learner=learner)
+            scores, split = validation_scores(world, learner, stage_train_settings(self.context))
+            found[name] = metrics(scores, split)
+        return found
+
+    def _recipe(self, task_weight: float, *, epochs: int | None = None) -> Recipe:
+        context, options = self.context, self.options
+        return Recipe(
+            context.common.heads,
+            optim(context, scale=_LR_SCALE),
+            options.passes() if epochs is None else epochs,
+            task_weight=task_weight,
+            knowledge=options.knowledge or _answers(context, options.temperature),
+            pairs=self._pairs,
+            **target_options(context),
+        )
+
+    def _edit(self, recipe: Recipe) -> Quantize:
+        taps = [
+            place
+            for item in recipe.knowledge or ()
+            if item.features and recipe.epochs
+            for guide in self.guides
+            for place, _ in self._pairs(item, QUANTIZED, guide)
+        ]
+        return Quantize(ORIGINAL, QUANTIZED, self.options, taps=tuple(dict.fromkeys(taps)))
+
+    def _pairs(self, item: KnowledgeSettings, student: str, teacher: str) -> Sequence[Pair]:
+        """Layers that a knowledge compares: the quantized network has those of its original."""
+        if item.layers is not None:
+            return item.layers
+        found = []
+        for name in (student, teacher):
+            artifact = self.guides.get(name, self.source)
+            model = load_model(self.context.common, artifact)
+            found.append(stages_of(model, example_inputs(self.context.common, model)))
+        return pair(found[0], found[1], item.name)
+
+
+def _guides(context: Context, options: QuantizeStage) -> dict[str, Artifact]:
+    """The frozen networks that teach, by the names that phases give them."""
+    if not options.self_distillation or not options.passes():
+        return {}
+    _, source = context.shipped()
+    found = {}
+    for name in options.guides:
+        artifact = source if name == "original" else context.inputs.get("teacher") or context.inputs.get("model")
+        assert artifact is not None  # the schema asks for a teacher
+        found[ORIGINAL if name == "original" else TEACHER] = artifact
+    return found
+
+
+def _answers(context: Context, temperature: float) -> tuple[KnowledgeSettings, ...]:
+    """What is taught unless the options say otherwise: the answers of each head, each whole."""
+    if any(head.task == "classification" for head in context.common.heads):
+        return (KnowledgeSettings(kd=KdSettings(weight=1.0, temperature=temperature)),)
+    return (KnowledgeSettings(mse_logits=MseLogitsSettings(weight=1.0)),)
+
+
+def _tell(context: Context, network: QuantizedNetwork) -> None:
+    calibration = network.calibration
+    assert calibration is not None
+    kept = [str(trial["what"]) for trial in calibration.tried if trial["kept"]]
+    context.tell(f"{context.stage}: calibrated with " + ", ".join(kept))
+
+
+def _save_details(context: Context, network: QuantizedNetwork, arms: Mapping[str, Sequence[Any]]) -> None:
+    """What calibration saw and tried, what the bits of layers were chosen by, and what other ways would have given."""
+    assert network.calibration is not None
+    calibration = vars(network.calibration)
+    details: dict[str, Any] = {"calibration": {**calibration, "rows": calibration["tried"]}}
+    if network.mixture is not None:
+        steps = [vars(step) for step in network.mixture.steps]
+        details["sensitivity"] = {"rows": network.mixture.rows(), "steps": steps}
+    if arms:
+        found = [(name, row) for name, rows in arms.items() for row in rows]
+        shown = ("name", "value", "ci95", "unit", "split", "n")
+        details["arms"] = {"rows": [{"arm": name} | {key: row[key] for key in shown} for name, row in found]}
+    for kind, content in details.items():
+        write_atomic(context.draft.folder / f"{kind}.json", json.dumps(content, indent=1))

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 
 from edgekd.models.weights import load_state, save_state
-from edgekd.quantize.quantizer import prepare
+from edgekd.quantize.graph import layers_of, weight_quant
+from edgekd.quantize.quantizer import QuantizedNetwork, prepare
 from edgekd.quantize.settings import QuantizationSettings
 from edgekd.stages.context import Common, Context
 from edgekd.stages.networks import CPU, WEIGHTS, data_facts, example_inputs, load_model, metrics
@@ -25,19 +26,28 @@ def load_quantized(common: Common, artifact: Artifact, original: Artifact) -> Mo
     return Model(network, model.inputs, model.outputs)
 
 
-def save_quantized(
-    context: Context, model: Model, settings: QuantizationSettings, scores: Mapping[str, Score], split: str
-) -> None:
+def save_quantized(context: Context, model: Model, scores: Mapping[str, Score], split: str) -> None:
     """Write a fake-quantized network into the stage's draft: it is rebuilt over the float network's recipe."""
     network = model.network.to(CPU)
+    assert isinstance(network, QuantizedNetwork)
     save_state(network, context.draft.folder / WEIGHTS)
-    # Matrices and kernels are stored in `weights` bits, everything else (biases, scales) in 32.
-    bits = sum(p.numel() * (settings.weights if p.dim() > 1 else 32) for p in network.parameters())
+    settings = network.settings.canonical()
     context.draft.facts.update(
         inputs=model.inputs,
         outputs=model.outputs,
-        quantization={name: getattr(settings, name) for name in QuantizationSettings.model_fields},
-        size_bytes=bits // 8,
+        quantization={name: settings[name] for name in QuantizationSettings.model_fields},
+        size_bytes=stored_bits(network) // 8,
         metrics=metrics(scores, split),
         data=data_facts(context.common),
     )
+
+
+def stored_bits(network: QuantizedNetwork) -> int:
+    """Bits of all parameters as they are stored: weights in the bits of their layer, everything else in 32."""
+    graph = network.graph_module
+    bits = {}
+    for layer in layers_of(graph):
+        fake_quant = weight_quant(graph, layer.node)
+        if fake_quant is not None:
+            bits[layer.weight] = fake_quant.bits
+    return sum(p.numel() * bits.get(name, 32) for name, p in graph.named_parameters())

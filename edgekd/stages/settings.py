@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from edgekd.bench.settings import BenchSettings
 from edgekd.config import Settings
+from edgekd.distill.knowledge_settings import KnowledgeSettings
 from edgekd.distill.settings import SCHEMES, DistillationSettings
 from edgekd.export.settings import ExportSettings
 from edgekd.models.settings import Columns, ModelReference, ModelSettings
@@ -73,6 +74,25 @@ class DistillStage(TrainOverrides, DistillationSettings):
         return ModelSettings(model=self.student, args=dict(self.args), weights=self.weights, inputs=self.inputs)
 
 
+class QkdSettings(Settings):
+    """How long each phase of QKD is; by default a third of the stage's epochs."""
+
+    self_study: int | None = Field(default=None, ge=0)
+    """Epochs in which the quantized network learns the targets alone."""
+    co_study: int | None = Field(default=None, ge=0)
+    """Epochs in which it and the tutor learn from each other."""
+    tutoring: int | None = Field(default=None, ge=0)
+    """Epochs in which the tutor, frozen, teaches it."""
+
+    def epochs(self, total: int) -> tuple[int, int, int]:
+        """Epochs of each phase, with the defaults filled in."""
+        third = total // 3
+        usual = (third, third, total - 2 * third)
+        given = (self.self_study, self.co_study, self.tutoring)
+        first, second, last = (u if g is None else g for g, u in zip(given, usual, strict=True))
+        return first, second, last
+
+
 class QuantizeStage(TrainOverrides, QuantizationSettings):
     """Quantizes the network: calibration alone, or quantization-aware training after it.
 
@@ -87,6 +107,15 @@ class QuantizeStage(TrainOverrides, QuantizationSettings):
     """Weight of the task's own loss beside (or, without self_distillation, instead of) the float original."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of the self-distillation."""
+    knowledge: tuple[KnowledgeSettings, ...] | None = None
+    """What is taught; by default the answers alone, kd with weight 1 and `temperature` (mse_logits in regression)."""
+    guides: tuple[Literal["original", "teacher"], ...] = Field(default=("original",), min_length=1)
+    """Who teaches: the float original, the teacher it was distilled from, or both with half the weight each."""
+    qkd: QkdSettings | None = None
+    """Learn in the three phases of QKD (Kim et al. 2019), tutored by the first guide; `qkd: {}` parts epochs evenly."""
+    arms: bool = False
+    """Also train by the targets alone, by self-distillation alone, and the float network as long as these; the report
+    compares all of them with calibration alone, on the validation split."""
 
     def passes(self) -> int:
         """Epochs with the default filled in."""
@@ -96,7 +125,20 @@ class QuantizeStage(TrainOverrides, QuantizationSettings):
     def _something_to_learn(self) -> QuantizeStage:
         if self.passes() and not self.self_distillation and not self.task_weight:
             raise ValueError("epochs without anything to learn from | set self_distillation: true, or a task_weight")
-        idle = self.model_fields_set & {*TrainOverrides.model_fields, "task_weight", "temperature"}
+        learning = self.model_fields_set & {"knowledge", "guides", "qkd"}
+        if learning and not self.self_distillation:
+            raise ValueError(f"{min(learning)} does nothing without self_distillation | set self_distillation: true")
+        if any(item.own is not None for item in self.knowledge or ()):
+            raise ValueError(
+                "a knowledge of your own is for the distill stage | take one of `edgekd list knowledge` here"
+            )
+        if "temperature" in self.model_fields_set and self.knowledge is not None:
+            raise ValueError(
+                "temperature does nothing beside knowledge | write e.g. knowledge: [{kd: {temperature: 2}}]"
+            )
+        if self.qkd is not None and self.task_weight:
+            raise ValueError("task_weight does nothing in qkd, where the task always counts 1 | remove it")
+        idle = self.model_fields_set & {*TrainOverrides.model_fields, "task_weight", "temperature", *learning}
         if idle and "epochs" not in self.model_fields_set and not self.passes():
             raise ValueError(f"{min(idle)} does nothing in calibration alone | add `self_distillation: true`")
         return self

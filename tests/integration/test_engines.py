@@ -16,11 +16,12 @@ from onnx import numpy_helper
 
 from edgekd.errors import CompileError, ExportError, ParityError, UnavailableError
 from edgekd.export import parity
-from edgekd.export.flavours import clip_activations, tensorrt_violations, to_f16, to_uint8
+from edgekd.export.flavours import tensorrt_violations, to_f16, to_uint8
 from edgekd.export.onnx_file import load, save, write_onnx
 from edgekd.export.settings import ExportSettings
 from edgekd.models.resolve import build
-from edgekd.quantize.quantizer import calibrate, convert, prepare
+from edgekd.quantize.post_training import calibrated
+from edgekd.quantize.quantizer import convert
 from edgekd.quantize.settings import QuantizationSettings
 from edgekd.runtimes.protocol import Layer, infer_batched
 from edgekd.runtimes.registry import runtime
@@ -52,12 +53,10 @@ def make(name: str, folder: Path, bits: int = 8) -> Files:
     x = torch.randn(16, 3, 32, 32)
     with torch.no_grad():
         network(x)  # BatchNorm statistics that are not 0 and 1
-    quantized = prepare(network.eval(), (x[:2],), QuantizationSettings(weights=bits, activations=bits))
-    calibrate(quantized, [(x,)])
+    settings = QuantizationSettings(weights=bits, activations=bits)
+    quantized = calibrated(network.eval(), (x[:2],), [(x,)], settings)
     write_onnx(network, {"image": x[:2]}, ("logits",), folder / "f32.onnx", opset=20, metadata={"a": "b"})
     write_onnx(convert(quantized), {"image": x[:2]}, ("logits",), folder / "int8.onnx", opset=20, metadata={})
-    if bits < 8:
-        save(clip_activations(load(folder / "int8.onnx"), bits), folder / "int8.onnx")
     save(to_uint8(load(folder / "int8.onnx")), folder / "uint8.onnx")
     save(to_f16(load(folder / "f32.onnx")), folder / "f16.onnx")
     save(to_f16(load(folder / "int8.onnx")), folder / "int8_f16.onnx")
@@ -84,6 +83,24 @@ def test_all_convolutions_of_the_zoo_run_in_8_bits_in_both_signs(name: str, tmp_
         folder.mkdir()
         built = runtime(engine).compile(files.path(flavour), folder, device="CPU", threads=1, options={})
         assert convolutions(built.layers) == {"int8": expected}, (engine, flavour)
+
+
+def test_linear_layers_of_a_transformer_run_in_8_bits_and_what_is_fragile_stays_float(tmp_path: Path) -> None:
+    files = make("vit_tiny", tmp_path)
+    graph = load(files.path("int8")).graph
+    producers = {name: node for node in graph.node for name in node.output}
+    kinds = {node.op_type: {getattr(producers.get(x), "op_type", "") for x in node.input} for node in graph.node}
+    assert all("DequantizeLinear" not in kinds[kind] for kind in ("Softmax", "LayerNormalization", "Gelu", "Add"))
+    for engine, kind in (("openvino", "fullyconnected"), ("onnxruntime", "matmulinteger")):
+        folder = tmp_path / engine
+        folder.mkdir()
+        built = runtime(engine).compile(files.path("uint8"), folder, device="CPU", threads=1, options={})
+        counts = count_precisions(layer for layer in built.layers if kind in layer.kind.lower())
+        assert counts.get("int8", 0) >= 24, (engine, counts)  # four in each of six blocks
+        session = runtime(engine).load(folder / built.file, device="CPU", threads=1)
+        found = infer_batched(session, files.feeds, 16)["logits"]
+        session.close()
+        assert np.abs(found - files.quantized).max() < 0.05 * np.abs(files.quantized).max()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from edgekd.errors import ExportError
 from edgekd.models.weights import load_state, save_state
 from edgekd.quantize.fake_quant import FakeQuant, lsq
-from edgekd.quantize.quantizer import calibrate, capture, convert, prepare
+from edgekd.quantize.post_training import calibrated
+from edgekd.quantize.quantizer import capture, convert, prepare
 from edgekd.quantize.settings import QuantizationSettings
 
 
@@ -39,9 +40,7 @@ def quantized(settings: QuantizationSettings | None = None) -> tuple[nn.Module, 
     torch.manual_seed(0)
     network = Residual().eval()
     x = example()
-    result = prepare(network, (x[:2],), settings or QuantizationSettings())
-    calibrate(result, [(x[:16],), (x[16:],)])
-    return network, result
+    return network, calibrated(network, (x[:2],), [(x[:16],), (x[16:],)], settings or QuantizationSettings())
 
 
 def test_lsq_has_the_published_values_and_gradients() -> None:
@@ -63,16 +62,16 @@ def test_lsq_passes_gradients_inside_its_range_and_none_outside() -> None:
     assert x.grad.tolist() == [0.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("ranges", ["mse", "percentile"])
+@pytest.mark.parametrize("ranges", ["entropy", "mse", "percentile"])
 def test_a_single_outlier_does_not_spoil_the_range(ranges: str) -> None:
     x = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
     x[0] = 30.0
     scales = {}
     for name in (ranges, "minmax"):
-        fake_quant = FakeQuant(bits=4, ranges=name)
+        fake_quant = FakeQuant(bits=4)
         fake_quant(x[:50_000])
         fake_quant(x[50_000:])
-        fake_quant.finish_calibration()
+        fake_quant.set_range(name)
         scales[name] = float(fake_quant.scale.detach())
     assert scales["minmax"] == pytest.approx(30 / 7)
     assert scales[ranges] < scales["minmax"] / 3
@@ -80,9 +79,9 @@ def test_a_single_outlier_does_not_spoil_the_range(ranges: str) -> None:
 
 def test_ranges_by_mse_are_near_the_best_scale() -> None:
     x = torch.randn(50_000, generator=torch.Generator().manual_seed(0))
-    fake_quant = FakeQuant(bits=4, ranges="mse")
+    fake_quant = FakeQuant(bits=4)
     fake_quant(x)
-    fake_quant.finish_calibration()
+    fake_quant.set_range("mse")
 
     def error(scale: float) -> float:
         return float((lsq(x, torch.tensor([scale]), -8, 7) - x).square().mean())
@@ -106,8 +105,7 @@ def test_calibration_leaves_the_float_network_as_it_was() -> None:
     torch.manual_seed(0)
     network = Residual().eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    result = prepare(network, (example()[:2],), QuantizationSettings())
-    calibrate(result, [(example(),)])
+    result = calibrated(network, (example()[:2],), [(example(),)], QuantizationSettings())
     with torch.no_grad():
         for parameter in result.parameters():
             parameter.add_(1.0)
@@ -136,7 +134,11 @@ def test_both_inputs_of_an_addition_and_the_pool_are_quantized() -> None:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_fewer_bits_mean_fewer_levels(bits: int) -> None:
     _, result = quantized(QuantizationSettings(weights=bits, activations=bits))
-    assert {f.quant_max for f in result.fake_quants()} == {2 ** (bits - 1) - 1}  # type: ignore[operator]
+    signed = {f.quant_max for f in result.fake_quants() if not f.unsigned}  # type: ignore[operator]
+    assert signed == {2 ** (bits - 1) - 1}
+    # What a ReLU gave never needs the negative half; at 8 bits int8 has no room for more above 0.
+    after_relu = {(f.quant_min, f.quant_max) for f in result.fake_quants() if f.unsigned}  # type: ignore[operator]
+    assert after_relu == ({(0, 2**bits - 1)} if bits < 8 else set())
     weights = [f for f in result.fake_quants() if f.axis == 0]  # type: ignore[operator]
     levels = weights[0](torch.randn(8, 3, 3, 3)) / weights[0].scale.reshape(-1, 1, 1, 1)
     assert len(levels.round().unique()) <= 2**bits

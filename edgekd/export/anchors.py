@@ -1,0 +1,143 @@
+"""Where two forms of one network part ways: tensors that both have, compared from the first to the last.
+
+An exporter renames values, folds BatchNorm and adds shapes. But inputs, convolutions, matrix products, additions and
+activations stay in their order, so the k-th of a kind in one form is the k-th of that kind in the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from edgekd.export.onnx_file import load
+from edgekd.export.parity import run_reference
+from edgekd.quantize.placement import module_of
+
+_aten = torch.ops.aten
+_KINDS = {
+    "Conv": {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default},
+    "Gemm": {_aten.linear.default},
+    "Relu": {_aten.relu.default, _aten.relu_.default},
+    "Add": {_aten.add.Tensor, _aten.add_.Tensor},
+}
+_OF_TARGET = {target: kind for kind, targets in _KINDS.items() for target in targets}
+_OF_ONNX = {"Conv": "Conv", "Gemm": "Gemm", "MatMul": "Gemm", "Relu": "Relu", "Add": "Add"}
+INPUT = "the input"
+_NORMS = {"batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm"}
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """One tensor of a PyTorch graph: its kind, the module whose code it is, its value."""
+
+    kind: str
+    module: str
+    value: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Fork:
+    """The first tensor that differs: its name in the file, the module of the network, how far it is off."""
+
+    tensor: str
+    module: str
+    relative_error: float
+
+    def words(self) -> str:
+        """For a message."""
+        by = f"{self.relative_error:.1e} of its size"
+        return f"the first tensor that differs is {self.tensor!r}, of {self.module}, by {by}"
+
+
+@torch.no_grad()
+def anchors(graph: GraphModule, inputs: Sequence[Tensor]) -> list[Anchor]:
+    """Values of all anchors of a captured network, in the order of execution."""
+    found = [Anchor("Input", INPUT, x.detach().cpu().numpy()) for x in inputs]
+    shown: dict[Node, tuple[str, str]] = {}
+    for node in graph.graph.nodes:
+        kind = _OF_TARGET.get(node.target)
+        if node.op == "call_function" and kind is not None:
+            shown[_after_norm(node)] = kind, module_of(node)
+
+    class Run(Interpreter):
+        def run_node(self, n: Node) -> Any:
+            value = super().run_node(n)
+            if n in shown:
+                result = value[0] if isinstance(value, (tuple, list)) else value
+                found.append(Anchor(*shown[n], result.detach().cpu().numpy()))
+            return value
+
+    Run(graph).run(*inputs)
+    return found
+
+
+def first_fork(path: Path, feeds: Mapping[str, NDArray[Any]], expected: Sequence[Anchor], limit: float) -> Fork | None:
+    """The first input or anchor of an ONNX file that is off its value in PyTorch by more than `limit` (mean squares).
+
+    Kinds of which the two have different numbers are left out. None: there is no such anchor.
+    """
+    given = [anchor for anchor in expected if anchor.kind == "Input"]
+    for (name, x), anchor in zip(feeds.items(), given, strict=True):
+        if not off(x, anchor.value) <= limit:
+            return Fork(name, anchor.module, off(x, anchor.value))
+    model = load(path)
+    pairs = paired(model, expected)
+    values = run_reference(with_outputs(model, [name for name, _ in pairs]).SerializeToString(), feeds)
+    for name, anchor in pairs:
+        error = off(values[name], anchor.value) if values[name].shape == anchor.value.shape else math.nan
+        if not error <= limit:  # NaN is beyond every limit
+            return Fork(name, anchor.module, error)
+    return None
+
+
+def off(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Root mean square error over the expected values' size: single values may round to the next level."""
+    size = math.sqrt(float(np.square(expected, dtype=np.float64).mean()))
+    return math.sqrt(float(np.square(found - expected, dtype=np.float64).mean())) / max(size, 1e-12)
+
+
+def paired(model: onnx.ModelProto, expected: Sequence[Anchor]) -> list[tuple[str, Anchor]]:
+    """Names of values in the file with the anchors that they are, in the file's order."""
+    names: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        kind = _OF_ONNX.get(node.op_type)
+        if kind is not None:
+            names.setdefault(kind, []).append(node.output[0])
+    anchors_of: dict[str, list[Anchor]] = {}
+    for anchor in expected:
+        anchors_of.setdefault(anchor.kind, []).append(anchor)
+    matched = {
+        name: anchor
+        for kind, found in names.items()
+        if len(found) == len(anchors_of.get(kind, []))
+        for name, anchor in zip(found, anchors_of[kind], strict=True)
+    }
+    order = [output for node in model.graph.node for output in node.output]
+    return [(name, matched[name]) for name in order if name in matched]
+
+
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy that also gives these values."""
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    known = {value.name for value in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    return model
+
+
+def _after_norm(node: Node) -> Node:
+    """The BatchNorm that is a convolution's only reader, which exporters fold into it; else the node itself."""
+    users = list(node.users)
+    if len(users) != 1 or users[0].op != "call_function":
+        return node
+    name = str(getattr(users[0].target, "__name__", users[0].target)).split(".")[0]
+    return users[0] if name in _NORMS else node

@@ -1,0 +1,138 @@
+"""Which layers bear few bits: each is quantized alone, and its bits are chosen under a budget.
+
+A layer's sensitivity at some bits is how far the answers move when its weight alone is rounded to them, on calibration
+data, without labels. Beginning at the most bits everywhere, the layer that loses least for what it saves goes down one
+step at a time, until the mean is within the budget (Dong et al. 2019 allot bits by such a measure, too).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch.fx import Node
+
+from edgekd.quantize.calibration import Answers
+from edgekd.quantize.fake_quant import FakeQuant
+from edgekd.quantize.graph import layers_of, weight_quant
+from edgekd.quantize.placement import module_of
+from edgekd.quantize.quantizer import QuantizedNetwork
+from edgekd.quantize.settings import LayerBits, LayerChoice, MixedSettings
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One layer: its name, how many weights it has, and how far the answers move, by bits."""
+
+    layer: str
+    weights: int
+    divergence: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step down: the layer, its bits from then on, and what all together then come to."""
+
+    layer: str
+    bits: int
+    mean_bits: float
+    divergence: float
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What was measured, the way down, what was chosen at its end, and what was given beforehand."""
+
+    measured: tuple[Sensitivity, ...]
+    steps: tuple[Step, ...]
+    chosen: Mapping[str, LayerChoice]
+    given: Mapping[str, LayerChoice]
+
+    @property
+    def layers(self) -> dict[str, LayerChoice]:
+        """Each layer's bits, for the settings; what was given comes last, and so counts."""
+        return {**self.chosen, **self.given}
+
+    def even(self, settings: MixedSettings) -> Mixture:
+        """The same with the most bits that all layers can have within the budget."""
+        most = LayerBits(weights=max(bits for bits in settings.bits if bits <= settings.budget))
+        chosen = {layer: choice if choice == "float" else most for layer, choice in self.chosen.items()}
+        return dataclasses.replace(self, chosen=chosen)
+
+    def rows(self) -> list[dict[str, object]]:
+        """A row for each layer: its weights, its sensitivity by bits, and what was chosen."""
+        return [
+            {"layer": s.layer, "weights": s.weights}
+            | {f"divergence at {bits} bits": value for bits, value in s.divergence.items()}
+            | {"chosen": _words(self.chosen[s.layer]) if s.layer in self.chosen else "given"}
+            for s in self.measured
+        ]
+
+
+@torch.no_grad()
+def measure(network: QuantizedNetwork, answers: Answers, bits: Sequence[int]) -> list[Sensitivity]:
+    """Sensitivities of all layers of a prepared network that has observed its calibration data.
+
+    Everything else passes as it is; a layer that several operations share counts once.
+    """
+    network.set_mode("passing")
+    found = []
+    for node, fake_quant, count in _weighted(network):
+        own, by_bits = fake_quant.bits, {}
+        for width in bits:
+            fake_quant.set_bits(width)
+            fake_quant.set_range("minmax" if width >= 8 else "mse")
+            by_bits[width] = answers.divergence(network)
+        fake_quant.set_bits(own)
+        fake_quant.set_mode("passing")
+        found.append(Sensitivity(module_of(node), count, by_bits))
+    return found
+
+
+def choose(measured: Sequence[Sensitivity], settings: MixedSettings, given: Mapping[str, LayerChoice]) -> Mixture:
+    """The bits of every layer that is not given, such that the mean over their weights is within the budget."""
+    widths = sorted(settings.bits, reverse=True)
+    free = [s for s in measured if not any(fnmatchcase(s.layer, pattern) for pattern in given)]
+    stay = {
+        s.layer for s in free if settings.float_above is not None and s.divergence[widths[0]] > settings.float_above
+    }
+    free = [s for s in free if s.layer not in stay]
+    level = {s.layer: 0 for s in free}
+    total = sum(s.weights for s in free)
+    steps: list[Step] = []
+
+    def mean() -> float:
+        return sum(s.weights * widths[level[s.layer]] for s in free) / max(total, 1)
+
+    while free and mean() > settings.budget:
+        down = [s for s in free if level[s.layer] + 1 < len(widths)]
+
+        def price(s: Sensitivity) -> float:
+            now, then = widths[level[s.layer]], widths[level[s.layer] + 1]
+            return (s.divergence[then] - s.divergence[now]) / (s.weights * (now - then))
+
+        cheapest = min(down, key=price)
+        level[cheapest.layer] += 1
+        moved = sum(s.divergence[widths[level[s.layer]]] for s in free)
+        steps.append(Step(cheapest.layer, widths[level[cheapest.layer]], mean(), moved))
+    chosen: dict[str, LayerChoice] = {s.layer: LayerBits(weights=widths[level[s.layer]]) for s in free}
+    chosen |= dict.fromkeys(sorted(stay), "float")
+    return Mixture(tuple(measured), tuple(steps), chosen, given)
+
+
+def _words(choice: LayerChoice) -> str:
+    return choice if isinstance(choice, str) else f"{choice.weights} bits"
+
+
+def _weighted(network: QuantizedNetwork) -> list[tuple[Node, FakeQuant, int]]:
+    """Layers with the fake-quant of their weight and its number of values, each weight once."""
+    graph = network.graph_module
+    found: dict[str, tuple[Node, FakeQuant, int]] = {}
+    for layer in layers_of(graph):
+        fake_quant = weight_quant(graph, layer.node)
+        if fake_quant is not None:
+            found.setdefault(layer.weight, (layer.node, fake_quant, graph.get_parameter(layer.weight).numel()))
+    return list(found.values())

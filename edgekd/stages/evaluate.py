@@ -13,16 +13,17 @@ from torch import Tensor
 from edgekd.data.table import Rows, row_groups
 from edgekd.errors import ParityError
 from edgekd.export import parity
-from edgekd.export.anchors import Fork
+from edgekd.export.forks import Fork
 from edgekd.export.settings import ExportSettings
 from edgekd.files import write_atomic
 from edgekd.runtimes.protocol import Arrays, Session, infer_batched
 from edgekd.runtimes.registry import runtime
 from edgekd.stages.context import Context
-from edgekd.stages.ladder import FORK_SAMPLES, Ladder, anchors_of, engine_fork
+from edgekd.stages.ladder import Ladder, engine_fork
 from edgekd.stages.networks import CPU, data_facts, load_model, make_world, metrics
 from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import EvaluateStage
+from edgekd.stages.tensors import FORK_SAMPLES, anchors_of
 from edgekd.tasks.task import Score, task_named
 from edgekd.train.evaluate import outputs, score_outputs
 from edgekd.train.feed import to_input

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from edgekd.errors import ParityError
 from edgekd.export import parity
-from edgekd.export.anchors import Fork, first_fork
 from edgekd.export.flavours import tensorrt_violations, to_uint8
+from edgekd.export.forks import Fork, first_fork
 from edgekd.export.onnx_file import load, save, write_onnx
 from edgekd.quantize.quantizer import QuantizedNetwork, convert
 from edgekd.stages.context import Context
-from edgekd.stages.ladder import FORK_SAMPLES, anchors_of
 from edgekd.stages.networks import CPU, example_inputs, load_model, make_world
 from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import ExportStage
+from edgekd.stages.tensors import FORK_SAMPLES, anchors_of
 from edgekd.train.feed import to_input
 from edgekd.train.world import Model, named_outputs
 

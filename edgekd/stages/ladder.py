@@ -18,27 +18,14 @@ from torch import Tensor
 
 from edgekd.errors import EdgekdError
 from edgekd.export import parity
-from edgekd.export.anchors import Anchor, Fork, anchors, off, paired, with_outputs
+from edgekd.export.forks import Anchor, Fork, off, paired, with_outputs
 from edgekd.export.onnx_file import load
 from edgekd.export.parity import Arrays, Parity
-from edgekd.quantize.quantizer import QuantizedNetwork, capture
 from edgekd.runtimes.protocol import Runtime, infer
 from edgekd.tasks import HeadSettings
 from edgekd.tasks.task import Score
 from edgekd.train.evaluate import score_outputs
-from edgekd.train.world import Model, World
-
-FORK_SAMPLES = 8
-_EXACT, _ROUNDED = 1e-3, 0.05  # of a tensor's size; quantized values may round to the next level
-
-
-def anchors_of(model: Model, feeds: Arrays) -> tuple[list[Anchor], float]:
-    """What a network computes of some samples on the way, and how far another form of it may be off."""
-    inputs = tuple(torch.from_numpy(feeds[name]) for name in model.inputs)
-    network = model.network
-    if isinstance(network, QuantizedNetwork):
-        return anchors(network.graph_module, inputs), _ROUNDED
-    return anchors(capture(network, inputs), inputs), _EXACT
+from edgekd.train.world import World
 
 
 @dataclass

@@ -165,6 +165,7 @@ def test_mistakes_in_code_of_ones_own_are_one_line_before_anything_runs(name: st
 def test_tables_that_a_scheme_states_are_those_its_options_name(own: Place) -> None:
     rewritten(own, "my_pkg/schemes.py", "weight: float = 1000.0", "also: str = 'unlabelled', weight: float = 1.0")
     rewritten(own, "my_pkg/schemes.py", "task_weight=0.1", "task_weight=0.1, tables=('also',)")
+    rewritten(own, "p.yaml", "data: {digits: {}", "data: {labelled: 50, digits: {}")
     from edgekd.pipeline.schema import load_pipeline
 
     options = load_pipeline(own.folder / "p.yaml").stages[-1].settings

@@ -17,7 +17,8 @@ from edgekd.export.onnx_file import load, write_onnx
 from edgekd.models.resolve import build
 from edgekd.runtimes.onnxruntime import OnnxRuntime
 from edgekd.runtimes.protocol import Build
-from edgekd.stages.ladder import anchors_of, engine_fork
+from edgekd.stages.ladder import engine_fork
+from edgekd.stages.tensors import anchors_of
 from edgekd.train.world import Model
 
 FILE = """

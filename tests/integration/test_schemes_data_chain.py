@@ -166,12 +166,6 @@ MISTAKES = {
         r"task_weight does nothing",
         "offline",
     ),
-    "labels that the pairs have not": (
-        "cross_modal",
-        ("pairs: target}", "pairs: target}, task_weight: 1"),
-        r"a term names 'kind', which is neither a model nor a column",
-        "columns: ",
-    ),
     "knowledge": (
         "expansion",
         ("rounds: 2}", "rounds: 2}, knowledge: [kd]"),

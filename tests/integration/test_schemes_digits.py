@@ -21,7 +21,7 @@ SEEDS = {
     "expansion": 3,
     "federated": 3,
     "label_free": 0,
-    "multi_teacher": 0,
+    "multi_teacher": 1,
     "online": 1,
     "privileged": 0,
     "quantization_aware": 0,

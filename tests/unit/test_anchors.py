@@ -12,10 +12,11 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from edgekd.export.anchors import anchors, first_fork
 from edgekd.export.flavours import to_uint8
+from edgekd.export.forks import first_fork
 from edgekd.export.onnx_file import load, save, write_onnx
 from edgekd.models.resolve import build
+from edgekd.quantize.anchors import anchors
 from edgekd.quantize.post_training import calibrated
 from edgekd.quantize.quantizer import capture, convert
 from edgekd.quantize.settings import QuantizationSettings

@@ -63,7 +63,9 @@ def test_pipelines_in_the_readme_are_the_files_that_it_names() -> None:
 def test_parts_of_pipelines_in_the_readme_are_valid(text: str, beside_the_examples: Path) -> None:
     """A block such as `data:` stands for itself; with a name and a stage it is a pipeline file."""
     file = beside_the_examples / "readme.yaml"
-    file.write_text(f"name: part\n{text}stages: [{{teacher: {{model: resnet8}}}}]\n")
+    teacher = "{teacher: {model: resnet8}}"
+    lone = text.replace("stages:\n", f"stages:\n  - {teacher}\n") if "stages:" in text else f"{text}stages: [{teacher}]"
+    file.write_text(f"name: part\ndata: {{digits: {{}}}}\n{lone}\n" if "data:" not in text else f"name: part\n{lone}\n")
     assert load_pipeline(file).stages
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from torch import Tensor, nn
 
@@ -56,6 +56,14 @@ class Knowledge:
     features: bool = False
     of_classes: bool = False
     half: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = sorted((self.needs | self.takes) - set(get_args(Need)))
+        if unknown:
+            raise ConfigError(
+                f"a knowledge asks for {unknown[0]!r}, which nobody gives",
+                hint=did_you_mean(unknown[0], get_args(Need)),
+            )
 
 
 F = TypeVar("F", bound=Callable[..., Tensor])

@@ -157,3 +157,11 @@ def test_a_move_without_terms_is_not_differentiated_by_several_processes() -> No
     phase = Phase("p", (Move({"student": OPTIM}), Move({"teacher": OPTIM}, (KD,))), 1)
     running = PhaseRun(world(), phase, 0, run, Progress(), frozenset())
     running._objective(phase.moves[0], None)  # type: ignore[arg-type]
+
+
+def test_a_knowledge_that_asks_for_what_nobody_gives_is_a_mistake() -> None:
+    from edgekd.extend import knowledge as stated
+
+    with pytest.raises(ConfigError, match="asks for 'targets', which nobody gives") as caught:
+        stated(needs=("targets",))(lambda student, teacher: student.mean())  # type: ignore[arg-type]
+    assert "target" in caught.value.hint

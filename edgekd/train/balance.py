@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from edgekd.train.knowledge import knowledge_named
 from edgekd.train.named import Named
@@ -83,6 +84,42 @@ def unequal(
 def _kin(item: Named, group: Sequence[Named]) -> list[Named]:
     """The terms of one knowledge: of several layers, or with several teachers. They share its weight."""
     return [other for other in group if other.term.knowledge == item.term.knowledge]
+
+
+def new_warnings(
+    terms: Sequence[Named],
+    curve: dict[str, Any],
+    epoch: int,
+    weights: Mapping[str, float],
+    seen: Sequence[Mapping[str, float]],
+) -> list[str]:
+    """Warnings of a phase that are new; its curve keeps them, so that each term has one, also after a resume.
+
+    Args:
+        terms: all of the phase.
+        curve: that of the phase so far, this epoch included.
+        epoch: which this is, from 1 on.
+        weights: of the terms in it.
+        seen: means of the terms over the epoch; and of its first step, for what diverged later diverged together.
+    """
+    known = {warning["term"] for warning in curve.get("warnings", [])}
+    before = [largest_of(curve), *[{}] * (len(seen) - 1)]
+    judged = [
+        x for means, most in zip(seen, before, strict=True) if means for x in unequal(terms, means, weights, most)
+    ]
+    found = {x.item.name: x.text(curve["name"], epoch) for x in judged if x.item.name not in known}
+    if found:
+        new = [{"term": name, "epoch": epoch, "text": text} for name, text in found.items()]
+        curve["warnings"] = [*curve.get("warnings", []), *new]
+    return list(found.values())
+
+
+def largest_of(curve: Mapping[str, Any]) -> dict[str, float]:
+    """What each term has come to at most in an epoch of a phase, weighted."""
+    return {
+        name: max(abs(mean * weight) for mean, weight in zip(means, curve["weights"][name], strict=True))
+        for name, means in curve["terms"].items()
+    }
 
 
 def _allowance(term: Term) -> float:

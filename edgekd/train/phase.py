@@ -21,7 +21,7 @@ from edgekd.data.views import permutation
 from edgekd.errors import ConfigError
 from edgekd.train import checkpoint
 from edgekd.train.adapters import make_adapters, with_adapters
-from edgekd.train.balance import unequal
+from edgekd.train.balance import largest_of, new_warnings
 from edgekd.train.checkpoint import Progress
 from edgekd.train.distributed import Shares
 from edgekd.train.evaluate import score
@@ -92,6 +92,7 @@ class PhaseRun:
         # Rows of a cached table, seen by models as they were given; tables by identity, for edits may take their names.
         self.guides = self._cached_guides() if any(origin(self.table) is table for table in cached) else {}
         self.objectives: list[nn.Module] = []
+        self.first: dict[str, float] = {}  # means of the first step: later ones may have diverged together
         self.graphs = False
 
     def go(self) -> None:
@@ -195,7 +196,8 @@ class PhaseRun:
         self.feed.start_epoch(epoch, torch.cat([order[start:stop] for start, stop in parts]))
         batches = self.feed.batches([stop - start for start, stop in parts])
         run, frozen = self.run, self.world.models.keys() - self.touched
-        tally = Tally(self.terms, epoch, self.shares.steps, run.accumulate, run.device, run.ranks, self._most())
+        curve = self.progress.curves[-1]
+        tally = Tally(self.terms, epoch, self.shares.steps, run.accumulate, run.device, run.ranks, largest_of(curve))
         means: dict[str, float] = {}
         started = shown = time.monotonic()
         place = 0
@@ -211,8 +213,9 @@ class PhaseRun:
             for number, move in enumerate(self.phase.moves):
                 if step % move.every == 0:
                     self._move(number, move, turns, epoch * self.shares.steps + step, tally)
-            if (step + 1) % _CHECK_EVERY == 0 or step + 1 == self.shares.steps:
+            if (step + 1) % _CHECK_EVERY == 0 or step + 1 == self.shares.steps or step == epoch == 0:
                 means = tally.means(step + 1, self.world, frozen, self.phase.name)
+                self.first = self.first or means
             if self.run.show is not None and time.monotonic() - shown > _SHOW_S:
                 shown = time.monotonic()
                 self._show(epoch, step + 1, tally, shown - started)
@@ -269,7 +272,8 @@ class PhaseRun:
         for kind, values in (("terms", means), ("weights", weights)):
             for name, value in values.items():
                 curve[kind].setdefault(name, []).append(value)
-        warnings = self._judge(curve, epoch + 1, means, weights)
+        first = self.first if epoch == 0 else {}
+        warnings = new_warnings(self.terms, curve, epoch + 1, weights, (means, first))
         models = self.world.models
         self.run.ranks.same_buffers(models[name].network for name in sorted(self.touched & models.keys()))
         metrics = self._watch(curve)
@@ -286,26 +290,6 @@ class PhaseRun:
             rate, left = len(self.table) / max(seconds, 1e-9), seconds * (self.phase.epochs - epoch - 1)
             loss = self._loss(means, epoch)
             self.run.tell(Epoch(self.phase.name, epoch + 1, self.phase.epochs, loss, metrics, rate, left))
-
-    def _judge(
-        self, curve: dict[str, Any], epoch: int, means: Mapping[str, float], weights: Mapping[str, float]
-    ) -> list[str]:
-        """Warnings that are new; curves keep them, so that each term has one in a phase, also after a resume."""
-        known = {warning["term"] for warning in curve.get("warnings", [])}
-        found = [x for x in unequal(self.terms, means, weights, self._most()) if x.item.name not in known]
-        texts = [x.text(self.phase.name, epoch) for x in found]
-        if found:
-            kept = [{"term": x.item.name, "epoch": epoch, "text": text} for x, text in zip(found, texts, strict=True)]
-            curve["warnings"] = [*curve.get("warnings", []), *kept]
-        return texts
-
-    def _most(self) -> dict[str, float]:
-        """What each term has come to at most in an epoch of this phase, weighted."""
-        curve = self.progress.curves[-1]
-        return {
-            name: max(abs(mean * weight) for mean, weight in zip(means, curve["weights"][name], strict=True))
-            for name, means in curve["terms"].items()
-        }
 
     def _optimizing(self) -> list[Learner]:
         return [x for x in itertools.chain(*self.learners) if x.optimizer is not None]

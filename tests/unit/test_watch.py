@@ -262,3 +262,16 @@ def test_of_several_processes_the_first_loss_counts() -> None:
         tally.add(0, losses, 0.5)
     with pytest.raises(TrainingError, match=r"'kd' is not finite \(phase p, epoch 1, step 3; .*cross_entropy, head"):
         tally.means(4, world(), (), "p")
+
+
+def test_a_weight_that_makes_all_losses_diverge_is_still_named(known: Callable[..., None]) -> None:
+    """In the mean of the epoch the others are as large: the first step tells."""
+    state = {"step": 0}
+
+    def grows(student: Tensor, teacher: Tensor | None = None) -> Tensor:
+        state["step"] += 1
+        return student.square().mean() * 0 + 10.0 ** min(state["step"] * 2 - 2, 8)
+
+    known("grows", grows)
+    _, said = learn(replace(LAYER, weight=1e4), Term("grows", "student"))
+    assert any("'head' of student" in text for text in said)

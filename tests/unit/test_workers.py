@@ -144,7 +144,9 @@ def test_what_a_library_prints_does_not_disturb(capfd: pytest.CaptureFixture[str
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_end_with_their_parent(end: signal.Signals, busy: bool) -> None:
     code = (
-        "import numpy, os, sys; from functools import partial; from edgekd.data.workers import Pool\n"
+        "import numpy, os, signal, sys; from functools import partial; from edgekd.data.workers import Pool\n"
+        # A shell lets what it runs in the background ignore it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "tasks = [(n, partial(numpy.zeros, 10**6)) for n in range(3)]\n"
         f"pool = Pool(1); batches = pool.in_order(tasks); [next(batches) for _ in range({1 if busy else 3})]\n"
         "print('ready', flush=True); sys.stdin.read()"

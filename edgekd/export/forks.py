@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,15 +22,13 @@ from edgekd.export.parity import run_reference
 _OF_ONNX = {"Conv": "Conv", "Gemm": "Gemm", "MatMul": "Gemm", "Relu": "Relu", "Add": "Add"}
 
 
-class Anchor(Protocol):
-    """One tensor of a PyTorch graph (quantize/anchors.py): its kind, the module whose code it is, its value."""
+@dataclass(frozen=True)
+class Anchor:
+    """One tensor of a PyTorch graph: its kind, the module whose code it is, its value."""
 
-    @property
-    def kind(self) -> str: ...
-    @property
-    def module(self) -> str: ...
-    @property
-    def value(self) -> NDArray[Any]: ...
+    kind: str
+    module: str
+    value: NDArray[Any]
 
 
 @dataclass(frozen=True)

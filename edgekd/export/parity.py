@@ -19,7 +19,10 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def run_reference(model: Path | bytes, feeds: Arrays, *, optimized: bool = False) -> dict[str, NDArray[Any]]:
-    """Outputs of an ONNX file, or of its bytes, as written: ONNX Runtime on the CPU, one thread, no optimization."""
+    """Outputs of an ONNX file, or of its bytes, as written: ONNX Runtime on the CPU, one thread.
+
+    With `optimized` as ONNX Runtime would run it, else without any optimization.
+    """
     options = onnxruntime.SessionOptions()
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -70,7 +70,7 @@ def reader(graph: GraphModule, node: Node) -> tuple[Node, list[Node]] | None:
     return None
 
 
-class _Watched(Interpreter):
+class Watched(Interpreter):
     """Runs a graph and hands some nodes' values to a function, whose answer goes on in their place."""
 
     def __init__(self, graph: GraphModule, wanted: Collection[Node], see: Callable[[Node, Tensor], Tensor]) -> None:
@@ -94,7 +94,7 @@ def channel_means(graph: GraphModule, nodes: Collection[Node], batches: Batches)
         counts[node] = counts.get(node, 0) + rows.shape[1]
         return value
 
-    runner = _Watched(graph, nodes, see)
+    runner = Watched(graph, nodes, see)
     for batch in batches:
         runner.run(*batch)
     return {node: total / counts[node] for node, total in sums.items()}
@@ -110,7 +110,7 @@ def channel_tops(graph: GraphModule, nodes: Collection[Node], batches: Batches) 
         found[node] = torch.maximum(found[node], tops) if node in found else tops
         return value
 
-    runner = _Watched(graph, nodes, see)
+    runner = Watched(graph, nodes, see)
     for batch in batches:
         runner.run(*batch)
     return found
@@ -133,7 +133,7 @@ def correct_biases(
         biases[node].add_(missing)
         return value + (missing if _last(node) else missing.reshape(-1, *[1] * (value.dim() - 2)))
 
-    _Watched(graph, biases.keys(), see).run(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    Watched(graph, biases.keys(), see).run(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
 
 
 def _by_channel(node: Node, value: Tensor) -> Tensor:

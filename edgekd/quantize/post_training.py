@@ -37,9 +37,9 @@ def calibrated(
         ConfigError: the settings name a layer that is not there.
     """
     if settings.mixed is None:
-        return _calibrated(network, example, batches, settings, outputs, divergence)
-    widest = settings.model_copy(update={"weights": max(settings.mixed.bits)})
-    trial = prepare(network, example, widest)
+        quantized = prepare(network, example, settings)
+        return _calibrated(quantized, Answers(quantized, batches, outputs, divergence), settings)
+    trial = prepare(network, example, settings.model_copy(update={"weights": max(settings.mixed.bits)}))
     answers = Answers(trial, batches, outputs, divergence)
     observe(trial, batches)
     mixture = choose(measure(trial, answers, settings.mixed.bits), settings.mixed, settings.layers)
@@ -47,19 +47,11 @@ def calibrated(
     found = []
     for way in (mixture, mixture.even(settings.mixed)):
         own = settings.model_copy(update={"layers": way.layers, "mixed": None})
-        found.append(_calibrated(network, example, batches, own, outputs, divergence))
+        found.append(_calibrated(prepare(network, example, own), answers, own))
         found[-1].mixture = way
     return min(found, key=lambda quantized: quantized.calibration.divergence if quantized.calibration else math.inf)
 
 
-def _calibrated(
-    network: nn.Module,
-    example: tuple[Tensor, ...],
-    batches: Sequence[tuple[Tensor, ...]],
-    settings: QuantizationSettings,
-    outputs: Callable[[Any], Outputs],
-    divergence: Divergence,
-) -> QuantizedNetwork:
-    quantized = prepare(network, example, settings)
-    quantized.calibration = calibrate(quantized, Answers(quantized, batches, outputs, divergence), settings)
+def _calibrated(quantized: QuantizedNetwork, answers: Answers, settings: QuantizationSettings) -> QuantizedNetwork:
+    quantized.calibration = calibrate(quantized, answers, settings)
     return quantized

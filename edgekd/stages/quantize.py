@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgekd.distill.knowledge_settings import KdSettings, KnowledgeSettings, MseLogitsSettings
-from edgekd.distill.pairing import pair, stages_of
+from edgekd.distill.pairing import Stages, pair, stages_of
 from edgekd.distill.schemes.recipe import Recipe
 from edgekd.distill.term_settings import Pair
 from edgekd.files import write_atomic
@@ -50,6 +50,7 @@ class _Work:
         self.context, self.options = context, options
         _, self.source = context.shipped()
         self.guides = _guides(context, options)
+        self._stages: dict[str, Stages] = {}
 
     def asked(self) -> list[Phase]:
         """The phases that the options ask for."""
@@ -128,12 +129,15 @@ class _Work:
         """Layers that a knowledge compares: the quantized network has those of its original."""
         if item.layers is not None:
             return item.layers
-        found = []
-        for name in (student, teacher):
-            artifact = self.guides.get(name, self.source)
+        return pair(self._stages_of(student), self._stages_of(teacher), item.name)
+
+    def _stages_of(self, name: str) -> Stages:
+        """What a network offers for pairing; each artefact is opened once."""
+        artifact = self.guides.get(name, self.source)
+        if artifact.key not in self._stages:
             model = load_model(self.context.common, artifact)
-            found.append(stages_of(model, example_inputs(self.context.common, model)))
-        return pair(found[0], found[1], item.name)
+            self._stages[artifact.key] = stages_of(model, example_inputs(self.context.common, model))
+        return self._stages[artifact.key]
 
 
 def _guides(context: Context, options: QuantizeStage) -> dict[str, Artifact]:

@@ -16,10 +16,10 @@ from edgekd.export.flavours import to_uint8
 from edgekd.export.forks import first_fork
 from edgekd.export.onnx_file import load, save, write_onnx
 from edgekd.models.resolve import build
-from edgekd.quantize.anchors import anchors
 from edgekd.quantize.post_training import calibrated
 from edgekd.quantize.quantizer import capture, convert
 from edgekd.quantize.settings import QuantizationSettings
+from edgekd.stages.tensors import anchors
 
 FEEDS = {"image": torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
 ARRAYS = {name: x.numpy() for name, x in FEEDS.items()}

@@ -180,8 +180,7 @@ class Bench:
             return recipe
 
         def pairs(item: KnowledgeSettings, student: str, teacher: str) -> Sequence[tuple[str, str]]:
-            found = [stages_of(world.models[name], self._example(world)) for name in (student, teacher)]
-            return pair(found[0], found[1], item.name)
+            return self._pairs(world, student, teacher, item.name)
 
         taught = settings.taught()
         knowledge = None if taught is None else tuple(self._ramped(item) for item in taught)
@@ -206,10 +205,14 @@ class Bench:
         recipe = self.recipe(world, settings)
 
         def stages() -> Sequence[tuple[str, str]]:
-            found = [stages_of(world.models[name], self._example(world)) for name in ("student", "teacher")]
-            return pair(found[0], found[1], "student_friendly")
+            return self._pairs(world, "student", "teacher", "student_friendly")
 
         return world, phases_of(recipe, settings, Cast([*beside], settings.uses_teacher, stages))
+
+    def _pairs(self, world: World, student: str, teacher: str, knowledge: str) -> Sequence[tuple[str, str]]:
+        """Stages of two models of the world that a knowledge or a scheme joins."""
+        found = [stages_of(world.models[name], self._example(world)) for name in (student, teacher)]
+        return pair(found[0], found[1], knowledge)
 
     def _example(self, world: World) -> dict[str, torch.Tensor]:
         images = world.tables["train"].take(torch.arange(2)).inputs["image"]

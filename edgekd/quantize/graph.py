@@ -49,10 +49,7 @@ def layers_of(graph: GraphModule) -> list[Layer]:
 def weight_quant(graph: GraphModule, node: Node) -> FakeQuant | None:
     """What rounds a layer's weight, if anything does."""
     argument = node.args[1]
-    if isinstance(argument, Node) and argument.op == "call_module":
-        module = graph.get_submodule(str(argument.target))
-        return module if isinstance(module, FakeQuant) else None
-    return None
+    return _fake_quant(graph, argument) if isinstance(argument, Node) else None
 
 
 def reader(graph: GraphModule, node: Node) -> tuple[Node, list[Node]] | None:
@@ -60,7 +57,7 @@ def reader(graph: GraphModule, node: Node) -> tuple[Node, list[Node]] | None:
     activations: list[Node] = []
     while len(node.users) == 1:
         (user,) = node.users
-        if user.op == "call_module" and isinstance(graph.get_submodule(str(user.target)), FakeQuant):
+        if _fake_quant(graph, user) is not None:
             node = user
         elif user.op == "call_function" and user.target in FUSED:
             activations.append(user)
@@ -150,12 +147,18 @@ def _parameter(graph: GraphModule, argument: object) -> str | None:
     """The name of the parameter that a node hands on, through a fake-quant or not."""
     if not isinstance(argument, Node):
         return None
-    if argument.op == "call_module" and isinstance(graph.get_submodule(str(argument.target)), FakeQuant):
+    if _fake_quant(graph, argument) is not None:
         return _parameter(graph, argument.args[0])
     if argument.op != "get_attr":
         return None
     name = str(argument.target)
     return name if name in dict(graph.named_parameters(remove_duplicate=False)) else None
+
+
+def _fake_quant(graph: GraphModule, node: Node) -> FakeQuant | None:
+    """The fake-quant that a node calls, if it calls one."""
+    module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, FakeQuant) else None
 
 
 def _groups(node: Node) -> int:

@@ -14,7 +14,7 @@ from edgekd.train.blame import blamed, check_scalar
 from edgekd.train.distributed import Ranks
 from edgekd.train.feed import Batch
 from edgekd.train.knowledge import knowledge_named
-from edgekd.train.precision import autocast
+from edgekd.train.precision import autocast, full
 from edgekd.train.references import Taps, Values
 from edgekd.train.world import Move, Optim, Side, Term, World, texts_of
 
@@ -106,16 +106,12 @@ def _arguments(term: Term, values: Values, *, half: bool) -> _Arguments:
         if side is None:
             return None
         found = [values.get(text) for text in texts_of(side)]
-        found = found if half else [_full(value) for value in found]
+        found = found if half else [full(value) for value in found]
         found = found if live else [value.detach() for value in found]
         return found[0] if isinstance(side, str) else found
 
     also = {name: get(reference, True) for name, reference in term.also.items()}
     return _Arguments((get(term.student, True), get(term.teacher, term.live)), also)
-
-
-def _full(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def ramp(term: Term, epoch: float) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgekd.files import processes_here
 from edgekd.train.distributed import local_device
@@ -21,6 +21,12 @@ _MOST_THREADS = 8
 # CUDA graphs pay where launching kernels takes longer than running them, and compiling takes a minute or two.
 _SMALL_NETWORK = 20_000_000
 _LONG_PHASE = 10_000
+HALF = (torch.float16, torch.bfloat16)
+
+
+def full(x: Tensor) -> Tensor:
+    """The tensor in float32 where it came in half precision: squares and norms of large values overflow there."""
+    return x.float() if x.dtype in HALF else x
 
 
 def choose_device(settings: TrainSettings) -> torch.device:

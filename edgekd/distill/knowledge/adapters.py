@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from edgekd.distill.knowledge.shapes import HALF, full
 from edgekd.errors import ConfigError
+from edgekd.train.precision import HALF, full
 
 Shape = tuple[int, ...]
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from edgekd.distill.knowledge.shapes import full
 from edgekd.errors import ConfigError
+from edgekd.train.precision import full
 
 
 def one_hot(student: Tensor, teacher: Tensor | None = None) -> Tensor:

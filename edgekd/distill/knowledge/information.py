@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from edgekd.distill.knowledge.shapes import as_map, check_batch, full, maps, rows, same_width, unit
+from edgekd.distill.knowledge.shapes import as_map, check_batch, maps, rows, same_width, unit
+from edgekd.train.precision import full
 
 
 def vid(student: Tensor, teacher: Tensor, *, variance: float | Tensor = 5.0, eps: float = 1e-5) -> Tensor:

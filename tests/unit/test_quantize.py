@@ -62,6 +62,22 @@ def test_lsq_passes_gradients_inside_its_range_and_none_outside() -> None:
     assert x.grad.tolist() == [0.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("shape", [(1,), (6, 1, 1, 1), (1, 5, 1, 1)])
+@pytest.mark.parametrize("grid", [(-8, 7), (0, 15), (-128, 127)])
+def test_gradients_of_lsq_are_those_of_autograd_over_its_formula(shape: tuple[int, ...], grid: tuple[int, int]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 5, 4, 3, generator=draw, dtype=torch.float64).requires_grad_()
+    scale = (torch.rand(shape, generator=draw, dtype=torch.float64) * 0.1 + 0.01).requires_grad_()
+    weights = torch.randn(6, 5, 4, 3, generator=draw, dtype=torch.float64)
+    v = (x / scale).clamp(*grid)
+    formula = (v + (v.round() - v).detach()) * scale  # straight through
+    right = torch.autograd.grad((formula * weights).sum(), (x, scale))
+    of_x, of_scale = torch.autograd.grad((lsq(x, scale, *grid) * weights).sum(), (x, scale))
+    torch.testing.assert_close(lsq(x, scale, *grid), formula)
+    torch.testing.assert_close(of_x, right[0])
+    torch.testing.assert_close(of_scale, right[1] / math.sqrt(x.numel() / scale.numel() * grid[1]))
+
+
 @pytest.mark.parametrize("ranges", ["entropy", "mse", "percentile"])
 def test_a_single_outlier_does_not_spoil_the_range(ranges: str) -> None:
     x = torch.randn(100_000, generator=torch.Generator().manual_seed(0))

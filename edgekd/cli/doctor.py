@@ -13,7 +13,7 @@ _DEVICES = {"openvino": "CPU", "onnxruntime": "CPU", "tensorrt": "GPU", "tensorr
 
 
 def doctor(json_: JsonOption = False, log_format: LogFormatOption = "text", quiet: QuietOption = False) -> None:
-    """Show the machine, and for every engine whether it builds and runs here, on which devices, and what for."""
+    """Show the machine, and for every engine whether it can build and run here."""
     from edgekd.bench.machine import environment
 
     found: dict[str, Any] = {"environment": environment(), "runtimes": _runtimes()}

@@ -51,9 +51,9 @@ def provider_named(device: str, found: Sequence[str]) -> str:
     package = {name.lower(): package for name, package in _PACKAGES.items()}.get(wanted)
     raise UnavailableError(
         f"ONNX Runtime has no provider for {device} here (it has {', '.join(map(short, found))})",
-        hint=f"use one of these, or replace the installed package: pip install {package}"
+        hint=f"use device: CPU, or replace the installed package: pip install {package}"
         if package
-        else "use one of these, or install the build of ONNX Runtime that has it",
+        else "use device: CPU, or install the build of ONNX Runtime that has it",
     )
 
 

@@ -166,6 +166,15 @@ def test_no_compiled_form_is_kept_of_a_device_that_is_chosen_at_load(net: Path, 
     assert infer(session, noise(session.inputs))["y"].shape == (1, 64, 1, 1)
 
 
+@pytest.mark.parametrize("device", ["AUTO:CPU", "HETERO:CPU"])
+def test_threads_and_float32_reach_the_cpu_through_a_device_that_chooses(
+    device: str, net: Path, tmp_path: Path
+) -> None:
+    session: Any = runtime("openvino").load(compiled("openvino", net, tmp_path, device), device=device, threads=1)
+    found = session._compiled.get_property("DEVICE_PROPERTIES")["CPU"]
+    assert (found["INFERENCE_NUM_THREADS"], found["INFERENCE_PRECISION_HINT"].to_string()) == (1, "f32")
+
+
 def _noting(function: Any, results: list[Any]) -> Any:
     def noted(*args: Any, **options: Any) -> Any:
         results.append(function(*args, **options))

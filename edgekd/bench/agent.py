@@ -5,10 +5,11 @@
 Progress goes to standard error in lines that start with "progress: ". The agent ends when its standard input closes, so
 that a killed parent or a dropped connection leaves nothing running. Python 3.8, standard library, numpy, the engine.
 
-A job: {"mode": "latency"|"memory", "models": [{"name", "runtime", "device", "threads", "path"}], "feeds": path of an
-.npz with one real batch per input name, "cpu": core to pin to or null}; for latency also "min_time_s", "max_time_s",
-"min_samples", "quiet_wait_s", "warm_window_s", "warm_min_s", "warm_max_s", "seed", "launch", and "samples": the .npz to
-write. A runtime is a name of `edgekd.runtimes.registry`, or "module:Class".
+A job: {"mode": "latency"|"memory"|"profile", "models": [{"name", "runtime", "device", "threads", "path"}], "feeds": the
+path of an .npz with one real batch per input name, "cpu": core to pin to or null}; for latency also "min_time_s",
+"max_time_s", "min_samples", "quiet_wait_s", "warm_window_s", "warm_min_s", "warm_max_s", "seed", "launch", and
+"samples": the .npz to write; for a profile "runs" and "max_s". A runtime is a name of `edgekd.runtimes.registry`, or
+"module:Class".
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def answer(job_line: bytes) -> dict[str, Any]:
         job = json.loads(job_line)
         if job.get("cpu") is not None:
             _pin(job["cpu"])
-        return measure_memory(job) if job.get("mode") == "memory" else measure_latency(job)
+        return _MODES[job.get("mode", "latency")](job)
     except EdgekdError as error:
         kind = "unavailable" if isinstance(error, UnavailableError) else "failed"
         return {"error": {"kind": kind, "message": error.message, "hint": error.hint}}
@@ -124,7 +125,34 @@ def measure_memory(job: Mapping[str, Any]) -> dict[str, Any]:
     before = machine.peak_rss_bytes()
     session = _open(engine, model, feeds)
     loop.time_runs(session.run, MEMORY_RUNS)
-    return {"name": model["name"], "rss_before_load_bytes": before, "peak_rss_bytes": machine.peak_rss_bytes()}
+    return {
+        "name": model["name"],
+        "rss_before_load_bytes": before,
+        "peak_rss_bytes": machine.peak_rss_bytes(),
+        "engine_memory_bytes": session.memory_bytes(),
+    }
+
+
+def profile_layers(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Time per layer of the one model of the job, in the engine's order. Alone in its process: it slows a network."""
+    feeds = _read_feeds(job["feeds"])
+    (model,) = job["models"]
+    engine = _engine(model)
+    session = _open(engine, model, feeds)
+    bound = {info.name: feeds[info.name].astype(info.dtype, copy=False) for info in session.inputs}
+    session.close()
+    layers = engine.profile(
+        Path(model["path"]),
+        bound,
+        device=model["device"],
+        threads=model["threads"],
+        runs=job["runs"],
+        max_s=job["max_s"],
+    )
+    return {"name": model["name"], "layers": [vars(layer) for layer in layers]}
+
+
+_MODES = {"latency": measure_latency, "memory": measure_memory, "profile": profile_layers}
 
 
 def _load(model: Mapping[str, Any], feeds: Arrays) -> Loaded:

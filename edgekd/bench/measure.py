@@ -21,6 +21,8 @@ from edgekd.bench.settings import BenchSettings
 from edgekd.errors import BenchError
 from edgekd.files import replace_atomic, write_atomic
 
+LAYERS = "layers.json"
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -55,7 +57,8 @@ def measure(
         subjects: the builds; their names must differ.
         feeds: one batch of real data for every input, by name; `settings.batch` rows.
         folder: gets `<name>.npz` per subject (raw samples: keys "<launch>/wall_ns" of shape (visits, calls), and the
-            counters of `loop.Record`) and `launches.json` (machine, order, warm-up and 1 Hz monitor of every launch).
+            counters of `loop.Record`), `launches.json` (machine, order, warm-up and 1 Hz monitor of every launch), and
+            with `settings.profile` LAYERS: {"rows": [..]}, see `layer_rows`.
         seed: of the order of the models in each launch, and of the bootstrap.
         progress: told in one line what happens.
 
@@ -75,12 +78,15 @@ def measure(
         for subject, one in zip(subjects, measured, strict=True):
             one.memory = launcher.memory(subject)
         launches = [launcher.latency(index, measured) for index in range(settings.launches)]
+        layers = [row for subject in subjects for row in launcher.profile(subject)] if settings.profile else None
     latency = []
     for subject, one in zip(subjects, measured, strict=True):
         about = {**_facts(subject), "batch": settings.batch, "threads": subject.threads, "quick": settings.quick}
         samples_path = _keep_samples(folder, one)
         latency.append(latency_row(about, one, measured, seed=seed, samples_path=samples_path))
     write_atomic(folder / "launches.json", json.dumps(launches, indent=1))
+    if layers is not None:
+        write_atomic(folder / LAYERS, json.dumps({"rows": layers}, indent=1))
     return latency, [comparison_row(a, b, seed=seed) for a, b in combinations(measured, 2)]
 
 
@@ -122,6 +128,13 @@ class _Launcher:
         path.unlink()
         del result["samples"]
         return result
+
+    def profile(self, subject: Subject) -> list[dict[str, Any]]:
+        """Time per layer of one subject, alone in a process."""
+        effort = self.settings.effort()
+        job = {"mode": "profile", "models": [_model(subject)], "runs": effort.profile_runs}
+        result = self._run({**job, "max_s": effort.profile_max_s}, f"layers of {subject.name}")
+        return layer_rows(subject, result["layers"])
 
     def _run(self, job: dict[str, Any], title: str) -> dict[str, Any]:
         self.progress(title)
@@ -180,6 +193,28 @@ def _keep_samples(folder: Path, one: Measured) -> str:
         folder / name, {f"{i}/{key}": array for i, part in enumerate(one.arrays) for key, array in part.items()}
     )
     return name
+
+
+def layer_rows(subject: Subject, layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a profile: a build's layers, the slowest first, with the precision that ran and their share of the sum.
+
+    Both 8-bit signs are int8, as in `executed_precision`.
+    """
+    whole_ms = sum(layer["ms"] for layer in layers)
+    ordered = sorted(layers, key=lambda layer: -float(layer["ms"]))
+    return [
+        {
+            "target": subject.target,
+            "model": subject.model,
+            "precision": subject.precision,
+            "layer": layer["name"],
+            "kind": layer["kind"],
+            "executed": "int8" if layer["precision"] == "uint8" else layer["precision"],
+            "ms": layer["ms"],
+            "share": round(layer["ms"] / whole_ms, 4) if whole_ms else None,
+        }
+        for layer in ordered
+    ]
 
 
 def noise_feeds(inputs: Sequence[Mapping[str, Any]], *, batch: int, seed: int) -> dict[str, NDArray[Any]]:

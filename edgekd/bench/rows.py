@@ -80,6 +80,7 @@ def latency_row(
         "runs_1_to_10_ms": [_round(median(runs)) for runs in zip(*one.facts("runs_1_to_10_ms"), strict=True)],
         "peak_rss_bytes": one.memory["peak_rss_bytes"],
         "rss_before_load_bytes": one.memory["rss_before_load_bytes"],
+        "engine_memory_bytes": one.memory.get("engine_memory_bytes"),
         "steady": stable and abs(drift) <= statistics.DRIFT_LIMIT,
         "warm_stable": stable,
         "drift": round(drift, 4),

@@ -20,6 +20,8 @@ class Effort:
     warm_window_s: float
     warm_min_s: float
     warm_max_s: float
+    profile_runs: int
+    profile_max_s: float
 
 
 class BenchSettings(Settings):
@@ -52,6 +54,10 @@ class BenchSettings(Settings):
     cpu: int | None = Field(default=None, ge=0)
     """Core to pin the measuring process to, for one thread only; null leaves the choice to the scheduler."""
 
+    profile: bool = True
+    """Also measure the time of each layer of every build, after the launches and in a process of its own, because
+    profiling slows a network: at most 50 inferences or half a second (quick: 20, a fifth of a second)."""
+
     time_limit_s: float = Field(default=900.0, gt=0)
     """Seconds after which one launch is ended and the measurement fails."""
 
@@ -73,4 +79,6 @@ class BenchSettings(Settings):
             warm_window_s=0.1 if self.quick else 0.25,
             warm_min_s=0.3 if self.quick else 0.5,
             warm_max_s=1.0 if self.quick else 10.0,
+            profile_runs=20 if self.quick else 50,
+            profile_max_s=0.2 if self.quick else 0.5,
         )

@@ -120,7 +120,10 @@ def _details(done: Mapping[str, Artifact], named: Mapping[str, str]) -> list[dic
         rows += [{"kind": kind, "path": f"{ARTIFACTS}/{named['quantize']}.{kind}.json"} for kind in told]
     if "evaluate" in done and "ladder.json" in done["evaluate"].files:
         rows.append({"kind": "ladder", "path": f"{ARTIFACTS}/ladder.json"})
-    if "compile" in done:
+    measured = done["bench"].files if "bench" in done else ()
+    profiles = sorted(name for name in measured if name.endswith("/layers.json"))
+    rows += [{"kind": "layers", "path": f"{ARTIFACTS}/latency/{name}"} for name in profiles]
+    if "compile" in done and not profiles:
         folders = [build["folder"] for build in done["compile"].facts["builds"]]
         rows += [{"kind": "layers", "path": f"{ARTIFACTS}/builds/{folder}/layers.json"} for folder in folders]
     return rows

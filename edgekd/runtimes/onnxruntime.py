@@ -1,4 +1,4 @@
-"""ONNX Runtime: the file as it is, IO binding, executed precision from the optimized graph."""
+"""ONNX Runtime: the file as it is, IO binding, executed precision from the optimized graph and from a profile."""
 
 from __future__ import annotations
 
@@ -12,10 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import CompileError, UnavailableError
-from edgekd.runtimes.protocol import Arrays, Build, Layer, TensorInfo, engine_message, installed_version
+from edgekd.runtimes import onnxruntime_profile as profiles
+from edgekd.runtimes.onnxruntime_providers import CPU, PACKAGES, provider_named, short
+from edgekd.runtimes.protocol import (
+    Arrays,
+    Build,
+    Device,
+    Layer,
+    LayerTime,
+    Support,
+    TensorInfo,
+    engine_message,
+    infer,
+    installed_version,
+    noise,
+    run_for,
+)
 
 _FLAVOURS = {"f32": "f32", "int8": "uint8"}
-_PROVIDERS = {"CPU": "CPUExecutionProvider", "CUDA": "CUDAExecutionProvider"}
 _NUMPY = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int8)": "int8",
           "tensor(int64)": "int64", "tensor(double)": "float64", "tensor(int32)": "int32"}  # fmt: skip
 # Integer kernels of ONNX Runtime; everything else that computes runs in float.
@@ -27,56 +41,94 @@ _SAME_NAME = {"MaxPool", "Concat", "Split", "Slice", "Gather", "Pad", "Resize"}
 
 
 class OnnxRuntime:
-    """The adapter of ONNX Runtime; a device is a provider: CPU, CUDA, or a provider's own name."""
+    """The adapter of ONNX Runtime; a device is a provider: CPU, CUDA, OpenVINO, .., or a provider's own name."""
 
     name = "onnxruntime"
     precisions = tuple(_FLAVOURS)
 
     def version(self) -> str:
-        try:
-            return installed_version("onnxruntime-gpu", "")
-        except UnavailableError:
-            return installed_version("onnxruntime", "pip install onnxruntime")
+        for package in PACKAGES[1:]:
+            try:
+                return installed_version(package, "")
+            except UnavailableError:
+                continue
+        return installed_version(PACKAGES[0], "pip install onnxruntime")
 
     def flavour(self, precision: str) -> str:
         return _FLAVOURS[precision]
 
     def check(self, device: str, *, run: bool) -> None:
-        provider = _PROVIDERS.get(device, device)
-        found = _module().get_available_providers()
-        if provider not in found:
-            raise UnavailableError(
-                f"ONNX Runtime has no provider for {device} here (it has {', '.join(found)})",
-                hint="use device: CPU, or install the package of that provider",
-            )
+        provider_named(device, _module().get_available_providers())
 
     def compile(self, onnx: Path, folder: Path, *, device: str, threads: int, options: Mapping[str, Any]) -> Build:
         path = folder / "model.onnx"
         shutil.copyfile(onnx, path)
-        with tempfile.TemporaryDirectory() as scratch:
-            optimized = Path(scratch) / "optimized.onnx"
-            try:
-                session = _open(path, device, threads, optimized)
-            except UnavailableError:
-                raise
-            except Exception as error:  # ONNX Runtime's errors share no base class but Exception
-                raise CompileError(
-                    f"ONNX Runtime {self.version()} refused {onnx.name} on {device}: {engine_message(error)}",
-                    hint="`edgekd doctor` shows providers and versions",
-                ) from error
-            layers = tuple(_layers(optimized)) if optimized.exists() else ()
-        facts = {"onnxruntime": self.version()}
-        return Build(path.name, _tensors(session.get_inputs()), _tensors(session.get_outputs()), layers, facts)
+        try:
+            inputs, outputs, layers, fallen = _tried(path, device, threads)
+        except UnavailableError:
+            raise
+        except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+            raise CompileError(
+                f"ONNX Runtime {self.version()} refused {onnx.name} on {device}: {engine_message(error)}",
+                hint="`edgekd doctor` shows providers and versions",
+            ) from error
+        facts = {"onnxruntime": self.version(), **({"nodes-on-CPU": fallen} if fallen else {})}
+        return Build(path.name, inputs, outputs, tuple(layers), facts)
 
     def load(self, path: Path, *, device: str, threads: int) -> _Session:
         return _Session(path, device, threads)
+
+    def profile(
+        self, path: Path, feeds: Mapping[str, NDArray[Any]], *, device: str, threads: int, runs: int, max_s: float
+    ) -> tuple[LayerTime, ...]:
+        with tempfile.TemporaryDirectory() as scratch:
+            session = _Session(path, device, threads, profile=Path(scratch) / "profile")
+            session.bind(feeds)
+            done = run_for(session.run, runs=runs, max_s=max_s)
+            nodes = session.nodes()
+            session.close()
+        return profiles.layer_times(nodes, session.provider, done)
+
+    def supports(self) -> Support:
+        names = [short(provider) for provider in _module().get_available_providers()]
+        return Support(tuple(Device(name, precisions=self.precisions if name == "CPU" else ()) for name in names))
+
+
+def _tried(path: Path, device: str, threads: int) -> tuple[Any, Any, list[Layer], int]:
+    """Inputs, outputs, executed layers, and how many nodes fell back to the CPU though another provider was asked for.
+
+    On the CPU the optimized graph says what runs. Elsewhere only a run does: the profile of one inference on noise.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        if provider_named(device, _module().get_available_providers()) == CPU:
+            optimized = Path(scratch) / "optimized.onnx"
+            session = _open(path, device, threads, optimized=optimized)
+            layers = _layers(optimized) if optimized.exists() else []
+            return _tensors(session.get_inputs()), _tensors(session.get_outputs()), layers, 0
+        tried = _Session(path, device, threads, profile=Path(scratch) / "profile")
+        infer(tried, noise(tried.inputs))
+        nodes = tried.nodes()
+        tried.close()
+    fallen = profiles.fallen_back(nodes, tried.provider)
+    if len(fallen) == len(nodes):
+        raise UnavailableError(
+            f"ONNX Runtime ran no node of this network on {device}, all {len(nodes)} fell back to the CPU",
+            hint="use device: CPU, or check the driver and the libraries of that provider",
+        )
+    layers = [
+        Layer(node.name, profiles.kind(node, tried.provider), node.precision)
+        for node in nodes
+        if node.kind not in _NOT_COMPUTE
+    ]
+    return tried.inputs, tried.outputs, layers, len(fallen)
 
 
 class _Session:
     """A session with IO binding: inputs stay bound, outputs stay where ONNX Runtime puts them."""
 
-    def __init__(self, path: Path, device: str, threads: int) -> None:
-        self._session = _open(path, device, threads, None)
+    def __init__(self, path: Path, device: str, threads: int, profile: Path | None = None) -> None:
+        self._session = _open(path, device, threads, profile=profile)
+        self.provider = str(self._session.get_providers()[0])
         self._binding = self._session.io_binding()
         self.inputs, self.outputs = _tensors(self._session.get_inputs()), _tensors(self._session.get_outputs())
         self._bound: dict[str, Any] = {}
@@ -100,6 +152,13 @@ class _Session:
         arrays = self._binding.copy_outputs_to_cpu()
         return {info.name: np.array(array) for info, array in zip(self.outputs, arrays)}  # noqa: B905  3.8 has no strict=
 
+    def nodes(self) -> list[profiles.Node]:
+        """What the profile of this session says; it is then at its end."""
+        return profiles.read_nodes(Path(self._session.end_profiling()))
+
+    def memory_bytes(self) -> int | None:
+        return None  # ONNX Runtime does not say
+
     def close(self) -> None:
         del self._binding, self._session
 
@@ -112,10 +171,10 @@ def _module() -> Any:
     return onnxruntime
 
 
-def _open(path: Path, device: str, threads: int, optimized: Any) -> Any:
+def _open(path: Path, device: str, threads: int, *, optimized: Path | None = None, profile: Path | None = None) -> Any:
     """A session on exactly the provider that was asked for: a silent fall-back to the CPU is an error."""
     module = _module()
-    provider = _PROVIDERS.get(device, device)
+    provider = provider_named(device, module.get_available_providers())
     options = module.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -123,6 +182,8 @@ def _open(path: Path, device: str, threads: int, optimized: Any) -> Any:
     options.log_severity_level = 3
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     session = module.InferenceSession(str(path), options, providers=[provider])
     if session.get_providers()[0] != provider:
         raise UnavailableError(

@@ -1,4 +1,4 @@
-"""What every inference engine offers: compile, load, infer, and the proof of what it executes.
+"""What every inference engine offers: compile, load, infer, profile, and the proof of what it executes.
 
 This file and the adapters beside it also run inside the measuring agent on a device: Python 3.8, the standard library,
 numpy and the engine; no other room but `errors`.
@@ -6,17 +6,19 @@ numpy and the engine; no other room but `errors`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Dict, Protocol  # noqa: UP035  see Arrays
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import UnavailableError
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = Dict[str, NDArray[Any]]  # noqa: UP006  evaluated when Python 3.8 imports this
+WARM_UP_RUNS = 5
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,40 @@ class Layer:
     name: str
     kind: str
     precision: str
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer of a profile: the precision that ran, and the median of its time in one inference in milliseconds.
+
+    OpenVINO's CPU plugin counts nothing but means: there it is the mean of the inferences after the warm-up.
+    """
+
+    name: str
+    kind: str
+    precision: str
+    ms: float
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that an engine found: what to write in `device:`, its full name, the precisions it computes in.
+
+    `compute_capability` of a GPU of NVIDIA's, e.g. "8.6". No precisions: the engine does not say.
+    """
+
+    name: str
+    full_name: str | None = None
+    precisions: tuple[str, ...] = ()
+    compute_capability: str | None = None
+
+
+@dataclass(frozen=True)
+class Support:
+    """What an engine offers here. `compute_capabilities` are those that it can build for without having them."""
+
+    devices: tuple[Device, ...]
+    compute_capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +103,9 @@ class Session(Protocol):
     def fetch(self) -> Arrays:
         """The outputs of the last run, as arrays of their own."""
 
+    def memory_bytes(self) -> int | None:
+        """Memory that the engine says this session takes on its device; None where it does not say."""
+
     def close(self) -> None:
         """Free the engine's memory."""
 
@@ -92,6 +131,18 @@ class Runtime(Protocol):
     def load(self, path: Path, *, device: str, threads: int) -> Session:
         """Load the file that `compile` left, pinned to `threads` threads (0: the engine's choice)."""
 
+    def profile(
+        self, path: Path, feeds: Mapping[str, NDArray[Any]], *, device: str, threads: int, runs: int, max_s: float
+    ) -> tuple[LayerTime, ...]:
+        """Time of every layer that ran, in the engine's order, over at most `runs` inferences and `max_s` seconds.
+
+        In a session of its own: profiling makes a network slower, so these times say where the time goes, not how
+        much there is of it.
+        """
+
+    def supports(self) -> Support:
+        """The devices that the engine finds here and what it can build for."""
+
 
 def infer(session: Session, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
     """Bind, run, fetch."""
@@ -105,6 +156,37 @@ def infer_batched(session: Session, feeds: Mapping[str, NDArray[Any]], batch: in
     rows = len(next(iter(feeds.values())))
     parts = [infer(session, {k: v[i : i + batch] for k, v in feeds.items()}) for i in range(0, rows, batch)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def run_for(run: Callable[[], None], *, runs: int, max_s: float) -> int:
+    """Warm up, then call at most `runs` times and for at most `max_s` seconds; returns how often, at least once."""
+    begin = time.perf_counter()
+    for _ in range(WARM_UP_RUNS):
+        run()
+        if time.perf_counter() - begin > max_s:  # a network this slow is warm after one call
+            break
+    begin, done = time.perf_counter(), 0
+    while not done or (done < runs and time.perf_counter() - begin < max_s):
+        run()
+        done += 1
+    return done
+
+
+def median_ms(times: Sequence[float]) -> float:
+    """The median, to a tenth of a microsecond: no engine's counter is finer."""
+    return round(float(np.median(times)), 4)
+
+
+def noise(inputs: tuple[TensorInfo, ...]) -> Arrays:
+    """One row of the same noise for every input, to try a session with; open axes become 1, integers are 0."""
+    rng = np.random.default_rng(0)
+    shapes = {info.name: tuple(max(size, 1) for size in info.shape) for info in inputs}
+    return {
+        info.name: rng.standard_normal(shapes[info.name]).astype(info.dtype)
+        if "float" in info.dtype
+        else np.zeros(shapes[info.name], info.dtype)
+        for info in inputs
+    }
 
 
 _EXECUTED = {

@@ -13,6 +13,7 @@ from typing import Any
 from edgekd.errors import CompileError
 from edgekd.export.flavours import tensorrt_violations, to_f16
 from edgekd.export.onnx_file import load, save
+from edgekd.runtimes.openvino_blob import BLOB, MANIFEST
 from edgekd.runtimes.protocol import Build, Layer
 from edgekd.runtimes.registry import runtime
 from edgekd.stages.context import Context, shipped_by
@@ -20,6 +21,10 @@ from edgekd.stages.settings import TargetSettings
 from edgekd.store import Artifact
 
 _EIGHT_BIT = {"int8", "uint8"}
+# What lies beside a model without being part of it.
+_BESIDE = {"layers.json", BLOB, MANIFEST}
+ENGINE_OPTIONS = {"compute_capabilities", "max_batch", "opt_batch", "workspace_bytes", "optimization_level",
+                  "timing_cache", "hardware_compatibility", "version_compatible"}  # fmt: skip
 _FROM_FLOAT = {"f16": "f32", "int8_f16": "int8"}
 
 
@@ -73,16 +78,21 @@ def _build(context: Context, order: Order, export: Artifact) -> dict[str, Any]:
     flavour = engine.flavour(order.precision)
     origin = _FROM_FLOAT.get(flavour, flavour)
     onnx = _source(order, flavour, origin, export, folder)
-    options = order.settings.model_dump(
-        include={"compute_capabilities", "max_batch", "workspace_bytes", "optimization_level"}
-    )
     started = time.monotonic()
-    build = engine.compile(onnx, folder, device=order.settings.device_name, threads=1, options=options)
+    build = engine.compile(onnx, folder, device=order.settings.device_name, threads=1, options=_options(context, order))
     context.draft.record[order.folder] = {"seconds": time.monotonic() - started}
     if onnx.parent == folder:
         onnx.unlink()
     (folder / "layers.json").write_text(json.dumps([vars(layer) for layer in build.layers], indent=1))
     return _facts(order, origin, build, folder, export)
+
+
+def _options(context: Context, order: Order) -> dict[str, Any]:
+    """What the engine is told beside its device; a path is that of the pipeline file."""
+    found = order.settings.model_dump(include=ENGINE_OPTIONS)
+    if found["timing_cache"] is not None:
+        found["timing_cache"] = str(context.common.base / found["timing_cache"])
+    return found
 
 
 def _source(order: Order, flavour: str, origin: str, export: Artifact, folder: Path) -> Path:
@@ -126,7 +136,7 @@ def _facts(order: Order, origin: str, build: Build, folder: Path, export: Artifa
         "origin": origin,
         "folder": order.folder,
         "file": build.file,
-        "size_bytes": sum(p.stat().st_size for p in folder.iterdir() if p.name != "layers.json"),
+        "size_bytes": sum(p.stat().st_size for p in folder.iterdir() if p.name not in _BESIDE),
         "inputs": [info.as_dict() for info in build.inputs],
         "outputs": [info.as_dict() for info in build.outputs],
         "opset": export.facts["opset"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgekd.config import Settings
+from edgekd.runtimes.onnxruntime_providers import PACKAGES
 from edgekd.stages.settings import (
     BenchStage,
     CompileStage,
@@ -22,7 +23,7 @@ _TORCH = ("torch", "numpy", "pillow", "pyarrow", "scikit-learn")
 # Which packages an engine's results depend on: only those of a pipeline's own targets enter its keys.
 ENGINE_PACKAGES = {
     "openvino": ("openvino",),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "onnxruntime": PACKAGES,
     "tensorrt": ("tensorrt",),
     "tensorrt_rtx": ("tensorrt-rtx",),
 }

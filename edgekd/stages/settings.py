@@ -175,18 +175,28 @@ class TargetSettings(Settings):
     runtime: Literal["openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"]
     """The inference engine."""
     device: str | None = Field(default=None, min_length=1)
-    """The device in the engine's words: CPU (default), GPU, NPU for OpenVINO; CPU (default), CUDA for ONNX Runtime.
-    TensorRT always uses the GPU."""
+    """The device in the engine's words; `edgekd doctor` lists those that are here. OpenVINO: CPU (default), GPU, GPU.1,
+    NPU, AUTO, HETERO:GPU,CPU. ONNX Runtime: its provider, CPU (default), CUDA, TensorRT, OpenVINO, DirectML, CoreML, ..
+    or any by its full name. TensorRT always uses the GPU."""
     precision: tuple[Literal["f32", "f16", "int8"], ...] = Field(default=("f32", "int8"), min_length=1)
     """Precisions to build. int8 needs the `quantize` stage; f32 is then built too, to compare. f16 is TensorRT's."""
     compute_capabilities: tuple[str, ...] = ()
-    """GPU architectures to build for, e.g. ["8.6", "8.9"] (tensorrt_rtx only; empty: those of this machine's GPU)."""
+    """GPU architectures to build for, e.g. ["8.6", "8.9"] (tensorrt_rtx only; empty: 8.0 and all later ones)."""
     max_batch: int = Field(default=64, ge=1)
     """Largest batch of the build (TensorRT only)."""
+    opt_batch: int | None = Field(default=None, ge=1)
+    """The batch that the build is made fastest for; by default 8, or `max_batch` if that is less (TensorRT only)."""
     workspace_bytes: int = Field(default=1 << 30, ge=1)
     """Memory that the builder may use, in bytes (TensorRT only)."""
     optimization_level: int = Field(default=3, ge=0, le=5)
     """How long the builder searches for fast kernels: 0 to 5 (TensorRT only)."""
+    timing_cache: str | None = None
+    """File that keeps what builds timed, relative to the pipeline file; by default one in the user's cache folder for
+    each version and GPU (runtime tensorrt only)."""
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    """Other GPUs that the engine is for; it may be slower then (runtime tensorrt only)."""
+    version_compatible: bool = False
+    """Let later versions of TensorRT load the engine too; it may be slower then (runtime tensorrt only)."""
 
     @property
     def is_tensorrt(self) -> bool:
@@ -204,7 +214,15 @@ class TargetSettings(Settings):
             raise ValueError("precision names one twice | name each precision once")
         if self.is_tensorrt and self.device_name != "GPU":
             raise ValueError(f"{self.runtime} runs on the GPU, not on {self.device} | leave `device:` out")
-        idle = self.model_fields_set & {"max_batch", "workspace_bytes", "optimization_level"}
-        if idle and not self.is_tensorrt:
-            raise ValueError(f"{min(idle)} is TensorRT's, {self.runtime} has no such option | remove it")
+        self._owns({"max_batch", "opt_batch", "workspace_bytes", "optimization_level"}, "tensorrt", "tensorrt_rtx")
+        self._owns({"timing_cache", "hardware_compatibility", "version_compatible"}, "tensorrt")
+        self._owns({"compute_capabilities"}, "tensorrt_rtx")
+        if self.opt_batch is not None and self.opt_batch > self.max_batch:
+            raise ValueError(f"opt_batch {self.opt_batch} is above max_batch {self.max_batch} | raise max_batch")
         return self
+
+    def _owns(self, options: set[str], *runtimes: str) -> None:
+        idle = self.model_fields_set & options
+        if idle and self.runtime not in runtimes:
+            owners = " and ".join(runtimes)
+            raise ValueError(f"{min(idle)} is an option of {owners}, {self.runtime} has no such option | remove it")

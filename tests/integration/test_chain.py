@@ -66,6 +66,32 @@ def test_every_file_of_the_report_is_there_with_its_digest(workshop: Workshop, f
 
 
 @pytest.mark.parametrize("target", ["ov", "ort"])
+def test_every_build_of_a_target_has_the_time_of_its_layers(workshop: Workshop, first: Result, target: str) -> None:
+    paths = [d["path"] for d in first.report["details"] if d["kind"] == "layers"]
+    assert paths == ["artifacts/latency/ort/layers.json", "artifacts/latency/ov/layers.json"]
+    rows = json.loads((workshop.out / f"artifacts/latency/{target}/layers.json").read_text())["rows"]
+    keys = {"target", "model", "precision", "layer", "kind", "executed", "ms", "share"}
+    assert all(set(row) == keys and row["ms"] > 0 for row in rows)
+    measured = {(row["target"], row["model"], row["precision"]) for row in rows}
+    assert measured == {
+        (b["target"], b["model"], b["precision"]) for b in first.report["builds"] if b["target"] == target
+    }
+    eight_bit = [r for r in rows if r["executed"] == "int8" and "conv" in r["kind"].lower()]
+    assert [r["model"] for r in eight_bit] == ["quantized"] * 3
+    for build_ in measured:
+        assert sum(r["share"] for r in rows if (r["target"], r["model"], r["precision"]) == build_) == pytest.approx(
+            1, abs=0.01
+        )
+
+
+def test_the_size_of_a_build_is_that_of_its_model(workshop: Workshop, first: Result) -> None:
+    row = build(first, "ov", "quantized")
+    folder = (workshop.out / row["path"]).parent
+    assert (folder / "model.blob").is_file()
+    assert row["size_bytes"] == sum((folder / f"model.{ending}").stat().st_size for ending in ("xml", "bin"))
+
+
+@pytest.mark.parametrize("target", ["ov", "ort"])
 def test_every_convolution_of_the_int8_build_runs_in_8_bits(first: Result, target: str) -> None:
     assert build(first, target, "quantized")["executed_convolutions"] == {"int8": 3}
     assert build(first, target, "student")["executed_convolutions"] == {"f32": 3}

@@ -177,6 +177,18 @@ def test_list_stages_prints_every_option_with_its_help(tmp_path: Path) -> None:
         assert all(option["help"] and option["type"] for option in row["options"])
 
 
+def test_doctor_lists_devices_and_what_may_be_built_for(tmp_path: Path) -> None:
+    rows = {row["name"]: row for row in json.loads(call(tmp_path, "doctor", "--json").stdout)["runtimes"]}
+    cpu = next(device for device in rows["openvino"]["devices"] if device["name"] == "CPU")
+    assert cpu["full_name"]
+    assert {"f32", "int8"} <= set(cpu["precisions"])
+    text = call(tmp_path, "doctor").stdout
+    assert f"device: CPU  {cpu['full_name']}" in text
+    if rows["tensorrt_rtx"]["builds"]:
+        assert "8.6" in rows["tensorrt_rtx"]["compute_capabilities"]
+        assert 'compute_capabilities: ["7.5"' in text
+
+
 def _stages() -> list[str]:
     return re.findall(r"^  - (\w+):", MICRO, re.MULTILINE)
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from edgekd.errors import CompileError, UnavailableError
-from edgekd.runtimes.protocol import TensorInfo
+from edgekd.runtimes.protocol import LayerTime, TensorInfo
 
 
 class FakeSession:
@@ -36,6 +36,9 @@ class FakeSession:
         while time.thread_time_ns() < end:
             pass
 
+    def memory_bytes(self):
+        return self.told.get("memory_bytes")
+
     def close(self):
         pass
 
@@ -50,6 +53,12 @@ class FakeRuntime:
     def check(self, device, *, run):
         if device == "MISSING":
             raise UnavailableError("fake has no device MISSING", hint="use CPU")
+
+    def profile(self, path, feeds, *, device, threads, runs, max_s):
+        told = json.loads(Path(path).read_text())
+        assert feeds["x"].dtype == "float32"
+        layers = told.get("layers", [["stem", "Conv", "uint8", 0.25], ["head", "Gemm", "f32", 0.75]])
+        return tuple(LayerTime(*layer) for layer in layers)
 
     def load(self, path, *, device, threads):
         print("an engine that chatters on standard output")

@@ -123,6 +123,31 @@ def test_memory_is_measured_in_a_process_per_model(bench, subject):
     assert large["peak_rss_bytes"] - large["rss_before_load_bytes"] > 50 * 2**20
 
 
+def test_what_an_engine_says_of_its_memory_is_kept_and_unknown_is_null(bench, subject):
+    (told, silent), _ = bench(subject("told", sleep_ms=1, memory_bytes=4096), subject("silent", sleep_ms=1))
+    assert (told["engine_memory_bytes"], silent["engine_memory_bytes"]) == (4096, None)
+
+
+def test_each_build_leaves_the_time_of_its_layers_the_slowest_first(bench, subject, tmp_path):
+    titles = []
+    bench(subject("student", sleep_ms=1), subject("idle", sleep_ms=1, layers=[]), progress=titles.append)
+    rows = json.loads((tmp_path / "out" / "layers.json").read_text())["rows"]
+    about = {"target": "here", "model": "student", "precision": "f32"}
+    assert rows == [
+        {**about, "layer": "head", "kind": "Gemm", "executed": "f32", "ms": 0.75, "share": 0.75},
+        {**about, "layer": "stem", "kind": "Conv", "executed": "int8", "ms": 0.25, "share": 0.25},
+    ]
+    assert [title for title in titles if ":" not in title][-2:] == [
+        "layers of student.f32@here",
+        "layers of idle.f32@here",
+    ]
+
+
+def test_without_a_profile_no_layers_are_measured(bench, subject, tmp_path):
+    bench(subject("student", sleep_ms=1), settings=BRIEF.model_copy(update={"profile": False}))
+    assert not (tmp_path / "out" / "layers.json").exists()
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin a process to a core")
 def test_spinning_neighbour_on_the_same_core_is_contention(bench, subject):
     core = min(os.sched_getaffinity(0))
@@ -216,7 +241,7 @@ def test_agent_ends_when_its_input_closes(subject, tmp_path):
 
 def test_result_is_the_only_thing_on_standard_output(subject, tmp_path):
     result = run_agent(job(tmp_path, subject("student")), limit_s=60, progress=lambda line: None)
-    assert set(result) == {"name", "rss_before_load_bytes", "peak_rss_bytes"}
+    assert set(result) == {"name", "rss_before_load_bytes", "peak_rss_bytes", "engine_memory_bytes"}
 
 
 def test_agent_loads_nothing_but_its_own_few_files():
@@ -227,13 +252,49 @@ def test_agent_loads_nothing_but_its_own_few_files():
     assert not loaded & {"torch", "pydantic", "onnx", "ruamel"}
 
 
-@pytest.mark.parametrize("name", ["errors", "bench.__init__", "bench.agent", "bench.loop", "bench.machine"])
-def test_agent_is_written_in_python_3_8(name):
-    source = (ROOT / "edgekd" / (name.replace(".", "/") + ".py")).read_text()
-    tree = ast.parse(source, feature_version=(3, 8))
+CARRIED = [
+    *(ROOT / "edgekd" / name for name in ("__init__.py", "errors.py", "bench/__init__.py")),
+    *(ROOT / "edgekd" / "bench" / f"{name}.py" for name in ("agent", "loop", "machine")),
+    *sorted((ROOT / "edgekd" / "runtimes").glob("*.py")),
+]
+# Methods of str and Path, and names of modules, that came after 3.8.
+LATER = {"removeprefix", "removesuffix", "is_relative_to", "with_stem", "readlink", "hardlink_to", "bit_count",
+         "to_thread", "pairwise", "batched", "randbytes", "cache"}  # fmt: skip
+BUILT_IN = {"dict", "list", "tuple", "set", "frozenset", "type", "Callable", "Mapping", "Sequence", "Iterator"}
+
+
+@pytest.mark.parametrize("path", CARRIED, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_what_the_agent_carries_is_written_in_python_3_8(path):
+    """No later syntax, no `dict[str, int]` that runs (annotations do not), no later method or argument."""
+    tree = ast.parse(path.read_text(), feature_version=(3, 8))
+    never = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    annotations = {id(inner) for branch in never for inner in ast.walk(branch)} | {
+        id(inner)
+        for node in ast.walk(tree)
+        for given in (getattr(node, "annotation", None), getattr(node, "returns", None))
+        if given is not None
+        for inner in ast.walk(given)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and id(node) not in annotations:
+            assert node.value.id not in BUILT_IN, f"line {node.lineno}: {ast.unparse(node)}"
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in LATER, f"line {node.lineno}: {node.attr}"
+        if isinstance(node, ast.Call):
+            assert "strict" not in {keyword.arg for keyword in node.keywords}, f"line {node.lineno}: strict="
+        assert not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr) and _types(node, annotations))
     assert any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body) or not any(
         isinstance(node, ast.FunctionDef) for node in ast.walk(tree)
     )
+
+
+def _types(node, annotations):
+    """Whether an `|` that runs has None or a type beside it."""
+    if id(node) in annotations:
+        return False
+    sides = (node.left, node.right)
+    known = {"int", "str", "float", "bool", "Path", *BUILT_IN}
+    return any(getattr(s, "value", 0) is None or getattr(s, "id", "") in known for s in sides)
 
 
 def test_models_are_visited_there_and_back_again():

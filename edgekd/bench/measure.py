@@ -218,10 +218,17 @@ def layer_rows(subject: Subject, layers: Sequence[Mapping[str, Any]]) -> list[di
 
 
 def noise_feeds(inputs: Sequence[Mapping[str, Any]], *, batch: int, seed: int) -> dict[str, NDArray[Any]]:
-    """Normal noise for named inputs ({name, dtype, shape}; open axes become `batch` or 1).
+    """Noise for named inputs ({name, dtype, shape}; open axes become `batch` or 1), of each input's own type.
 
-    What a network computes does not change how long it takes: noise of the right shape needs no data set.
+    What a network computes does not change how long it takes: noise of the right shape needs no data set. Floats are
+    normal, raw frames (uint8) all of their levels, other integers 0 and 1, which every table of embeddings has.
     """
     rng = np.random.default_rng(seed)
-    shapes = {i["name"]: (batch, *(max(size, 1) for size in i["shape"][1:])) for i in inputs}
-    return {i["name"]: rng.standard_normal(shapes[i["name"]]).astype(i["dtype"]) for i in inputs}
+    found = {}
+    for given in inputs:
+        shape, dtype = (batch, *(max(size, 1) for size in given["shape"][1:])), np.dtype(given["dtype"])
+        if dtype.kind == "f":
+            found[given["name"]] = rng.standard_normal(shape).astype(dtype)
+        else:
+            found[given["name"]] = rng.integers(0, 256 if dtype == np.uint8 else 2, shape).astype(dtype)
+    return found

@@ -69,7 +69,7 @@ def _measure(models: list[Path], engine_name: str, device: str, settings: Any, s
         name = model.stem if [m.stem for m in models].count(model.stem) == 1 else f"{model.stem}#{index + 1}"
         subjects.append(Subject(name, "local", engine_name, device, "given", folder / build.file, settings.threads))
         given = noise_feeds([i.as_dict() for i in build.inputs], batch=settings.batch, seed=0)
-        if feeds and {n: x.shape for n, x in feeds.items()} != {n: x.shape for n, x in given.items()}:
+        if feeds and _kinds(feeds) != _kinds(given):
             raise ConfigError(
                 f"{model} takes other inputs than {models[0]}", hint="compare models with the same inputs"
             )
@@ -77,3 +77,8 @@ def _measure(models: list[Path], engine_name: str, device: str, settings: Any, s
     rows, pairs = measure(subjects, feeds, settings=settings, folder=scratch, seed=0, progress=tell)
     suffix = ".given@local"
     return rows, [{**p, "a": p["a"].removesuffix(suffix), "b": p["b"].removesuffix(suffix)} for p in pairs]
+
+
+def _kinds(feeds: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Shape and type of each input: raw frames are another input than normalised images."""
+    return {name: (x.shape, x.dtype) for name, x in feeds.items()}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgekd.export.onnx_file import load
 from edgekd.export.parity import run_reference
+from edgekd.export.preprocessing import raw_inputs
 
 _OF_ONNX = {"Conv": "Conv", "Gemm": "Gemm", "MatMul": "Gemm", "Relu": "Relu", "Add": "Add"}
 
@@ -51,13 +52,14 @@ def first_fork(path: Path, feeds: Mapping[str, NDArray[Any]], expected: Sequence
     Kinds of which the two have different numbers are left out. None: there is no such anchor.
     """
     given = [anchor for anchor in expected if anchor.kind == "Input"]
-    for (name, x), anchor in zip(feeds.items(), given, strict=True):
-        if not off(x, anchor.value) <= limit:
-            return Fork(name, anchor.module, off(x, anchor.value))
     model = load(path)
+    prepared = raw_inputs(model)  # raw frames are what the network sees behind their preprocessing
+    seen = [(prepared.get(name, name), anchor) for name, anchor in zip(feeds, given, strict=True)]
+    inside = [(name, anchor) for name, anchor in seen if name not in feeds]
     pairs = paired(model, expected)
-    values = run_reference(with_outputs(model, [name for name, _ in pairs]).SerializeToString(), feeds)
-    for name, anchor in pairs:
+    shown = with_outputs(model, [name for name, _ in (*inside, *pairs)])
+    values = {**feeds, **run_reference(shown.SerializeToString(), feeds)}
+    for name, anchor in (*seen, *pairs):
         error = off(values[name], anchor.value) if values[name].shape == anchor.value.shape else math.nan
         if not error <= limit:  # NaN is beyond every limit
             return Fork(name, anchor.module, error)

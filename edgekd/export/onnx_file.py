@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
 from edgekd.errors import ExportError, first_line, quiet
+from edgekd.export.metadata import stamp
+from edgekd.export.preprocessing import Affine, fuse
 
+LARGEST_BYTES = (1 << 31) - 1  # what protobuf can write as one message
 _PRODUCER = "edgekd"
 
 
@@ -41,17 +45,21 @@ def write_onnx(
     path: Path,
     *,
     opset: int,
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, Any],
+    raw: Mapping[str, Affine] | None = None,
 ) -> None:
-    """Export a network (eval mode, or converted to Q/DQ) to `path`.
+    """Export a network (eval mode, or converted to Q/DQ) to `path`, and check what was written.
 
     Args:
         example: named inputs in the order of the network's forward, at least two samples each.
-        metadata: texts stored in the file's metadata_props.
+        metadata: facts that the file says of itself (metadata.py).
+        raw: inputs that take raw frames (preprocessing.py), and how these are normalised.
 
     Raises:
-        ExportError: the network cannot be captured or written, or the opset that came out is another one.
+        ExportError: the network cannot be captured or written, is too large for one file, or what came out is not what
+            was asked for (`check_file`).
     """
+    _refuse_too_large(_tensor_bytes(network), path.name)
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
     module = _Positional(network, outputs).train(False)
     try:
@@ -74,22 +82,17 @@ def write_onnx(
         ) from error
     assert program is not None
     model = program.model_proto
-    clean(model, metadata)
-    save(model, path)
-    written = next(entry.version for entry in model.opset_import if entry.domain == "")
-    if written != opset:
-        raise ExportError(
-            f"asked for opset {opset}, the exporter wrote {written}", hint=f"set export.opset to {written}"
-        )
+    clean(model)
+    stamp(model, {**metadata, "opset": opset})
+    save(fuse(model, raw) if raw else model, path)
+    check_file(path, inputs=list(example), outputs=outputs, opset=opset)
 
 
-def clean(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
-    """Replace all metadata by `metadata`, and strip what the exporter noted about source files of this machine."""
+def clean(model: onnx.ModelProto) -> None:
+    """Remove all metadata, and strip what the exporter noted about source files of this machine."""
     model.producer_name, model.producer_version = _PRODUCER, ""
     model.doc_string = ""
     del model.metadata_props[:]
-    for key in sorted(metadata):
-        model.metadata_props.add(key=key, value=metadata[key])
     graph = model.graph
     graph.doc_string = ""
     del graph.metadata_props[:]
@@ -105,16 +108,75 @@ def clean(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Check a model fully and write it as one file."""
+    """Check a model fully and write it as one file.
+
+    Raises:
+        ExportError: it is not valid, keeps data in other files, or is too large for one.
+    """
+    _refuse_too_large(sum(len(tensor.raw_data) for tensor in _tensors(model.graph)), path.name)
     try:
         onnx.checker.check_model(model, full_check=True)
     except onnx.checker.ValidationError as error:
         raise ExportError(
             f"{path.name}: not valid ONNX: {first_line(error)}", hint="please report this network"
         ) from error
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    content = model.SerializeToString(deterministic=True)
+    _refuse_too_large(len(content), path.name)
+    path.write_bytes(content)
+
+
+def check_file(path: Path, *, inputs: Sequence[str], outputs: Sequence[str], opset: int) -> None:
+    """Assert of a written file what everything behind it relies on.
+
+    Raises:
+        ExportError: its names, its opset or its batch axis are not as asked, or it keeps data in other files.
+    """
+    model = load(path)
+    written = next((entry.version for entry in model.opset_import if entry.domain == ""), None)
+    if written != opset:
+        raise ExportError(
+            f"asked for opset {opset}, the exporter wrote {written}", hint=f"set export.opset to {written}"
+        )
+    report = "please report this network"
+    for kind, asked, values in (("inputs", inputs, model.graph.input), ("outputs", outputs, model.graph.output)):
+        found = [value.name for value in values]
+        if found != list(asked):
+            raise ExportError(f"{path.name} has the {kind} {found}, asked for were {list(asked)}", hint=report)
+        for value in values:
+            dims = value.type.tensor_type.shape.dim
+            if not dims or not dims[0].dim_param:
+                size = dims[0].dim_value if dims else "none"
+                raise ExportError(
+                    f"{path.name}: the batch axis of {value.name!r} is fixed ({size})",
+                    hint="let the network's forward compute sizes from its input, e.g. x.flatten(1)",
+                )
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
+        raise ExportError(f"{path.name} keeps weights in another file", hint=report)
 
 
 def load(path: Path) -> onnx.ModelProto:
     """Read an ONNX file that must hold all its data itself."""
     return onnx.load(str(path), load_external_data=False)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """All tensors of a graph: weights, constants, and those of the graphs inside its nodes."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
+
+
+def _tensor_bytes(network: nn.Module) -> int:
+    """Bytes of all parameters and buffers, each once."""
+    return sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
+
+
+def _refuse_too_large(size_bytes: int, name: str) -> None:
+    if size_bytes > LARGEST_BYTES:
+        raise ExportError(
+            f"{name} would be {size_bytes / 1e9:.2f} GB, and one ONNX file holds {LARGEST_BYTES / 1e9:.2f} GB at most",
+            hint="an edge device wants a smaller network: distill it into a smaller student",
+        )

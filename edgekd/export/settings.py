@@ -12,6 +12,9 @@ class ExportSettings(Settings):
 
     opset: int = Field(default=20, ge=18, le=22)
     """ONNX opset of the files; the one that was written is asserted."""
+    raw_input: bool = False
+    """Files take raw frames: each image input is uint8 (N, H, W, C), and its layout and normalisation are computed
+    inside the graph. Inputs that are no images stay as they are."""
     parity_samples: int = Field(default=256, ge=2)
     """Validation (or training) samples on which each file is compared with PyTorch."""
     max_error: float = Field(default=1e-4, gt=0)

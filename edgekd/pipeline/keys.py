@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import edgekd
 from edgekd.bench import machine
 from edgekd.bench.machine import package_version
 from edgekd.data.source import Data
@@ -53,8 +54,9 @@ def ingredients(
     used = tables_of(entry.settings)
     if used:
         found["tables"] = {name: data.table_fingerprint(name) for name in sorted(used)}
-    if entry.name == "export":
-        found["name"] = pipeline.settings.name
+    if entry.name == "export":  # what its files say of themselves
+        found["name"], found["edgekd"] = pipeline.settings.name, edgekd.__version__
+        found["keys"] = {name: artifact.key for name, artifact in sorted(inputs.items())}
     if kind.trains and entry.name != "model":
         augment = pipeline.settings.data.augment
         found["train"] = _acting(pipeline.settings.train, asks=entry.name != "teacher")

@@ -16,7 +16,7 @@ from edgekd.pipeline.schema import (
     stage_location,
 )
 from edgekd.stages.kinds import KINDS
-from edgekd.stages.settings import DistillStage, EvaluateStage, TeacherStage, tables_of
+from edgekd.stages.settings import DistillStage, EvaluateStage, ExportStage, TeacherStage, tables_of
 
 _FREE_BYTES = 50_000_000
 
@@ -45,6 +45,19 @@ def preflight(pipeline: Pipeline, planner: Planner, first: StageEntry, stages: l
     _splits(pipeline, planner, remaining)
     _networks(pipeline, planner, remaining)
     _lessons(pipeline, planner, remaining)
+    _frames(pipeline, planner, remaining)
+
+
+def _frames(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) -> None:
+    """Files that take raw frames need images."""
+    for entry in stages:
+        if isinstance(entry.settings, ExportStage) and entry.settings.raw_input:
+            from edgekd.stages.feeds import raw_images
+
+            try:
+                raw_images(planner.common())
+            except ConfigError as error:
+                raise located(pipeline, (*stage_location(pipeline, entry), "raw_input"), error) from None
 
 
 def _lessons(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) -> None:

@@ -39,6 +39,33 @@ class PhaseCurves:
     rates: list[Curve]
 
 
+@dataclass(frozen=True)
+class Attachment:
+    """A detail that could be read: its kind, its flat rows, and whose it is (" of .." or nothing)."""
+
+    kind: str
+    of: str
+    rows: list[dict[str, Any]]
+    content: Mapping[str, Any]
+
+    def further(self, name: str) -> list[dict[str, Any]]:
+        """Further rows under another name."""
+        return [row for row in _list(self.content.get(name)) if isinstance(row, dict)]
+
+
+def attachments(report: Report, folder: Path, *kinds: str) -> list[Attachment]:
+    """Every detail of some kinds that holds rows: a JSON list of flat mappings, or one under "rows"."""
+    found = []
+    for detail in report.details:
+        content = _json(folder, detail.path) if detail.kind in kinds else None
+        records = [r for r in _list(_dict(content).get("rows") or content) if isinstance(r, dict)]
+        if records:
+            place = PurePosixPath(detail.path).parent
+            of = f" of {place.name}" if len(place.parts) > 1 else ""
+            found.append(Attachment(detail.kind, of, records, _dict(content)))
+    return found
+
+
 def loss_curves(report: Report, folder: Path) -> list[PhaseCurves]:
     """Every phase of every detail of kind loss_curves.
 
@@ -69,18 +96,18 @@ def _weighted(label: Any, weights: Mapping[Any, Any]) -> str:
 
 
 def detail_tables(report: Report, folder: Path) -> list[tuple[str, Rows]]:
-    """Every other detail that is a JSON list of flat mappings (or has one under "rows"), its first rows as a table."""
+    """The first rows of every other detail as a table; the ladder and measured layers are shown otherwise."""
+    kinds = {detail.kind for detail in report.details} - {"loss_curves", "ladder"}
     tables: list[tuple[str, Rows]] = []
-    for detail in report.details:
-        content = _json(folder, detail.path) if detail.kind != "loss_curves" else None
-        records = [r for r in _list(_dict(content).get("rows") or content) if isinstance(r, dict)]
+    for detail in attachments(report, folder, *kinds):
+        records = detail.rows
+        if detail.kind == "layers" and any("ms" in record for record in records):
+            continue
         columns = list(dict.fromkeys(key for record in records[:_MOST_ROWS] for key in record))[:_MOST_COLUMNS]
         if columns:
             body = [[_plain(record.get(column)) for column in columns] for record in records[:_MOST_ROWS]]
             left_out = f" (first {_MOST_ROWS} of {len(records)})" if len(records) > _MOST_ROWS else ""
-            place = PurePosixPath(detail.path).parent
-            of = f" of {place.name}" if len(place.parts) > 1 else ""
-            tables.append((f"{detail.kind}{of}{left_out}", [columns, *body]))
+            tables.append((f"{detail.kind}{detail.of}{left_out}", [columns, *body]))
     return tables
 
 

@@ -79,11 +79,7 @@ def forest(comparisons: tuple[Comparison, ...]) -> str:
     height = 44 * len(rows) + 50
     x = svg.fit([1 / reach, reach], 12, svg.WIDTH - 12, log=True)
     y = svg.Scale(0, 1, height - 44, 8)
-    body = "".join(
-        svg.line((x(v), y.start), (x(v), y.end), "grid")
-        + svg.text(x(v), y.start + 16, words.number(v), anchor="middle")
-        for v in x.ticks()
-    )
+    body = svg.grid_x(x, y.end, y.start)
     body += svg.line((x(1), y.start), (x(1), y.end), "axis")
     body += svg.text(x.end, y.start + 33, "a / b (log): left of 1, a takes less", anchor="end")
     for i, c in enumerate(rows):
@@ -119,7 +115,7 @@ def _curves(title: str, kept: list[Curve], y_label: str) -> str:
     if not values:
         return ""
     log = y_label == "loss" and min(values) > 0 and max(values) / min(values) > _LOG_ABOVE
-    series = {curve.label: _thin(curve.points) for curve in kept}
+    series = {curve.label: svg.thin(curve.points, _MOST_POINTS) for curve in kept}
     label = f"{y_label} (log)" if log else y_label
     return svg.line_chart(title, series, x_label="epoch", y_label=label, log_y=log)
 
@@ -177,8 +173,3 @@ def _cumulative(times: list[float]) -> list[svg.Point]:
     last = len(times) - 1
     places = sorted({round(last * i / _QUANTILES) for i in range(_QUANTILES + 1)})
     return [(times[i], (i + 1) / len(times)) for i in places]
-
-
-def _thin(points: list[svg.Point]) -> list[svg.Point]:
-    every = math.ceil(len(points) / _MOST_POINTS)
-    return points[::every] if every <= 1 else [*points[::every], points[-1]]

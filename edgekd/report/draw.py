@@ -26,7 +26,7 @@ def draw(report: Report, folder: Path) -> None:
     and what is missing there is left out of the drawing.
     """
     write_atomic(folder / REPORT_FILE, report.model_dump_json(indent=2) + "\n")
-    text = markdown(report)
+    text = markdown(report, folder)
     write_atomic(folder / "report.md", text)
     write_atomic(folder / "junit.xml", junit(report))
     _append_to_job_summary(text)

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgekd.report import charts, table
-from edgekd.report.attachments import detail_tables, loss_curves
+from edgekd.report import charts, quantization, table
+from edgekd.report.attachments import Attachment, attachments, detail_tables, loss_curves
 from edgekd.report.schema import Report
 from edgekd.report.verdict import sentences
+from edgekd.report.words import cell
 
 LARGEST_BYTES = 300_000
 _LARGEST_DATA = 100_000
@@ -55,14 +56,22 @@ def _context(report: Report, folder: Path, most_rows: int) -> dict[str, Any]:
         "verdict": first[:_LONGEST_MESSAGE],
         "more": [line[:_LONGEST_MESSAGE] for line in rest],
         "result": _shape(table.result_table(report), most_rows),
+        "ladder": [_ladder(detail, most_rows) for detail in attachments(report, folder, "ladder")],
         "sections": [(title, _shape(rows, most_rows)) for title, rows in sections if len(rows) > 1],
     }
+
+
+def _ladder(detail: Attachment, most: int) -> dict[str, Any]:
+    found = quantization.ladder(detail)
+    rows = [[cell(text) for text in row] for row in found.rows]
+    return _shape(rows, most) | {"marks": found.marks}
 
 
 def _shape(rows: table.Rows, most: int) -> dict[str, Any]:
     header, *body = rows
     right = table.numeric_columns(rows) if body else []
-    return {"header": header, "rows": body[:most], "right": right, "left_out": max(0, len(body) - most)}
+    left_out = max(0, len(body) - most)
+    return {"header": header, "rows": body[:most], "right": right, "left_out": left_out, "marks": []}
 
 
 def _drawings(report: Report, folder: Path) -> list[tuple[str, list[str]]]:
@@ -70,10 +79,23 @@ def _drawings(report: Report, folder: Path) -> list[tuple[str, list[str]]]:
     groups = [
         ("Trade-off and comparisons", [charts.trade_off(report), charts.forest(report.comparisons)]),
         ("Latency of single inferences", charts.distributions(report, folder)),
+        ("Quantization", _quantization(report, folder)),
+        ("Layers by executed precision", _layers(report, folder)),
         ("Learning", learning),
     ]
     kept = [(title, [drawing for drawing in found if drawing]) for title, found in groups]
     return [(title, found) for title, found in kept if found]
+
+
+def _quantization(report: Report, folder: Path) -> list[str]:
+    drawn = [d for detail in attachments(report, folder, "arms") for d in quantization.arms(detail)]
+    return drawn + [
+        d for detail in attachments(report, folder, "sensitivity") for d in quantization.sensitivity(detail)
+    ]
+
+
+def _layers(report: Report, folder: Path) -> list[str]:
+    return [d for detail in attachments(report, folder, "layers") for d in quantization.layers(detail)]
 
 
 def _embedded(report: Report) -> str:

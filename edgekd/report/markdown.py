@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from edgekd.report import table
+from edgekd.report.attachments import attachments
+from edgekd.report.quantization import arm_table
 from edgekd.report.schema import Report
 from edgekd.report.verdict import sentences
 
@@ -12,8 +15,8 @@ _SIGNS = {"ok": "✅", "failed": "❌", "gate_failed": "❌"}
 _SPECIAL = re.compile(r"([\\`*|~#])|(?<!\w)(_)|(_)(?!\w)|(\](?=[(\[:]))")
 
 
-def markdown(report: Report) -> str:
-    """The whole report as GitHub Markdown."""
+def markdown(report: Report, folder: Path | None = None) -> str:
+    """The whole report as GitHub Markdown; with the folder in which its details lie also the arms of quantization."""
     first, *rest = sentences(report)
     parts = [f"# {_SIGNS[report.status]} {escape(first)}", "\n".join(f"- {escape(line)}" for line in rest)]
     sections = [
@@ -23,6 +26,8 @@ def markdown(report: Report) -> str:
         ("Models", table.model_table(report)),
         ("Stages", table.stage_table(report)),
     ]
+    arms = attachments(report, folder, "arms") if folder is not None else []
+    sections[4:4] = [(f"Arms{detail.of}", arm_table(detail)) for detail in arms]
     parts += [f"## {title}\n\n{markdown_table(rows)}" for title, rows in sections if len(rows) > 1]
     parts.append(f"<sub>{escape(_footer(report))}</sub>")
     return "\n\n".join(part for part in parts if part) + "\n"

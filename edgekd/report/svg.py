@@ -81,13 +81,38 @@ def text(x: float, y: float, content: str, *, anchor: str = "start", css: str = 
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{escape(content)}</text>'
 
 
-def dot(at: Point, css: str, title: str, *, square: bool = False) -> str:
+def dot(at: Point, css: str, title: str, *, square: bool = False, radius: float = 4.5) -> str:
     """A mark with a tooltip: a disc, or a square."""
     x, y = at
     tip = f"<title>{escape(title)}</title>"
     if square:
         return f'<rect class="{css}" x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8">{tip}</rect>'
-    return f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="4.5">{tip}</circle>'
+    return f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}">{tip}</circle>'
+
+
+def ring(at: Point) -> str:
+    """An open circle around a mark."""
+    return f'<circle class="ring" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="6"/>'
+
+
+def bar(a: Point, b: Point, css: str, title: str) -> str:
+    """A filled box between two corners, with a tooltip."""
+    size = f'width="{max(b[0] - a[0], 1):.1f}" height="{b[1] - a[1]:.1f}"'
+    return f'<rect class="mark {css}" x="{a[0]:.1f}" y="{a[1]:.1f}" {size}><title>{escape(title)}</title></rect>'
+
+
+def grid_x(x: Scale, top: float, bottom: float) -> str:
+    """Grid lines and tick labels of a horizontal axis alone."""
+    return "".join(
+        line((x(value), top), (x(value), bottom), "grid") + text(x(value), bottom + 16, number(value), anchor="middle")
+        for value in x.ticks()
+    )
+
+
+def thin(points: list[Point], most: int = 200) -> list[Point]:
+    """At most about so many points, the last one among them."""
+    every = math.ceil(len(points) / most)
+    return points[::every] if every <= 1 else [*points[::every], points[-1]]
 
 
 def legend(names: Sequence[str], top: float) -> str:

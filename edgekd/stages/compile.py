@@ -12,7 +12,9 @@ from typing import Any
 
 from edgekd.errors import CompileError
 from edgekd.export.flavours import tensorrt_violations, to_f16
+from edgekd.export.metadata import stamp
 from edgekd.export.onnx_file import load, save
+from edgekd.export.preprocessing import rewrite_behind
 from edgekd.runtimes.openvino_blob import BLOB, MANIFEST
 from edgekd.runtimes.protocol import Build, Layer
 from edgekd.runtimes.registry import runtime
@@ -106,7 +108,9 @@ def _source(order: Order, flavour: str, origin: str, export: Artifact, folder: P
         source = export.path(name)
     else:
         source = folder / f"source.{flavour}.onnx"
-        save(to_f16(load(export.path(name))), source)
+        rewritten = rewrite_behind(load(export.path(name)), to_f16)
+        stamp(rewritten, {"flavour": flavour})
+        save(rewritten, source)
     if order.settings.is_tensorrt:
         refuse_for_tensorrt(source)
     return source

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from edgekd.files import write_atomic
 from edgekd.runtimes.protocol import Arrays, Session, infer_batched
 from edgekd.runtimes.registry import runtime
 from edgekd.stages.context import Context
+from edgekd.stages.feeds import feeds_of
 from edgekd.stages.ladder import Ladder, engine_fork
 from edgekd.stages.networks import CPU, data_facts, load_model, make_world, metrics
 from edgekd.stages.quantized import load_quantized
@@ -26,7 +27,6 @@ from edgekd.stages.settings import EvaluateStage
 from edgekd.stages.tensors import FORK_SAMPLES, anchors_of
 from edgekd.tasks.task import Score, task_named
 from edgekd.train.evaluate import outputs, score_outputs
-from edgekd.train.feed import to_input
 from edgekd.train.world import World
 
 _READ_ROWS = 256
@@ -72,7 +72,8 @@ def _climb(
         model = facts["model"]
         if model not in (role, "quantized"):
             continue
-        feeds = feeds_of(world, world.models[model].inputs, table.take(torch.arange(min(len(table), _FILE_ROWS))))
+        few = table.take(torch.arange(min(len(table), _FILE_ROWS)))
+        feeds = feeds_of(world, world.models[model].inputs, few, _raw(context))
         path, flavour = context.inputs["export"].path(name), facts["flavour"]
         rungs = {f"{name} as written": False}
         if flavour != "int8":  # the flavour that is not for ONNX Runtime
@@ -120,7 +121,8 @@ def _evaluate_build(
     options = context.options(EvaluateStage)
     path = context.inputs["compile"].path(f"{build['folder']}/{build['file']}")
     session = runtime(build["runtime"]).load(path, device=build["device"], threads=1)
-    arrays = _infer(world, session, table, min(options.batch, build["max_batch"] or options.batch))
+    batch = min(options.batch, build["max_batch"] or options.batch)
+    arrays = _infer(world, session, table, batch, _raw(context))
     session.close()
     result = {name: torch.from_numpy(np.asarray(array, dtype=np.float32)) for name, array in arrays.items()}
     best = found[_best(context)]
@@ -149,8 +151,9 @@ def _fork(context: Context, build: Mapping[str, Any], world: World, table: Rows)
     if name is None or build["runtime"].startswith("tensorrt"):
         return None
     model = world.models[build["model"]]
-    feeds = feeds_of(world, model.inputs, table.take(torch.arange(min(len(table), FORK_SAMPLES))))
-    found, limit = anchors_of(model, feeds)
+    few = table.take(torch.arange(min(len(table), FORK_SAMPLES)))
+    found, limit = anchors_of(model, feeds_of(world, model.inputs, few))
+    feeds = feeds_of(world, model.inputs, few, _raw(context))
     engine = runtime(build["runtime"])
     return engine_fork(engine, export.path(name), feeds, found, limit, device=build["device"], options={})
 
@@ -159,14 +162,14 @@ def _limits(context: Context) -> ExportSettings:
     return ExportSettings.model_validate_json(json.dumps(context.inputs["export"].facts["limits"]))
 
 
-def feeds_of(world: World, names: Iterable[str], rows: Rows) -> Arrays:
-    """Named inputs of some rows as networks see them."""
-    return {name: to_input(world, name, rows.inputs[name], CPU).contiguous().numpy() for name in names}
+def _raw(context: Context) -> tuple[str, ...]:
+    """Inputs of files and builds that take raw frames."""
+    return tuple(context.inputs["export"].facts["raw_inputs"])
 
 
-def _infer(world: World, session: Session, table: Rows, batch: int) -> Arrays:
+def _infer(world: World, session: Session, table: Rows, batch: int, raw: Collection[str]) -> Arrays:
     """Outputs of an engine over all rows of a table, in batches, of which several are read at once."""
     parts = []
     for rows in table.batches(row_groups(len(table), batch * max(1, _READ_ROWS // batch))):
-        parts.append(infer_batched(session, feeds_of(world, [i.name for i in session.inputs], rows), batch))
+        parts.append(infer_batched(session, feeds_of(world, [i.name for i in session.inputs], rows, raw), batch))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

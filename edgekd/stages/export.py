@@ -2,99 +2,131 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
+import edgekd
 from edgekd.errors import ParityError
 from edgekd.export import parity
 from edgekd.export.flavours import tensorrt_violations, to_uint8
 from edgekd.export.forks import Fork, first_fork
-from edgekd.export.onnx_file import load, save, write_onnx
+from edgekd.export.metadata import stamp
+from edgekd.export.onnx_file import check_file, load, save, write_onnx
+from edgekd.export.preprocessing import Affine, affine
 from edgekd.quantize.quantizer import QuantizedNetwork, convert
 from edgekd.stages.context import Context
-from edgekd.stages.networks import CPU, example_inputs, load_model, make_world
+from edgekd.stages.feeds import feeds_of, preparation, raw_images
+from edgekd.stages.networks import example_inputs, load_model, make_world
 from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import ExportStage
 from edgekd.stages.tensors import FORK_SAMPLES, anchors_of
-from edgekd.train.feed import to_input
+from edgekd.store import Artifact
 from edgekd.train.world import Model, named_outputs
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = parity.Arrays
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """The samples on which files are compared with PyTorch: as networks see them, and as the files take them."""
+
+    seen: Arrays
+    fed: Arrays
+    raw: Mapping[str, Affine]
+
+    def network(self, model: Model, most: int | None = None) -> Arrays:
+        """What the network takes, in the order of its forward."""
+        return {name: self.seen[name][:most] for name in model.inputs}
+
+    def file(self, model: Model, most: int | None = None) -> Arrays:
+        """What its file takes."""
+        return {name: self.fed[name][:most] for name in model.inputs}
 
 
 def run(context: Context) -> None:
-    """Write and check every file; facts["files"] says what each is."""
+    """Write and check every file; facts["files"] says what each is, facts["raw_inputs"] which inputs take frames."""
     options = context.options(ExportStage)
-    feeds = _parity_feeds(context, options.parity_samples)
+    samples = _samples(context, options)
     files: dict[str, dict[str, Any]] = {}
     for role, artifact in context.networks().items():
         model = load_model(context.common, artifact)
         path = context.draft.folder / f"{role}.f32.onnx"
-        _write(context, model, model.network, path, "f32")
-        files[path.name] = _checked(context, path, role, "f32", model, feeds)
+        _write(context, model, model.network, path, _facts(context, role, artifact, model, "f32"), samples)
+        files[path.name] = _checked(context, path, role, "f32", model, samples)
     if "quantize" in context.inputs:
-        files.update(_quantized(context, feeds))
+        files.update(_quantized(context, samples))
     limits = {name: getattr(options, name) for name in ("max_error", "max_noise", "min_agreement")}
-    context.draft.facts.update(files=files, opset=options.opset, limits=limits)
+    context.draft.facts.update(files=files, opset=options.opset, limits=limits, raw_inputs=sorted(samples.raw))
 
 
-def _quantized(context: Context, feeds: Arrays) -> dict[str, dict[str, Any]]:
+def _quantized(context: Context, samples: _Samples) -> dict[str, dict[str, Any]]:
     role, source = context.shipped()
-    model = load_quantized(context.common, context.inputs["quantize"], source)
+    artifact = context.inputs["quantize"]
+    model = load_quantized(context.common, artifact, source)
     assert isinstance(model.network, QuantizedNetwork)
     int8, uint8 = (context.draft.folder / f"{role}.{sign}.onnx" for sign in ("int8", "uint8"))
-    _write(context, model, convert(model.network), int8, "int8")
+    _write(context, model, convert(model.network), int8, _facts(context, "quantized", artifact, model, "int8"), samples)
     graph = load(int8)
     broken = tensorrt_violations(graph)
     if broken:
         raise ParityError(f"{int8.name} breaks TensorRT's rules: {broken[0]}", hint="please report this network")
-    save(to_uint8(graph), uint8)
+    unsigned = to_uint8(graph)
+    stamp(unsigned, {"flavour": "uint8"})
+    save(unsigned, uint8)
+    check_file(uint8, inputs=model.inputs, outputs=model.outputs, opset=context.options(ExportStage).opset)
     return {
-        path.name: _checked(context, path, "quantized", flavour, model, feeds)
+        path.name: _checked(context, path, "quantized", flavour, model, samples)
         for path, flavour in ((int8, "int8"), (uint8, "uint8"))
     }
 
 
-def _write(context: Context, model: Model, network: torch.nn.Module, path: Path, flavour: str) -> None:
-    options = context.options(ExportStage)
+def _write(
+    context: Context, model: Model, network: torch.nn.Module, path: Path, facts: Mapping[str, Any], samples: _Samples
+) -> None:
     example = example_inputs(context.common, model)
-    write_onnx(network, example, model.outputs, path, opset=options.opset, metadata=_metadata(context, model, flavour))
+    opset = context.options(ExportStage).opset
+    raw = {name: how for name, how in samples.raw.items() if name in model.inputs}
+    write_onnx(network, example, model.outputs, path, opset=opset, metadata=facts, raw=raw)
 
 
-def _metadata(context: Context, model: Model, flavour: str) -> dict[str, str]:
+def _facts(context: Context, role: str, artifact: Artifact, model: Model, flavour: str) -> dict[str, Any]:
     """What a device needs to feed the network and to name its answers. No paths, nothing of this machine."""
     common = context.common
-    preprocessing = {
-        name: {"scale": n.scale, "mean": list(n.mean), "std": list(n.std)}
-        for name, n in common.data.normalization().items()
-        if name in model.inputs
-    }
+    heads = [head for head in common.heads if head.output in model.outputs]
     labels = {name: list(info.names) for name, info in common.data.classes().items() if info.names}
+    shown = ("name", "value", "unit", "split", "n", "ci95")
+    known = [{key: row[key] for key in shown} for row in artifact.facts["metrics"] if row["split"] != "test"]
     return {
-        "edgekd.pipeline": common.name,
-        "edgekd.flavour": flavour,
-        "edgekd.heads": json.dumps({head.output: head.task for head in common.heads}, sort_keys=True),
-        "edgekd.preprocessing": json.dumps(preprocessing, sort_keys=True),
-        "edgekd.labels": json.dumps(labels, sort_keys=True),
+        "pipeline": common.name,
+        "version": edgekd.__version__,
+        "role": role,
+        "key": artifact.key,
+        "flavour": flavour,
+        "heads": {head.output: {"task": head.task, "target": head.target} for head in heads},
+        "labels": {name: names for name, names in labels.items() if name in {head.target for head in heads}},
+        "accuracy": known,
+        "preprocessing": preparation(common, model.inputs, raw=context.options(ExportStage).raw_input),
     }
 
 
-def _parity_feeds(context: Context, samples: int) -> Arrays:
-    """Validation samples (training samples where there is no such split) as the networks see them."""
+def _samples(context: Context, options: ExportStage) -> _Samples:
+    """Validation samples (training samples where there is no such split).
+
+    Raises:
+        ConfigError: raw frames are asked for, and the data has no images of uint8.
+    """
     data = context.common.data
     table = data.load("validation" if data.counts().get("validation") else "train")
-    rows = table.take(torch.arange(min(samples, len(table))))
+    rows = table.take(torch.arange(min(options.parity_samples, len(table))))
     world = make_world(context.common, tables={})
-    return {name: to_input(world, name, x, CPU).contiguous().numpy() for name, x in rows.inputs.items()}
-
-
-def _taken(model: Model, feeds: Arrays) -> Arrays:
-    """The inputs that a network takes."""
-    return {name: feeds[name] for name in model.inputs}
+    raw = raw_images(context.common) if options.raw_input else ()
+    normal = data.normalization()
+    found = {name: affine(normal[name].scale, normal[name].mean, normal[name].std) for name in raw}
+    return _Samples(feeds_of(world, rows.inputs, rows), feeds_of(world, rows.inputs, rows, raw), found)
 
 
 @torch.no_grad()
@@ -103,21 +135,21 @@ def _outputs(model: Model, feeds: Arrays) -> Arrays:
     return {name: value.numpy() for name, value in named_outputs(result, model.outputs).items()}
 
 
-def _checked(context: Context, path: Path, role: str, flavour: str, model: Model, feeds: Arrays) -> dict[str, Any]:
+def _checked(context: Context, path: Path, role: str, flavour: str, model: Model, samples: _Samples) -> dict[str, Any]:
     """Facts of a file, after it proved to say what PyTorch says.
 
     Raises:
         ParityError: it does not; the message names the first tensor that differs.
     """
-    own = _taken(model, feeds)
     tasks = {head.output: head.task for head in context.common.heads}
-    found = parity.compare(parity.run_reference(path, own), _outputs(model, own), tasks)
+    outputs = parity.run_reference(path, samples.file(model))
+    found = parity.compare(outputs, _outputs(model, samples.network(model)), tasks)
     worst = min(found.agreement.values())
     context.tell(f"export: {path.name}  relative error {found.relative_error:.1e}  agreement {worst:.4f}")
     try:
         parity.require(path.name, found, exact=flavour == "f32", settings=context.options(ExportStage))
     except ParityError as error:
-        fork = fork_of(path, model, own)
+        fork = _fork(path, model, samples)
         if fork is None:
             raise
         raise ParityError(f"{error.message}; {fork.words()}", hint=error.hint) from None
@@ -128,8 +160,7 @@ def _checked(context: Context, path: Path, role: str, flavour: str, model: Model
     }
 
 
-def fork_of(path: Path, model: Model, feeds: Arrays) -> Fork | None:
+def _fork(path: Path, model: Model, samples: _Samples) -> Fork | None:
     """Where a file and its network part ways, by a few samples; None where all tensors that both have are alike."""
-    few = {name: feeds[name][:FORK_SAMPLES] for name in model.inputs}
-    found, limit = anchors_of(model, few)
-    return first_fork(path, few, found, limit)
+    found, limit = anchors_of(model, samples.network(model, FORK_SAMPLES))
+    return first_fork(path, samples.file(model, FORK_SAMPLES), found, limit)

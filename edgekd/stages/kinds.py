@@ -101,7 +101,7 @@ KINDS: dict[str, StageKind] = {
             ("torch", "torchao", "onnx", "onnxscript", "onnxruntime"),
             needs=(_NETWORKS,),
             takes=(*_NETWORKS, "quantize"),
-            shares=("networks", "quantized", "tensors"),
+            shares=("feeds", "networks", "quantized", "tensors"),
         ),
         StageKind(
             "compile",
@@ -123,7 +123,7 @@ KINDS: dict[str, StageKind] = {
             needs=(_NETWORKS,),
             takes=(*_NETWORKS, "quantize", "export", "compile"),
             on_targets=True,
-            shares=("networks", "quantized", "ladder", "tensors"),
+            shares=("feeds", "networks", "quantized", "ladder", "tensors"),
         ),
         StageKind(
             "bench",

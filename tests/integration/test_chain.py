@@ -14,6 +14,8 @@ import onnx
 import pytest
 from chain import MICRO, Result, Workshop
 
+import edgekd
+from edgekd.export.metadata import read_metadata
 from edgekd.files import sha256_file
 from edgekd.report.schema import json_schema
 
@@ -107,11 +109,27 @@ def test_weights_are_stored_as_int8(workshop: Workshop) -> None:
         assert initializer_bytes(f"student.{flavour}.onnx") <= 0.30 * initializer_bytes("student.f32.onnx")
 
 
-def test_exported_files_carry_what_a_device_needs_and_nothing_of_this_machine(workshop: Workshop) -> None:
+def test_exported_files_carry_what_a_device_needs_and_nothing_of_this_machine(
+    workshop: Workshop, first: Result
+) -> None:
     for path in (workshop.out / "artifacts").glob("*.onnx"):
         model = onnx.load(str(path))
         facts = {entry.key: entry.value for entry in model.metadata_props}
-        assert json.loads(facts["edgekd.preprocessing"])["image"].keys() == {"scale", "mean", "std"}
+        stored = read_metadata(path)
+        role = "quantized" if stored["flavour"] != "f32" else stored["role"]
+        made_by = {"teacher": "teacher", "student": "distill", "quantized": "quantize"}[role]
+        assert (stored["role"], path.name.split(".")[1]) == (role, stored["flavour"])
+        assert stored["key"] == next(s["key"] for s in first.report["stages"] if s["name"] == made_by)
+        assert [(row["name"], row["split"], row["n"]) for row in stored["accuracy"]] == [
+            ("accuracy", "validation", 100)
+        ]
+        assert stored["heads"] == {"logits": {"task": "classification", "target": "label"}}
+        assert stored["labels"] == {"label": list("0123456789")}
+        assert (stored["pipeline"], stored["version"], stored["opset"]) == ("micro", edgekd.__version__, 20)
+        image = stored["preprocessing"]["image"]
+        assert (image["dtype"], image["layout"], image["shape"]) == ("float32", "NCHW", [1, 8, 8])
+        assert image["normalized_by"] == "the caller" and image["scale"] == 1.0
+        assert facts["edgekd.flavour"] == stored["flavour"]
         assert model.graph.input[0].name == "image"
         assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
         assert model.graph.output[0].name == "logits"

@@ -41,6 +41,10 @@ IN_THE_FILE: dict[str, tuple[str | bytes, str, str]] = {
     ),
     "missing archive": (edited(("digits: {}", "npz: {path: no.npz}")), r"^p.yaml:3:9: .*no.npz does not exist", "path"),
     "two data sources": (edited(("digits: {}", "digits: {}\n  npz: {path: x}")), r"^p.yaml:2:1: .*2 data", "keep one"),
+    "raw frames of no images": (
+        edited(("export: {}", "export: {raw_input: true}")),
+        r"^p.yaml:9:14: raw_input: no input of the data is an image of uint8 \(image is float32", "parquet, folder",
+    ),
     "no data source": (edited(("digits: {}", "licence: MIT")), r"^p.yaml:2:1: .*no data source", "give one of"),
     "missing weights": (edited(("epochs: 1", "weights: w.pt")), r"^p.yaml:7:59: w.pt: no such file", "relative"),
     "duplicate key": (edited(("name: micro", "name: micro\nname: b")), r"^p.yaml:2:1: the key 'name'.*twice", "one"),

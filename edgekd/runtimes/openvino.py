@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from numpy.typing import NDArray
 from edgekd.errors import CompileError, UnavailableError
 from edgekd.runtimes.protocol import Arrays, Build, Layer, TensorInfo, engine_message, executed_name, installed_version
 
-_FLAVOURS = {"f32": "f32", "int8": "uint8"}
+# The plugins round inside: half precision is a hint to them, not another graph.
+_FLAVOURS = {"f32": "f32", "f16": "f32", "bf16": "f32", "int8": "uint8"}
+_HINTED = {"f16": "FP16", "bf16": "BF16"}  # our word and the devices'
+_MANIFEST = "openvino.json"
 # Kinds of the runtime graph that compute; the rest moves or reinterprets data.
 _NOT_COMPUTE = {
     "Input",
@@ -41,7 +45,7 @@ class OpenVino:
     def flavour(self, precision: str) -> str:
         return _FLAVOURS[precision]
 
-    def check(self, device: str, *, run: bool) -> None:
+    def check(self, device: str, *, run: bool, precisions: Sequence[str] = ()) -> None:
         core = _core()
         found = core.available_devices
         if device.split(".", maxsplit=1)[0] not in {name.split(".")[0] for name in found}:
@@ -49,13 +53,24 @@ class OpenVino:
                 f"OpenVINO has no device {device} here (it has {', '.join(found)})",
                 hint="choose one of these, or install the device's driver; `edgekd doctor` shows what is there",
             )
+        wanted = {precision: _HINTED[precision] for precision in precisions if precision in _HINTED}
+        able = core.get_property(device, "OPTIMIZATION_CAPABILITIES") if wanted else ()
+        for precision, word in wanted.items():
+            if word not in able:
+                raise UnavailableError(
+                    f"OpenVINO's {device} has no {precision} here (it has {', '.join(able)})",
+                    hint=f"leave {precision} out of this target's `precision`",
+                )
 
     def compile(self, onnx: Path, folder: Path, *, device: str, threads: int, options: Mapping[str, Any]) -> Build:
         core = _core()
         try:
             model = core.read_model(str(onnx))
             _module().save_model(model, str(folder / "model.xml"), compress_to_fp16=False)
-            compiled = core.compile_model(str(folder / "model.xml"), device, _properties(device, threads))
+            precision = options.get("precision", "f32")
+            (folder / _MANIFEST).write_text(json.dumps({"precision": precision}))
+            path = folder / "model.xml"
+            compiled = core.compile_model(str(path), device, _properties(device, threads, _hint(path)))
         except RuntimeError as error:
             raise CompileError(
                 f"OpenVINO {self.version()} refused {onnx.name} on {device}: {engine_message(error)}",
@@ -72,7 +87,7 @@ class _Session:
     """One infer request with tensors bound beforehand: `infer([x])` costs 20 us more."""
 
     def __init__(self, path: Path, device: str, threads: int) -> None:
-        self._compiled = _core().compile_model(str(path), device, _properties(device, threads))
+        self._compiled = _core().compile_model(str(path), device, _properties(device, threads, _hint(path)))
         self._request = self._compiled.create_infer_request()
         self.inputs, self.outputs = _tensors(self._compiled.inputs), _tensors(self._compiled.outputs)
         self._bound: dict[str, Any] = {}
@@ -107,9 +122,16 @@ def _core() -> Any:
     return _module().Core()
 
 
-def _properties(device: str, threads: int) -> dict[str, Any]:
+def _hint(path: Path) -> str:
+    """What a build's floats are rounded to, as it was built; float32 for a file that says nothing."""
+    manifest = path.with_name(_MANIFEST)
+    precision = json.loads(manifest.read_text())["precision"] if manifest.is_file() else "f32"
+    return precision if precision in _HINTED else "f32"
+
+
+def _properties(device: str, threads: int, hint: str) -> dict[str, Any]:
     """Latency of one request; float32 is float32 (the CPU plugin would run bf16 where the hardware has it)."""
-    properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
     if device.startswith("CPU"):
         properties["NUM_STREAMS"] = "1"
         if threads:

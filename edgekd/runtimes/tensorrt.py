@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgekd.errors import BenchError, CompileError, UnavailableError
 from edgekd.runtimes.protocol import Arrays, Build, Layer, TensorInfo, executed_name, installed_version
 
-_FLAVOURS = {"f32": "f32", "f16": "f16", "int8": "int8_f16"}
+_FLAVOURS = {"f32": "f32", "f16": "f16", "bf16": "bf16", "int8": "int8_f16"}
 _MANIFEST = "engine.json"
 _NO_CUDA_NOISE = "cudaError"  # the last log line of a build without a GPU says nothing about the build
 
@@ -39,7 +39,7 @@ class TensorRt:
     def flavour(self, precision: str) -> str:
         return _FLAVOURS[precision]
 
-    def check(self, device: str, *, run: bool) -> None:
+    def check(self, device: str, *, run: bool, precisions: Sequence[str] = ()) -> None:
         self.version()
         if not has_gpu():
             raise UnavailableError(
@@ -132,7 +132,7 @@ class TensorRtRtx(TensorRt):
     module_name = "tensorrt_rtx"
     install = "pip install 'edgekd[tensorrt-rtx]'"
 
-    def check(self, device: str, *, run: bool) -> None:
+    def check(self, device: str, *, run: bool, precisions: Sequence[str] = ()) -> None:
         self.version()
         if run and not has_gpu():
             raise UnavailableError(

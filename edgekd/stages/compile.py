@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.errors import CompileError
-from edgekd.export.flavours import tensorrt_violations, to_f16
+from edgekd.export.flavours import quantize_skips_only, tensorrt_violations
+from edgekd.export.half import Kept, to_half
 from edgekd.export.onnx_file import load, save
+from edgekd.export.stays import Misfits
 from edgekd.runtimes.protocol import Build, Layer
 from edgekd.runtimes.registry import runtime
 from edgekd.stages.context import Context, shipped_by
+from edgekd.stages.precision import REWRITTEN, origin_of
 from edgekd.stages.settings import TargetSettings
 from edgekd.store import Artifact
 
 _EIGHT_BIT = {"int8", "uint8"}
-_FROM_FLOAT = {"f16": "f32", "int8_f16": "int8"}
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,10 @@ def orders(context: Context, export: Artifact) -> Iterator[Order]:
     made = {facts["model"] for facts in export.facts["files"].values()}
     shipped = context.common.roles[shipped_by(context.common.roles)]
     for name, target in context.common.targets.items():
-        floats = [precision for precision in target.precision if precision != "int8"] or ["f32"]
         if "teacher" in made and shipped != "teacher":
-            yield Order(name, target, "teacher", floats[0], shipped=False)
-        for precision in floats:
-            yield Order(name, target, shipped, precision)
-        if "int8" in target.precision:
-            yield Order(name, target, "quantized", "int8")
+            yield Order(name, target, "teacher", target.precisions[0], shipped=False)
+        for precision in target.precisions:
+            yield Order(name, target, "quantized" if precision == "int8" else shipped, precision)
 
 
 def _build(context: Context, order: Order, export: Artifact) -> dict[str, Any]:
@@ -71,22 +70,23 @@ def _build(context: Context, order: Order, export: Artifact) -> dict[str, Any]:
     folder = context.draft.folder / order.folder
     folder.mkdir(parents=True)
     flavour = engine.flavour(order.precision)
-    origin = _FROM_FLOAT.get(flavour, flavour)
-    onnx = _source(order, flavour, origin, export, folder)
+    onnx, kept = _source(order, flavour, export, folder)
     options = order.settings.model_dump(
         include={"compute_capabilities", "max_batch", "workspace_bytes", "optimization_level"}
     )
+    options["precision"] = order.precision
     started = time.monotonic()
     build = engine.compile(onnx, folder, device=order.settings.device_name, threads=1, options=options)
     context.draft.record[order.folder] = {"seconds": time.monotonic() - started}
     if onnx.parent == folder:
         onnx.unlink()
     (folder / "layers.json").write_text(json.dumps([vars(layer) for layer in build.layers], indent=1))
-    return _facts(order, origin, build, folder, export)
+    return _facts(order, flavour, build, folder, export) | {"kept_float": [vars(one) for one in kept]}
 
 
-def _source(order: Order, flavour: str, origin: str, export: Artifact, folder: Path) -> Path:
-    """The ONNX file of a flavour; float16 ones are made here from the exported flavour that is their origin."""
+def _source(order: Order, flavour: str, export: Artifact, folder: Path) -> tuple[Path, list[Kept]]:
+    """The ONNX file of a flavour, and its nodes that stay float; half precision is written here from its origin."""
+    origin, kept = origin_of(flavour), list[Kept]()
     name = next(
         name
         for name, facts in export.facts["files"].items()
@@ -96,10 +96,16 @@ def _source(order: Order, flavour: str, origin: str, export: Artifact, folder: P
         source = export.path(name)
     else:
         source = folder / f"source.{flavour}.onnx"
-        save(to_f16(load(export.path(name))), source)
+        model = load(export.path(name))
+        if origin == "int8" and order.settings.residual == "skip":
+            model = quantize_skips_only(model)
+        half = REWRITTEN[flavour][1]
+        misfits = Misfits(**export.facts["files"][name]["misfits"]) if half == "f16" else Misfits()
+        model, kept = to_half(model, half, misfits)
+        save(model, source)
     if order.settings.is_tensorrt:
         refuse_for_tensorrt(source)
-    return source
+    return source, kept
 
 
 def refuse_for_tensorrt(path: Path) -> None:
@@ -115,7 +121,7 @@ def refuse_for_tensorrt(path: Path) -> None:
         )
 
 
-def _facts(order: Order, origin: str, build: Build, folder: Path, export: Artifact) -> dict[str, Any]:
+def _facts(order: Order, flavour: str, build: Build, folder: Path, export: Artifact) -> dict[str, Any]:
     return {
         "target": order.target,
         "runtime": order.settings.runtime,
@@ -123,7 +129,7 @@ def _facts(order: Order, origin: str, build: Build, folder: Path, export: Artifa
         "max_batch": order.settings.max_batch if order.settings.is_tensorrt else None,
         "precision": order.precision,
         "model": order.model,
-        "origin": origin,
+        "origin": origin_of(flavour),
         "folder": order.folder,
         "file": build.file,
         "size_bytes": sum(p.stat().st_size for p in folder.iterdir() if p.name != "layers.json"),

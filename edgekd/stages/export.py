@@ -13,10 +13,12 @@ from edgekd.errors import ParityError
 from edgekd.export import parity
 from edgekd.export.flavours import tensorrt_violations, to_uint8
 from edgekd.export.forks import Fork, first_fork
+from edgekd.export.misfits import find_misfits
 from edgekd.export.onnx_file import load, save, write_onnx
 from edgekd.quantize.quantizer import QuantizedNetwork, convert
 from edgekd.stages.context import Context
 from edgekd.stages.networks import CPU, example_inputs, load_model, make_world
+from edgekd.stages.precision import searched
 from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import ExportStage
 from edgekd.stages.tensors import FORK_SAMPLES, anchors_of
@@ -121,11 +123,13 @@ def _checked(context: Context, path: Path, role: str, flavour: str, model: Model
         if fork is None:
             raise
         raise ParityError(f"{error.message}; {fork.words()}", hint=error.hint) from None
-    return {
-        "model": role,
-        "flavour": flavour,
-        "parity": found.facts(),
-    }
+    facts = {"model": role, "flavour": flavour, "parity": found.facts()}
+    if flavour in searched(context.common.targets):
+        misfits = find_misfits(path, own)
+        if misfits.tensors or misfits.nodes:
+            context.tell(f"export: {path.name}  {len(misfits.tensors)} tensors do not fit float16")
+        facts["misfits"] = misfits.facts()
+    return facts
 
 
 def fork_of(path: Path, model: Model, feeds: Arrays) -> Fork | None:

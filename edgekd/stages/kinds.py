@@ -100,7 +100,7 @@ KINDS: dict[str, StageKind] = {
             ("torch", "torchao", "onnx", "onnxscript", "onnxruntime"),
             needs=(_NETWORKS,),
             takes=(*_NETWORKS, "quantize"),
-            shares=("networks", "quantized", "tensors"),
+            shares=("networks", "quantized", "tensors", "precision"),
         ),
         StageKind(
             "compile",
@@ -110,6 +110,7 @@ KINDS: dict[str, StageKind] = {
             ("onnx",),
             needs=(("export",),),
             takes=("export",),
+            shares=("precision",),
             reads_data=False,
             on_targets=True,
         ),

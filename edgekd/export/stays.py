@@ -18,6 +18,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 LARGEST = 65504.0
 TINY = 2.0**-14  # the smallest float16 with all its digits
+_HALF_A_LEVEL = 0.5 / 127  # a scale that rounds by more moves its largest value by half a level
 _COMPUTE = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 # Inputs that are multiplied or divided by. A small addend, a bias, is lost beside what it is added to, and may be.
 _FACTORS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1), "Mul": (0, 1), "Div": (0, 1),
@@ -196,9 +197,10 @@ def _misfit(values: NDArray[Any], *, multiplies: bool) -> str | None:
 
 
 def _scale_misfit(scale: NDArray[Any]) -> str | None:
-    if float(scale.min()) < TINY:
-        return f"has a scale of {float(scale.min()):.1e}, too small for float16"
-    return _misfit(scale, multiplies=True)
+    moved = np.abs(_to_f16(scale).astype(np.float64) / np.maximum(scale, np.finfo(np.float32).tiny) - 1)
+    if (moved > _HALF_A_LEVEL).any() and float(scale.min()) < TINY:
+        return f"has a scale of {float(np.min(scale[moved > _HALF_A_LEVEL])):.1e}, too small for float16"
+    return _misfit(scale, multiplies=False)
 
 
 def _vanished_epsilon(node: NodeProto, constants: Mapping[str, NDArray[Any]]) -> str | None:

@@ -18,7 +18,6 @@ from edgekd.export.onnx_file import load, save, write_onnx
 from edgekd.quantize.quantizer import QuantizedNetwork, convert
 from edgekd.stages.context import Context
 from edgekd.stages.networks import CPU, example_inputs, load_model, make_world
-from edgekd.stages.precision import searched
 from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import ExportStage
 from edgekd.stages.tensors import FORK_SAMPLES, anchors_of
@@ -124,7 +123,7 @@ def _checked(context: Context, path: Path, role: str, flavour: str, model: Model
             raise
         raise ParityError(f"{error.message}; {fork.words()}", hint=error.hint) from None
     facts = {"model": role, "flavour": flavour, "parity": found.facts()}
-    if flavour in searched(context.common.targets):
+    if flavour in context.common.searched:
         misfits = find_misfits(path, own)
         if misfits.tensors or misfits.nodes:
             context.tell(f"export: {path.name}  {len(misfits.tensors)} tensors do not fit float16")

@@ -100,7 +100,7 @@ KINDS: dict[str, StageKind] = {
             ("torch", "torchao", "onnx", "onnxscript", "onnxruntime"),
             needs=(_NETWORKS,),
             takes=(*_NETWORKS, "quantize"),
-            shares=("networks", "quantized", "tensors", "precision"),
+            shares=("networks", "quantized", "tensors"),
         ),
         StageKind(
             "compile",

@@ -70,7 +70,7 @@ def _build(context: Context, order: Order, export: Artifact) -> dict[str, Any]:
     folder = context.draft.folder / order.folder
     folder.mkdir(parents=True)
     flavour = engine.flavour(order.precision)
-    onnx, kept = _source(order, flavour, export, folder)
+    onnx, kept = source_of(order, flavour, export, folder)
     options = order.settings.model_dump(
         include={"compute_capabilities", "max_batch", "workspace_bytes", "optimization_level"}
     )
@@ -84,7 +84,7 @@ def _build(context: Context, order: Order, export: Artifact) -> dict[str, Any]:
     return _facts(order, flavour, build, folder, export) | {"kept_float": [vars(one) for one in kept]}
 
 
-def _source(order: Order, flavour: str, export: Artifact, folder: Path) -> tuple[Path, list[Kept]]:
+def source_of(order: Order, flavour: str, export: Artifact, folder: Path) -> tuple[Path, list[Kept]]:
     """The ONNX file of a flavour, and its nodes that stay float; half precision is written here from its origin."""
     origin, kept = origin_of(flavour), list[Kept]()
     name = next(

@@ -1,7 +1,7 @@
 """One quantized model, several spellings: mechanical rewrites of a Q/DQ graph that keep every scale.
 
 f32        float32
-f16        float16 tensors inside, float32 at the borders: TensorRT's baseline
+f16, bf16  half precision inside, float32 at the borders and where it is needed (half.py)
 int8       int8, zero point 0: what TensorRT requires, fine in OpenVINO
 uint8      uint8 activations (zero point 0 after a ReLU, else 128): what ONNX Runtime fuses on a CPU
 int8_f16   int8 Q/DQ with a float16 remainder: TensorRT's int8
@@ -9,22 +9,19 @@ int8_f16   int8 Q/DQ with a float16 remainder: TensorRT's int8
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TypeVar
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from edgekd.errors import ExportError
+from edgekd.export.half import read_nodes
 
 M = TypeVar("M", onnx.ModelProto, NodeProto)
 # Operations that hand values on unchanged, so that a tensor after a ReLU is still not negative behind them.
 _KEEP_SIGN = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Flatten", "Transpose",
               "ReduceMean", "ReduceMax", "Squeeze", "Unsqueeze", "Identity", "Concat", "Slice", "Split",
               "QuantizeLinear", "DequantizeLinear"}  # fmt: skip
-# Inputs that ONNX defines as float32 whatever the data is: Resize's region and scales.
-_FLOAT_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
 _NOT_NEGATIVE = {"Relu", "Sigmoid", "Softmax", "HardSigmoid"}
 
 
@@ -48,27 +45,32 @@ def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
 
-def to_f16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Float16 inside, float32 at inputs and outputs; Q/DQ pairs keep their int8 grid and get float16 scales.
+def quantize_skips_only(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Take the Q/DQ pair off that input of each residual Add which comes straight from a convolution of the block.
 
-    Raises:
-        ExportError: a weight or scale does not fit float16.
+    Only the skip then comes in 8 bits, and the sum can be fused into the convolution, which writes it from its own
+    accumulators: what NVIDIA advises for TensorRT. Where both inputs come from convolutions, the block is the side with
+    more of them. Every scale that stays is as it was. An Add without such a pair stays as it is.
     """
     model = _copy(model)
     graph = model.graph
-    float_only = {
-        node.input[i] for node in graph.node for i in _FLOAT_INPUTS.get(node.op_type, ()) if i < len(node.input)
-    }
-    for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and tensor.name not in float_only:
-            tensor.CopyFrom(numpy_helper.from_array(_half(numpy_helper.to_array(tensor), tensor.name), tensor.name))
+    producers = {name: node for node in graph.node for name in node.output}
+    depth: dict[str, int] = {}
     for node in graph.node:
-        _half_attributes(node)
-    nodes = list(graph.node)
-    casts_in = [_cast_input(nodes, value.name) for value in graph.input if _is_float(value)]
-    casts_out = [_cast_output(nodes, value.name) for value in graph.output if _is_float(value)]
+        longest = max((depth.get(name, 0) for name in node.input), default=0) + (node.op_type == "Conv")
+        depth.update((name, longest) for name in node.output)
+    for node in graph.node:
+        before = [_before_pair(name, producers) for name in node.input] if node.op_type == "Add" else []
+        if len(before) != 2 or None in before:
+            continue
+        straight = [i for i, x in enumerate(before) if x in producers and producers[x].op_type == "Conv"]
+        if straight:
+            block = max(straight, key=lambda i: depth[str(before[i])])
+            node.input[block] = str(before[block])
+    kept = read_nodes(list(graph.node), {value.name for value in graph.output})
     del graph.node[:]
-    graph.node.extend([*casts_in, *nodes, *casts_out])
+    graph.node.extend(kept)
+    _drop_unused(graph)
     del graph.value_info[:]
     return onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
@@ -127,44 +129,11 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(kept)
 
 
-def _half(values: np.ndarray, name: str) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        half = values.astype(np.float16)
-    if not np.isfinite(half).all():
-        raise ExportError(f"{name} does not fit float16", hint="use precision f32 for this network")
-    if name.endswith("scale") and np.any(half == 0):
-        raise ExportError(f"the scale {name} is too small for float16", hint="use precision f32 for this network")
-    return half
-
-
-def _half_attributes(node: NodeProto) -> None:
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
-            attribute.t.CopyFrom(numpy_helper.from_array(_half(numpy_helper.to_array(attribute.t), node.name)))
-        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
-            attribute.i = TensorProto.FLOAT16
-
-
-def _is_float(value: onnx.ValueInfoProto) -> bool:
-    return value.type.tensor_type.elem_type == TensorProto.FLOAT
-
-
-def _cast_input(nodes: Iterable[NodeProto], name: str) -> NodeProto:
-    inside = _rename(nodes, name)
-    return onnx.helper.make_node("Cast", [name], [inside], name=f"cast_{name}", to=TensorProto.FLOAT16)
-
-
-def _cast_output(nodes: Iterable[NodeProto], name: str) -> NodeProto:
-    inside = _rename(nodes, name)
-    return onnx.helper.make_node("Cast", [inside], [name], name=f"cast_{name}", to=TensorProto.FLOAT)
-
-
-def _rename(nodes: Iterable[NodeProto], name: str) -> str:
-    """Give a tensor of the border its float16 name inside the graph, wherever it is made and read."""
-    inside = f"{name}_f16"
-    for node in nodes:
-        for names in (node.input, node.output):
-            for i, found in enumerate(names):
-                if found == name:
-                    names[i] = inside
-    return inside
+def _before_pair(name: str, producers: dict[str, NodeProto]) -> str | None:
+    """The tensor that a Q/DQ pair quantizes, by the pair's output; None where there is no pair."""
+    for kind in ("DequantizeLinear", "QuantizeLinear"):
+        node = producers.get(name)
+        if node is None or node.op_type != kind:
+            return None
+        name = node.input[0]
+    return name

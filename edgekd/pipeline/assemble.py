@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgekd.pipeline.choice import choose
 from edgekd.pipeline.gates import judge
 from edgekd.pipeline.schema import Pipeline
 from edgekd.stages.context import networks
@@ -13,14 +14,6 @@ from edgekd.store import Artifact
 ARTIFACTS = "artifacts"
 _TRAINING = ("teacher", "distill", "quantize")
 _OF_QUANTIZE = ("arms", "calibration", "sensitivity")
-_RANK = {"f32": 0, "f16": 1, "int8": 2}
-_REFERENCE = "the teacher, built to be compared with"
-_WORDS = {
-    "faster": "faster than",
-    "slower": "slower than",
-    "equivalent": "only as fast as",
-    "inconclusive": "not shown to be faster than",
-}
 
 
 def assemble(pipeline: Pipeline, done: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -32,8 +25,9 @@ def assemble(pipeline: Pipeline, done: Mapping[str, Artifact]) -> dict[str, Any]
         "comparisons": list(done["bench"].facts["comparisons"]) if "bench" in done else [],
         "details": _details(done, pipeline.roles),
     }
+    choose(report, pipeline.settings.gates)
     report["gates"] = [judge(gate, report) for gate in pipeline.settings.gates]
-    _choose(report)
+    del report["preferred"]
     for row in (*report["models"], *report["builds"]):
         row["metrics"] = [{k: v for k, v in m.items() if k not in ("better", "evaluated")} for m in row["metrics"]]
     return report
@@ -127,61 +121,3 @@ def _details(done: Mapping[str, Artifact], named: Mapping[str, str]) -> list[dic
         folders = [build["folder"] for build in done["compile"].facts["builds"]]
         rows += [{"kind": "layers", "path": f"{ARTIFACTS}/builds/{folder}/layers.json"} for folder in folders]
     return rows
-
-
-def _choose(report: dict[str, Any]) -> None:
-    """On each target one build of the shipped network is chosen: the quantized one only if it paid.
-
-    It did when it was measured to be faster than its float twin and no accuracy budget of it is broken. Where several
-    builds were made and none was measured, none is chosen: nobody knows which is best.
-    """
-    for target in dict.fromkeys(build["target"] for build in report["builds"]):
-        builds = [b for b in report["builds"] if b["target"] == target]
-        candidates = sorted((b for b in builds if not _is_reference(b, report)), key=lambda b: _RANK[b["precision"]])
-        if len(candidates) > 1 and not any(row.get("target", target) == target for row in report["comparisons"]):
-            for build in builds:
-                build["chosen"] = False
-                build["rejected_because"] = _REFERENCE if _is_reference(build, report) else "built, not measured"
-            continue
-        # From float32 to float16 to int8: each must beat what was best before it.
-        best = candidates[0] if candidates else None
-        for build in candidates[1:]:
-            reason = _rejection(build, best, report)
-            if reason is None:
-                assert best is not None
-                best["rejected_because"] = _verdict(best, build, report)[1]
-                best = build
-            else:
-                build["rejected_because"] = reason
-        for build in builds:
-            build["chosen"] = build is best
-            build.setdefault("rejected_because", None if build is best else _REFERENCE)
-
-
-def _is_reference(build: Mapping[str, Any], report: Mapping[str, Any]) -> bool:
-    return build["model"] == "teacher" and any(m["role"] == "student" for m in report["models"])
-
-
-def _rejection(build: Mapping[str, Any], twin: Mapping[str, Any] | None, report: Mapping[str, Any]) -> str | None:
-    """Why a build of fewer bits is not shipped in place of its twin, or None. What was not measured is no reason."""
-    for gate in report["gates"]:
-        meant = gate["of"] == build["model"] == "quantized" and gate["target"] in (None, build["target"])
-        if meant and gate["measure"].startswith("metric") and gate["verdict"] == "failed":
-            return f"breaks the budget: {gate['label']}, measured {gate['value']:.4g} {gate['unit'] or ''}".rstrip()
-    verdict, words = _verdict(build, twin, report)
-    return None if verdict in ("faster", None) else words
-
-
-def _verdict(
-    build: Mapping[str, Any], twin: Mapping[str, Any] | None, report: Mapping[str, Any]
-) -> tuple[str | None, str]:
-    """Verdict on a build against another one of its target, and its words; no verdict when they were not compared."""
-    assert twin is not None
-    names = [f"{b['model']}.{b['precision']}@{b['target']}" for b in (build, twin)]
-    turned = {"faster": "slower", "slower": "faster"}
-    for row in report["comparisons"]:
-        if {row["a"], row["b"]} == set(names):
-            ratio = row["ratio"] if row["a"] == names[0] else 1 / row["ratio"]
-            verdict = row["verdict"] if row["a"] == names[0] else turned.get(row["verdict"], row["verdict"])
-            return verdict, f"{_WORDS[verdict]} {twin['precision']}: {ratio:.2f} times its time"
-    return None, ""

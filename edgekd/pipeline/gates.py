@@ -115,7 +115,15 @@ class GateSettings(Settings):
 
 def judge(gate: GateSettings, report: dict[str, Any]) -> dict[str, Any]:
     """A gate's row of report.json, from the report's models, builds, latency and comparisons."""
-    value, ci95 = _value(gate, report)
+    return _judged(gate, *_value(gate, report))
+
+
+def judge_build(gate: GateSettings, report: dict[str, Any], build: dict[str, Any]) -> dict[str, Any]:
+    """A gate on accuracy as it stands for one build, whoever it is on."""
+    return _judged(gate, *_accuracy(gate, report, _first_evaluated(build)))
+
+
+def _judged(gate: GateSettings, value: float | None, ci95: tuple[float, float] | None) -> dict[str, Any]:
     limit, upper = gate.limit(), gate.max is not None
     unit, shown = gate.shown_unit()
     verdict = "undecided"
@@ -154,7 +162,12 @@ def _value(gate: GateSettings, report: dict[str, Any]) -> tuple[float | None, tu
         return _speedup(report, gate)
     if gate.measure == "size":
         return _size(report, gate), None
-    own = _metric(report, gate.of, gate.target)
+    return _accuracy(gate, report, _metric(report, gate.of, gate.target))
+
+
+def _accuracy(
+    gate: GateSettings, report: dict[str, Any], own: dict[str, Any] | None
+) -> tuple[float | None, tuple[float, float] | None]:
     if gate.measure == "metric" or own is None:
         return (own["value"], _pair(own["ci95"])) if own else (None, None)
     assert gate.against is not None
@@ -169,17 +182,25 @@ def _drop(own: dict[str, Any], other: dict[str, Any]) -> tuple[float, None]:
 
 def _metric(report: dict[str, Any], role: str, target: str | None) -> dict[str, Any] | None:
     """The first metric of a network, or of its quantized or float build on a target."""
-    rows: Sequence[dict[str, Any]] = report["models"]
+    rows: Sequence[dict[str, Any]] = [m for m in report["models"] if m["role"] == role]
     if target is not None:
-        rows = [b for b in report["builds"] if b["target"] == target]
-    for row in rows:
-        if (row["role"] if target is None else row["model"]) == role:
-            return next((m for m in row["metrics"] if m.get("evaluated")), None)
-    return None
+        rows = [b for b in report["builds"] if _stands_for(b, role, target, report)]
+    return _first_evaluated(rows[0]) if rows else None
+
+
+def _first_evaluated(row: dict[str, Any]) -> dict[str, Any] | None:
+    return next((m for m in row["metrics"] if m.get("evaluated")), None)
+
+
+def _stands_for(row: dict[str, Any], role: str, target: str | None, report: dict[str, Any]) -> bool:
+    """Whether a build's row is the one of a network on a target: of several float builds, the one that was best."""
+    preferred = report.get("preferred", {}).get((target, role))
+    named = bool(row["target"] == target and row["model"] == role)
+    return named and (preferred is None or row["precision"] == preferred)
 
 
 def _latency(report: dict[str, Any], role: str, target: str | None) -> dict[str, Any] | None:
-    return next((r for r in report["latency"] if r["model"] == role and r["target"] == target), None)
+    return next((r for r in report["latency"] if _stands_for(r, role, target, report)), None)
 
 
 def _speedup(report: dict[str, Any], gate: GateSettings) -> tuple[float | None, tuple[float, float] | None]:
@@ -187,7 +208,11 @@ def _speedup(report: dict[str, Any], gate: GateSettings) -> tuple[float | None, 
     for row in report["comparisons"]:
         if row["target"] != gate.target:
             continue
-        a, b = (row[side].split(".")[0] for side in ("a", "b"))
+        named = [row[side].partition("@")[0].partition(".") for side in ("a", "b")]
+        preferred = report.get("preferred", {})
+        if any(preferred.get((gate.target, role), precision) != precision for role, _, precision in named):
+            continue
+        a, b = (role for role, _, _ in named)
         low, high = row["ci95"]
         if (a, b) == (gate.of, gate.against):
             return 1 / row["ratio"], (1 / high, 1 / low)
@@ -198,7 +223,7 @@ def _speedup(report: dict[str, Any], gate: GateSettings) -> tuple[float | None, 
 
 def _size(report: dict[str, Any], gate: GateSettings) -> float | None:
     if gate.target is not None:
-        rows = [b for b in report["builds"] if b["target"] == gate.target and b["model"] == gate.of]
+        rows = [b for b in report["builds"] if _stands_for(b, gate.of, gate.target, report)]
     else:
         rows = [m for m in report["models"] if m["role"] == gate.of]
     return float(rows[0]["size_bytes"]) if rows else None

@@ -19,6 +19,7 @@ from edgekd.models.resolve import code_digest
 from edgekd.models.source import source_digest
 from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, networks_of
 from edgekd.stages.kinds import ENGINE_PACKAGES, KINDS, StageKind
+from edgekd.stages.precision import searched
 from edgekd.stages.settings import DistillStage, tables_of
 from edgekd.store import Artifact, Store
 from edgekd.tasks import HeadSettings
@@ -54,9 +55,10 @@ def ingredients(
     used = tables_of(entry.settings)
     if used:
         found["tables"] = {name: data.table_fingerprint(name) for name in sorted(used)}
-    if entry.name == "export":  # what its files say of themselves
+    if entry.name == "export":  # what its files say of themselves, and what has to be known of them
         found["name"], found["edgekd"] = pipeline.settings.name, edgekd.__version__
         found["keys"] = {name: artifact.key for name, artifact in sorted(inputs.items())}
+        found["searched"] = list(searched(pipeline.settings.targets))
     if kind.trains and entry.name != "model":
         augment = pipeline.settings.data.augment
         found["train"] = _acting(pipeline.settings.train, asks=entry.name != "teacher")

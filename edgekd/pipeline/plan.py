@@ -14,6 +14,7 @@ from edgekd.pipeline.schema import Pipeline, StageEntry, data_location, located,
 from edgekd.stages.context import Common
 from edgekd.stages.guides import answers
 from edgekd.stages.kinds import KINDS
+from edgekd.stages.precision import searched
 from edgekd.stages.settings import DistillStage, QuantizeStage
 from edgekd.store import Artifact, Store
 from edgekd.tasks import HeadSettings, heads_of
@@ -70,6 +71,7 @@ class Planner:
             settings.targets,
             self.pipeline.roles,
             self.data,
+            searched(settings.targets),
         )
 
     def step(self, entry: StageEntry, done: dict[str, Artifact], *, force: Collection[str]) -> Step:

@@ -131,6 +131,8 @@ def _engines(pipeline: Pipeline, *, run: bool) -> None:
             engine.version()
             key = "device" if "device" in target.model_fields_set else "runtime"
             engine.check(target.device_name, run=run)
+            key = "precision"
+            engine.check(target.device_name, run=run, precisions=target.precisions)
         except UnavailableError as error:
             raise located(pipeline, ("targets", name, key), error) from None
 

@@ -23,6 +23,7 @@ from edgekd.errors import ConfigError, EdgekdError
 from edgekd.models.settings import Columns, ModelReference, ModelSettings
 from edgekd.pipeline.gates import GateSettings
 from edgekd.pipeline.overrides import apply_override
+from edgekd.runtimes.registry import RUNTIMES, runtime
 from edgekd.stages.context import roles
 from edgekd.stages.kinds import KINDS, ORDER, WRITABLE, needs_of
 from edgekd.stages.settings import DistillStage, ModelStage, QuantizeStage, TargetSettings, TeacherStage, tables_of
@@ -337,12 +338,12 @@ def _target(name: str, target: TargetSettings, stages: set[str], location: Locat
                 "add a `quantize` stage",
             )
         )
-    if "f16" in target.precision and not target.is_tensorrt:
-        problems.append(
-            Problem(
-                (*location, "precision"), f"{target.runtime} builds f32 and int8 here, not f16", "leave f16 to TensorRT"
-            )
-        )
+    able = runtime(target.runtime).precisions
+    lacking = [precision for precision in target.precision if precision not in able]
+    if lacking:
+        words = f"{target.runtime} builds {', '.join(able[:-1])} and {able[-1]} here, not {lacking[0]}"
+        others = ", ".join(name for name in RUNTIMES if lacking[0] in runtime(name).precisions)
+        problems.append(Problem((*location, "precision"), words, f"leave {lacking[0]} to {others}"))
     if target.compute_capabilities and target.runtime != "tensorrt_rtx":
         problems.append(
             Problem(

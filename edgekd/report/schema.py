@@ -160,6 +160,15 @@ class Parity(Part):
     """Share of samples on which both give the same answer, by name of the measure."""
 
 
+class KeptFloat(Part):
+    """A node that computes in float32 in a graph of half precision."""
+
+    node: str
+    """Its name in the ONNX graph."""
+    why: Text
+    """What does not fit half precision there."""
+
+
 class Build(Part):
     """One model in the form that one engine loads."""
 
@@ -201,6 +210,8 @@ class Build(Part):
     """Number of layers that the engine runs in each precision."""
     executed_convolutions: dict[str, int] = Field({})
     """Of these the convolutions; with 8 bits everywhere, int8 is the only key."""
+    kept_float: tuple[KeptFloat, ...] = ()
+    """Nodes of a half precision graph that stay in float32."""
 
 
 class Latency(Part):

@@ -173,7 +173,12 @@ def _speed(build: Build | None, latency: Latency | None) -> list[str]:
     if build is None:
         return [*times[:2], "", *times[2:], "", ""]
     result = "chosen" if build.chosen else f"not chosen: {build.rejected_because}" if build.rejected_because else ""
-    return [*times[:2], words.size(build.size_bytes), *times[2:], words.layers(build.executed_precision), result]
+    return [*times[:2], words.size(build.size_bytes), *times[2:], _layers(build), result]
+
+
+def _layers(build: Build) -> str:
+    kept = f"{len(build.kept_float)} kept in f32" if build.kept_float else ""
+    return "; ".join(text for text in (words.layers(build.executed_precision), kept) if text)
 
 
 def _percentile(row: Latency, name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from edgekd.runtimes.protocol import (
     run_for,
 )
 
-_FLAVOURS = {"f32": "f32", "int8": "uint8"}
+_FLAVOURS = {"f32": "f32", "f16": "f16", "int8": "uint8"}
 _NUMPY = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int8)": "int8",
           "tensor(int64)": "int64", "tensor(double)": "float64", "tensor(int32)": "int32"}  # fmt: skip
 # Integer kernels of ONNX Runtime; everything else that computes runs in float.
@@ -57,7 +57,7 @@ class OnnxRuntime:
     def flavour(self, precision: str) -> str:
         return _FLAVOURS[precision]
 
-    def check(self, device: str, *, run: bool) -> None:
+    def check(self, device: str, *, run: bool, precisions: Sequence[str] = ()) -> None:
         provider_named(device, _module().get_available_providers())
 
     def compile(self, onnx: Path, folder: Path, *, device: str, threads: int, options: Mapping[str, Any]) -> Build:
@@ -205,6 +205,7 @@ def _layers(path: Path) -> list[Layer]:
     import onnx
 
     graph = onnx.load(str(path)).graph
+    floats = _float_types(graph)
     eight_bit = {n.output[0] for n in graph.node if n.op_type == "QuantizeLinear"}
     layers = []
     for node in graph.node:
@@ -220,5 +221,25 @@ def _layers(path: Path) -> list[Layer]:
             integer = True
         if integer:
             eight_bit |= set(node.output)
-        layers.append(Layer(node.name or node.output[0], node.op_type, "int8" if integer else "f32"))
+        # A layer computes in the precision of what it reads.
+        precision = "int8" if integer else next((floats[name] for name in node.input if name in floats), "f32")
+        layers.append(Layer(node.name or node.output[0], node.op_type, precision))
     return layers
+
+
+def _float_types(graph: Any) -> dict[str, str]:
+    """f32 or f16 of every float tensor of an optimized graph; it may hold ONNX Runtime's own operations, which know no
+    shape inference: what no Cast says has the type of the first float that its node reads."""
+    names = {1: "f32", 10: "f16"}  # TensorProto.FLOAT, FLOAT16
+    found = {t.name: names[t.data_type] for t in graph.initializer if t.data_type in names}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type in names:
+            found[value.name] = names[value.type.tensor_type.elem_type]
+    for node in graph.node:
+        if node.op_type == "Cast":
+            kind = names.get(next(a.i for a in node.attribute if a.name == "to"))
+        else:
+            kind = next((found[name] for name in node.input if name in found), None)
+        if kind is not None:
+            found.update((name, kind) for name in node.output if name not in found)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,10 @@ from edgekd.runtimes.protocol import (
     run_for,
 )
 
-_FLAVOURS = {"f32": "f32", "int8": "uint8"}
+# The plugins round inside: half precision is a hint to them, not another graph.
+_FLAVOURS = {"f32": "f32", "f16": "f32", "bf16": "f32", "int8": "uint8"}
+_HINTED = ("f16", "bf16")
+HINT = "openvino.json"
 _VIRTUAL = ("AUTO", "HETERO", "MULTI", "BATCH")
 # Kinds of the runtime graph that compute; the rest moves or reinterprets data.
 _NOT_COMPUTE = {
@@ -58,22 +62,32 @@ class OpenVino:
     def flavour(self, precision: str) -> str:
         return _FLAVOURS[precision]
 
-    def check(self, device: str, *, run: bool) -> None:
-        found = list(_core().available_devices)
+    def check(self, device: str, *, run: bool, precisions: Sequence[str] = ()) -> None:
+        core = _core()
+        found = list(core.available_devices)
         missing = [name for name in named_devices(device) if not _is_there(name, found)]
         if missing:
             raise UnavailableError(
                 f"OpenVINO has no device {missing[0]} here (it has {', '.join(found)})",
                 hint="choose one of these, or install the device's driver; `edgekd doctor` shows what is there",
             )
+        able = [word for name in named_devices(device) or found for word in _device(core, name).precisions]
+        for precision in precisions:
+            if precision in _HINTED and precision not in able:
+                raise UnavailableError(
+                    f"OpenVINO's {device} has no {precision} here (it has {', '.join(dict.fromkeys(able))})",
+                    hint=f"leave {precision} out of this target's `precision`",
+                )
 
     def compile(self, onnx: Path, folder: Path, *, device: str, threads: int, options: Mapping[str, Any]) -> Build:
         core = _core()
         try:
             model = core.read_model(str(onnx))
             _module().save_model(model, str(folder / "model.xml"), compress_to_fp16=False)
-            properties = _properties(device, threads)
-            compiled = core.compile_model(str(folder / "model.xml"), device, properties)
+            (folder / HINT).write_text(json.dumps({"precision": options.get("precision", "f32")}))
+            path = folder / "model.xml"
+            properties = _properties(device, threads, _hint(path))
+            compiled = core.compile_model(str(path), device, properties)
         except RuntimeError as error:
             raise CompileError(
                 f"OpenVINO {self.version()} refused {onnx.name} on {device}: {engine_message(error)}",
@@ -114,7 +128,7 @@ class _Session:
     """One infer request with tensors bound beforehand: `infer([x])` costs 20 us more."""
 
     def __init__(self, path: Path, device: str, threads: int, extra: Mapping[str, Any] = MappingProxyType({})) -> None:
-        core, properties = _core(), {**_properties(device, threads), **extra}
+        core, properties = _core(), {**_properties(device, threads, _hint(path)), **extra}
         # A profile is of the model that is compiled here: what was imported cannot be asked for every counter.
         found = None if extra else openvino_blob.find(core, path, device=device, properties=properties)
         self._compiled = found or core.compile_model(str(path), device, properties)
@@ -207,9 +221,16 @@ def _device(core: Any, name: str) -> Device:
     return Device(name, str(core.get_property(name, "FULL_DEVICE_NAME")), precisions)
 
 
-def _properties(device: str, threads: int) -> dict[str, Any]:
+def _hint(path: Path) -> str:
+    """What a build's floats are rounded to, as it was built; float32 for a file that says nothing."""
+    manifest = path.with_name(HINT)
+    precision = json.loads(manifest.read_text())["precision"] if manifest.is_file() else "f32"
+    return precision if precision in _HINTED else "f32"
+
+
+def _properties(device: str, threads: int, hint: str) -> dict[str, Any]:
     """Latency of one request; float32 is float32 (the CPU plugin would run bf16 where the hardware has it)."""
-    properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
     cpu: dict[str, Any] = {"NUM_STREAMS": "1"}
     if threads:
         cpu["INFERENCE_NUM_THREADS"] = threads

@@ -120,13 +120,16 @@ class Runtime(Protocol):
         """Version of the installed engine; raises UnavailableError with the install command when there is none."""
 
     def flavour(self, precision: str) -> str:
-        """Which ONNX flavour serves a precision: f32, f16, int8, uint8 or int8_f16 (export/ writes them)."""
+        """Which ONNX flavour serves a precision: f32, f16, bf16, int8, uint8 or int8_f16 (export/ writes them)."""
 
-    def check(self, device: str, *, run: bool) -> None:
-        """Raise UnavailableError if this device cannot compile (or, with `run`, cannot run) here."""
+    def check(self, device: str, *, run: bool, precisions: Sequence[str] = ()) -> None:
+        """Raise UnavailableError if this device cannot compile (or, with `run`, cannot run) these precisions here."""
 
     def compile(self, onnx: Path, folder: Path, *, device: str, threads: int, options: Mapping[str, Any]) -> Build:
-        """Turn an ONNX file into a build inside `folder`. Raises CompileError when the engine refuses the graph."""
+        """Turn an ONNX file into a build inside `folder`. Raises CompileError when the engine refuses the graph.
+
+        `options["precision"]` is what the build is asked for; by default f32.
+        """
 
     def load(self, path: Path, *, device: str, threads: int) -> Session:
         """Load the file that `compile` left, pinned to `threads` threads (0: the engine's choice)."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from edgekd.runtimes.nvidia import dotted, gpu, has_gpu
 from edgekd.runtimes.protocol import Build, Device, Layer, LayerTime, Support, TensorInfo, installed_version
 from edgekd.runtimes.tensorrt_session import Log, TensorRtSession, inspect
 
-_FLAVOURS = {"f32": "f32", "f16": "f16", "int8": "int8_f16"}
+_FLAVOURS = {"f32": "f32", "f16": "f16", "bf16": "bf16", "int8": "int8_f16"}
 
 
 class TensorRt:
@@ -40,7 +40,7 @@ class TensorRt:
     def flavour(self, precision: str) -> str:
         return _FLAVOURS[precision]
 
-    def check(self, device: str, *, run: bool) -> None:
+    def check(self, device: str, *, run: bool, precisions: Sequence[str] = ()) -> None:
         self.version()
         if not has_gpu():
             raise UnavailableError(
@@ -178,7 +178,7 @@ class TensorRtRtx(TensorRt):
     module_name = "tensorrt_rtx"
     install = "pip install 'edgekd[tensorrt-rtx]'"
 
-    def check(self, device: str, *, run: bool) -> None:
+    def check(self, device: str, *, run: bool, precisions: Sequence[str] = ()) -> None:
         self.version()
         if run and not has_gpu():
             raise UnavailableError(

@@ -8,26 +8,32 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import CompileError
-from edgekd.export.flavours import tensorrt_violations, to_f16
+from edgekd.export.flavours import quantize_skips_only, tensorrt_violations
+from edgekd.export.half import Kept, to_half
 from edgekd.export.metadata import stamp
 from edgekd.export.onnx_file import load, save
 from edgekd.export.preprocessing import rewrite_behind
+from edgekd.export.stays import Misfits
+from edgekd.runtimes.openvino import HINT
 from edgekd.runtimes.openvino_blob import BLOB, MANIFEST
 from edgekd.runtimes.protocol import Build, Layer
 from edgekd.runtimes.registry import runtime
 from edgekd.stages.context import Context, shipped_by
+from edgekd.stages.precision import REWRITTEN, origin_of
 from edgekd.stages.settings import TargetSettings
 from edgekd.store import Artifact
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 _EIGHT_BIT = {"int8", "uint8"}
 # What lies beside a model without being part of it.
-_BESIDE = {"layers.json", BLOB, MANIFEST}
+_BESIDE = {"layers.json", BLOB, MANIFEST, HINT}
 ENGINE_OPTIONS = {"compute_capabilities", "max_batch", "opt_batch", "workspace_bytes", "optimization_level",
                   "timing_cache", "hardware_compatibility", "version_compatible"}  # fmt: skip
-_FROM_FLOAT = {"f16": "f32", "int8_f16": "int8"}
 
 
 @dataclass(frozen=True)
@@ -64,13 +70,10 @@ def orders(context: Context, export: Artifact) -> Iterator[Order]:
     made = {facts["model"] for facts in export.facts["files"].values()}
     shipped = context.common.roles[shipped_by(context.common.roles)]
     for name, target in context.common.targets.items():
-        floats = [precision for precision in target.precision if precision != "int8"] or ["f32"]
         if "teacher" in made and shipped != "teacher":
-            yield Order(name, target, "teacher", floats[0], shipped=False)
-        for precision in floats:
-            yield Order(name, target, shipped, precision)
-        if "int8" in target.precision:
-            yield Order(name, target, "quantized", "int8")
+            yield Order(name, target, "teacher", target.precisions[0], shipped=False)
+        for precision in target.precisions:
+            yield Order(name, target, "quantized" if precision == "int8" else shipped, precision)
 
 
 def _build(context: Context, order: Order, export: Artifact) -> dict[str, Any]:
@@ -78,27 +81,27 @@ def _build(context: Context, order: Order, export: Artifact) -> dict[str, Any]:
     folder = context.draft.folder / order.folder
     folder.mkdir(parents=True)
     flavour = engine.flavour(order.precision)
-    origin = _FROM_FLOAT.get(flavour, flavour)
-    onnx = _source(order, flavour, origin, export, folder)
+    onnx, kept = source_of(order, flavour, export, folder)
     started = time.monotonic()
     build = engine.compile(onnx, folder, device=order.settings.device_name, threads=1, options=_options(context, order))
     context.draft.record[order.folder] = {"seconds": time.monotonic() - started}
     if onnx.parent == folder:
         onnx.unlink()
     (folder / "layers.json").write_text(json.dumps([vars(layer) for layer in build.layers], indent=1))
-    return _facts(order, origin, build, folder, export)
+    return _facts(order, flavour, build, folder, export) | {"kept_float": [vars(one) for one in kept]}
 
 
 def _options(context: Context, order: Order) -> dict[str, Any]:
     """What the engine is told beside its device; a path is that of the pipeline file."""
-    found = order.settings.model_dump(include=ENGINE_OPTIONS)
+    found = order.settings.model_dump(include=ENGINE_OPTIONS) | {"precision": order.precision}
     if found["timing_cache"] is not None:
         found["timing_cache"] = str(context.common.base / found["timing_cache"])
     return found
 
 
-def _source(order: Order, flavour: str, origin: str, export: Artifact, folder: Path) -> Path:
-    """The ONNX file of a flavour; float16 ones are made here from the exported flavour that is their origin."""
+def source_of(order: Order, flavour: str, export: Artifact, folder: Path) -> tuple[Path, list[Kept]]:
+    """The ONNX file of a flavour, and its nodes that stay float; half precision is written here from its origin."""
+    origin, kept = origin_of(flavour), list[Kept]()
     name = next(
         name
         for name, facts in export.facts["files"].items()
@@ -108,12 +111,22 @@ def _source(order: Order, flavour: str, origin: str, export: Artifact, folder: P
         source = export.path(name)
     else:
         source = folder / f"source.{flavour}.onnx"
-        rewritten = rewrite_behind(load(export.path(name)), to_f16)
+        facts, kind = export.facts["files"][name], REWRITTEN[flavour][1]
+        misfits = Misfits(**facts["misfits"]) if kind == "f16" else Misfits()
+
+        def half(model: ModelProto) -> ModelProto:
+            if origin == "int8" and order.settings.residual == "skip":
+                model = quantize_skips_only(model)
+            model, stay = to_half(model, kind, misfits)
+            kept.extend(stay)
+            return model
+
+        rewritten = rewrite_behind(load(export.path(name)), half)
         stamp(rewritten, {"flavour": flavour})
         save(rewritten, source)
     if order.settings.is_tensorrt:
         refuse_for_tensorrt(source)
-    return source
+    return source, kept
 
 
 def refuse_for_tensorrt(path: Path) -> None:
@@ -129,7 +142,7 @@ def refuse_for_tensorrt(path: Path) -> None:
         )
 
 
-def _facts(order: Order, origin: str, build: Build, folder: Path, export: Artifact) -> dict[str, Any]:
+def _facts(order: Order, flavour: str, build: Build, folder: Path, export: Artifact) -> dict[str, Any]:
     return {
         "target": order.target,
         "runtime": order.settings.runtime,
@@ -137,7 +150,7 @@ def _facts(order: Order, origin: str, build: Build, folder: Path, export: Artifa
         "max_batch": order.settings.max_batch if order.settings.is_tensorrt else None,
         "precision": order.precision,
         "model": order.model,
-        "origin": origin,
+        "origin": origin_of(flavour),
         "folder": order.folder,
         "file": build.file,
         "size_bytes": sum(p.stat().st_size for p in folder.iterdir() if p.name not in _BESIDE),

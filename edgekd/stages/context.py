@@ -20,7 +20,10 @@ S = TypeVar("S", bound=Settings)
 
 @dataclass(frozen=True)
 class Common:
-    """What all stages of a pipeline share."""
+    """What all stages of a pipeline share.
+
+    `searched`: exported flavours in which the export stage looks for what does not fit float16; see `precision`.
+    """
 
     name: str
     seed: int
@@ -30,6 +33,7 @@ class Common:
     targets: Mapping[str, TargetSettings]
     roles: Mapping[str, str]
     data: Data
+    searched: tuple[str, ...] = ()
 
     def of(self, head: str | None) -> Common:
         """The same for a network with one head; None: with all of them."""

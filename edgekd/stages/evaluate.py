@@ -24,7 +24,7 @@ from edgekd.stages.ladder import Ladder, engine_fork
 from edgekd.stages.networks import CPU, data_facts, load_model, make_world, metrics
 from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import EvaluateStage
-from edgekd.stages.tensors import FORK_SAMPLES, anchors_of
+from edgekd.stages.tensors import FORK_SAMPLES, ROUNDED, anchors_of
 from edgekd.tasks.task import Score, task_named
 from edgekd.train.evaluate import outputs, score_outputs
 from edgekd.train.world import World
@@ -153,9 +153,11 @@ def _fork(context: Context, build: Mapping[str, Any], world: World, table: Rows)
     model = world.models[build["model"]]
     few = table.take(torch.arange(min(len(table), FORK_SAMPLES)))
     found, limit = anchors_of(model, feeds_of(world, model.inputs, few))
+    if build["precision"] in ("f16", "bf16"):
+        limit = max(limit, ROUNDED)
     feeds = feeds_of(world, model.inputs, few, _raw(context))
-    engine = runtime(build["runtime"])
-    return engine_fork(engine, export.path(name), feeds, found, limit, device=build["device"], options={})
+    engine, options = runtime(build["runtime"]), {"precision": build["precision"]}
+    return engine_fork(engine, export.path(name), feeds, found, limit, device=build["device"], options=options)
 
 
 def _limits(context: Context) -> ExportSettings:

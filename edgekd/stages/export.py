@@ -15,6 +15,7 @@ from edgekd.export import parity
 from edgekd.export.flavours import tensorrt_violations, to_uint8
 from edgekd.export.forks import Fork, first_fork
 from edgekd.export.metadata import stamp
+from edgekd.export.misfits import find_misfits
 from edgekd.export.onnx_file import check_file, load, save, write_onnx
 from edgekd.export.preprocessing import Affine, affine
 from edgekd.quantize.quantizer import QuantizedNetwork, convert
@@ -153,11 +154,13 @@ def _checked(context: Context, path: Path, role: str, flavour: str, model: Model
         if fork is None:
             raise
         raise ParityError(f"{error.message}; {fork.words()}", hint=error.hint) from None
-    return {
-        "model": role,
-        "flavour": flavour,
-        "parity": found.facts(),
-    }
+    facts = {"model": role, "flavour": flavour, "parity": found.facts()}
+    if flavour in context.common.searched:
+        misfits = find_misfits(path, samples.file(model))
+        if misfits.tensors or misfits.nodes:
+            context.tell(f"export: {path.name}  {len(misfits.tensors)} tensors do not fit float16")
+        facts["misfits"] = misfits.facts()
+    return facts
 
 
 def _fork(path: Path, model: Model, samples: _Samples) -> Fork | None:

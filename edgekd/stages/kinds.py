@@ -111,6 +111,7 @@ KINDS: dict[str, StageKind] = {
             ("onnx",),
             needs=(("export",),),
             takes=("export",),
+            shares=("precision",),
             reads_data=False,
             on_targets=True,
         ),

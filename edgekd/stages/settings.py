@@ -16,6 +16,8 @@ from edgekd.quantize.settings import QuantizationSettings
 from edgekd.train.settings import TrainOverrides
 
 Select = Literal["last", "best"]
+_TENSORRT = ("tensorrt", "tensorrt_rtx")
+_BF16_FROM = 8.0  # compute capability
 
 
 @runtime_checkable
@@ -178,8 +180,11 @@ class TargetSettings(Settings):
     """The device in the engine's words; `edgekd doctor` lists those that are here. OpenVINO: CPU (default), GPU, GPU.1,
     NPU, AUTO, HETERO:GPU,CPU. ONNX Runtime: its provider, CPU (default), CUDA, TensorRT, OpenVINO, DirectML, CoreML, ..
     or any by its full name. TensorRT always uses the GPU."""
-    precision: tuple[Literal["f32", "f16", "int8"], ...] = Field(default=("f32", "int8"), min_length=1)
-    """Precisions to build. int8 needs the `quantize` stage; f32 is then built too, to compare. f16 is TensorRT's."""
+    precision: tuple[Literal["f32", "f16", "bf16", "int8"], ...] = Field(default=("f32", "int8"), min_length=1)
+    """Precisions to build. int8 needs the `quantize` stage; a float build to compare with is then made too: f32 unless
+    one is named, and with TensorRT f16. f16: TensorRT, ONNX Runtime, and OpenVINO's devices that have it (GPU, NPU).
+    bf16: TensorRT (from compute capability 8.0 on), and OpenVINO's devices that have it (CPUs with AVX512-BF16 or AMX).
+    """
     compute_capabilities: tuple[str, ...] = ()
     """GPU architectures to build for, e.g. ["8.6", "8.9"] (tensorrt_rtx only; empty: 8.0 and all later ones)."""
     max_batch: int = Field(default=64, ge=1)
@@ -197,6 +202,21 @@ class TargetSettings(Settings):
     """Other GPUs that the engine is for; it may be slower then (runtime tensorrt only)."""
     version_compatible: bool = False
     """Let later versions of TensorRT load the engine too; it may be slower then (runtime tensorrt only)."""
+    residual: Literal["both", "skip"] = "both"
+    """Which inputs of a residual addition come in 8 bits: both, or the skip alone, so that the sum can be fused into
+    the convolution before it (TensorRT only). Which is faster only the GPU can tell."""
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What is built: as asked for, with a float build to compare 8 bits with. 8 bits come last."""
+        floats: list[str] = [precision for precision in self.precision if precision != "int8"]
+        if "int8" not in self.precision:
+            return tuple(floats)
+        # The remainder of TensorRT's 8 bits is float16, so float16 is what 8 bits have to beat there.
+        baseline = "f16" if self.is_tensorrt else "f32"
+        if not floats or (self.is_tensorrt and baseline not in floats):
+            floats.append(baseline)
+        return (*floats, "int8")
 
     @property
     def is_tensorrt(self) -> bool:
@@ -214,11 +234,16 @@ class TargetSettings(Settings):
             raise ValueError("precision names one twice | name each precision once")
         if self.is_tensorrt and self.device_name != "GPU":
             raise ValueError(f"{self.runtime} runs on the GPU, not on {self.device} | leave `device:` out")
-        self._owns({"max_batch", "opt_batch", "workspace_bytes", "optimization_level"}, "tensorrt", "tensorrt_rtx")
+        self._owns({"max_batch", "opt_batch", "workspace_bytes", "optimization_level", "residual"}, *_TENSORRT)
         self._owns({"timing_cache", "hardware_compatibility", "version_compatible"}, "tensorrt")
         self._owns({"compute_capabilities"}, "tensorrt_rtx")
         if self.opt_batch is not None and self.opt_batch > self.max_batch:
             raise ValueError(f"opt_batch {self.opt_batch} is above max_batch {self.max_batch} | raise max_batch")
+        if self.residual == "skip" and "int8" not in self.precision:
+            raise ValueError("residual does nothing without int8 | remove it, or add int8 to `precision`")
+        old = [c for c in self.compute_capabilities if c.partition(".")[0].isdigit() and float(c) < _BF16_FROM]
+        if old and "bf16" in self.precision:
+            raise ValueError(f"GPUs of compute capability {old[0]} have no bf16 | leave bf16 out, or that GPU")
         return self
 
     def _owns(self, options: set[str], *runtimes: str) -> None:

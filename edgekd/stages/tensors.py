@@ -27,7 +27,7 @@ _OF_TARGET = {target: kind for kind, targets in _KINDS.items() for target in tar
 INPUT = "the input"
 _NORMS = {"batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm"}
 FORK_SAMPLES = 8
-_EXACT, _ROUNDED = 1e-3, 0.05  # of a tensor's size; quantized values may round to the next level
+_EXACT, ROUNDED = 1e-3, 0.05  # of a tensor's size; quantized values may round to the next level
 
 
 def anchors_of(model: Model, feeds: Arrays) -> tuple[list[Anchor], float]:
@@ -35,7 +35,7 @@ def anchors_of(model: Model, feeds: Arrays) -> tuple[list[Anchor], float]:
     inputs = tuple(torch.from_numpy(feeds[name]) for name in model.inputs)
     network = model.network
     if isinstance(network, QuantizedNetwork):
-        return anchors(network.graph_module, inputs), _ROUNDED
+        return anchors(network.graph_module, inputs), ROUNDED
     return anchors(capture(network, inputs), inputs), _EXACT
 
 

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,13 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from edgekd.errors import CompileError, ExportError, ParityError, UnavailableError
+from edgekd.errors import CompileError, ParityError, UnavailableError
 from edgekd.export import parity
-from edgekd.export.flavours import tensorrt_violations, to_f16, to_uint8
+from edgekd.export.flavours import tensorrt_violations, to_uint8
+from edgekd.export.half import to_half
 from edgekd.export.onnx_file import load, save, write_onnx
 from edgekd.export.settings import ExportSettings
+from edgekd.export.stays import Misfits
 from edgekd.models.names import ZOO
 from edgekd.models.resolve import build
 from edgekd.quantize.post_training import calibrated
@@ -29,7 +32,8 @@ from edgekd.quantize.settings import QuantizationSettings
 from edgekd.runtimes.nvidia import has_gpu
 from edgekd.runtimes.protocol import Layer, infer_batched
 from edgekd.runtimes.registry import runtime
-from edgekd.stages.compile import count_precisions, refuse_for_tensorrt
+from edgekd.stages.compile import Order, count_precisions, refuse_for_tensorrt, source_of
+from edgekd.stages.settings import TargetSettings
 
 pytestmark = pytest.mark.slow
 RTX = "the extra edgekd[tensorrt-rtx] is not installed"
@@ -64,8 +68,8 @@ def make(name: str, folder: Path, bits: int = 8) -> Files:
     write_onnx(network, {"image": x[:2]}, ("logits",), folder / "f32.onnx", opset=20, metadata={"a": "b"})
     write_onnx(convert(quantized), {"image": x[:2]}, ("logits",), folder / "int8.onnx", opset=20, metadata={})
     save(to_uint8(load(folder / "int8.onnx")), folder / "uint8.onnx")
-    save(to_f16(load(folder / "f32.onnx")), folder / "f16.onnx")
-    save(to_f16(load(folder / "int8.onnx")), folder / "int8_f16.onnx")
+    for made, origin, half in (("f16", "f32", "f16"), ("bf16", "f32", "bf16"), ("int8_f16", "int8", "f16")):
+        save(to_half(load(folder / f"{origin}.onnx"), half)[0], folder / f"{made}.onnx")
     with torch.no_grad():
         return Files(folder, {"image": x.numpy()}, network(x).numpy(), quantized(x).numpy())
 
@@ -119,7 +123,7 @@ def test_odd_sizes_without_batch_norm_quantize_and_build(size: tuple[int, int, i
     quantized = calibrated(layers.eval(), (x[:2],), [(x,)], QuantizationSettings())
     write_onnx(convert(quantized), {"image": x[:2]}, ("logits",), tmp_path / "int8.onnx", opset=20, metadata={})
     save(to_uint8(load(tmp_path / "int8.onnx")), tmp_path / "uint8.onnx")
-    save(to_f16(load(tmp_path / "int8.onnx")), tmp_path / "int8_f16.onnx")
+    save(to_half(load(tmp_path / "int8.onnx"), "f16")[0], tmp_path / "int8_f16.onnx")
     assert tensorrt_violations(load(tmp_path / "int8_f16.onnx")) == []
     builds_in_rtx(tmp_path / "int8_f16.onnx", tmp_path / "rtx")
     for engine in ("openvino", "onnxruntime"):
@@ -268,14 +272,6 @@ def test_our_own_check_refuses_the_uint8_flavour_for_tensorrt(resnet: Files) -> 
         refuse_for_tensorrt(resnet.path("uint8"))
 
 
-def test_a_weight_that_does_not_fit_float16_is_named(resnet: Files) -> None:
-    model = load(resnet.path("f32"))
-    tensor = next(t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1e9, tensor.name))
-    with pytest.raises(ExportError, match=f"{tensor.name} does not fit float16"):
-        to_f16(model)
-
-
 def test_without_tensorrt_the_error_is_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name, extra in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt-rtx")):
@@ -285,7 +281,7 @@ def test_without_tensorrt_the_error_is_the_install_command(monkeypatch: pytest.M
         assert caught.value.exit_code == 3
 
 
-@pytest.mark.parametrize("precision", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("precision", ["f32", "f16", "bf16", "int8"])
 def test_tensorrt_rtx_builds_for_two_architectures_without_a_gpu(resnet: Files, precision: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason=RTX)
     engine = runtime("tensorrt_rtx")
@@ -296,6 +292,68 @@ def test_tensorrt_rtx_builds_for_two_architectures_without_a_gpu(resnet: Files, 
     if not has_gpu():
         with pytest.raises(UnavailableError, match="run on an NVIDIA GPU, and none is here"):
             engine.load(tmp_path / built.file, device="GPU", threads=1)
+
+
+@pytest.mark.parametrize("residual", ["both", "skip"])
+def test_tensorrts_8_bits_are_made_of_the_int8_file_with_the_skips_as_asked(
+    resnet: Files, residual: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="the extra edgekd[tensorrt-rtx] is not installed")
+    settings = TargetSettings(runtime="tensorrt_rtx", residual=residual, compute_capabilities=("8.6",))
+    facts = {"model": "quantized", "flavour": "int8", "misfits": {"tensors": {}, "nodes": {}}}
+    export: Any = SimpleNamespace(facts={"files": {"int8.onnx": facts}}, path=lambda name: resnet.folder / name)
+    order = Order("gpu", settings, "quantized", "int8")
+    source, kept = source_of(order, "int8_f16", export, tmp_path)
+    assert kept == []
+    graph = load(source).graph
+    makers = {name: node.op_type for node in graph.node for name in node.output}
+    read = [{makers[name] for name in node.input} for node in graph.node if node.op_type == "Add"]
+    assert read == [{"DequantizeLinear"} if residual == "both" else {"Conv", "DequantizeLinear"}] * 3
+    found = parity.run_reference(source, resnet.feeds)
+    assert parity.compare(found, {"logits": resnet.quantized}, {"logits": "classification"}).relative_error < 0.05
+    options = {"compute_capabilities": ["8.6"], "max_batch": 4}
+    built = runtime("tensorrt_rtx").compile(source, tmp_path, device="GPU", threads=1, options=options)
+    assert (tmp_path / built.file).stat().st_size > 10_000
+
+
+def test_tensorrt_rtx_takes_a_layer_that_stays_float_amid_8_bits(resnet: Files, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="the extra edgekd[tensorrt-rtx] is not installed")
+    model = load(resnet.path("int8"))
+    second = [node for node in model.graph.node if node.op_type == "Conv"][1]
+    half, kept = to_half(model, "f16", Misfits({}, {second.name: "sums up to 1e5 inside"}))
+    assert [one.node for one in kept] == [second.name]
+    save(half, tmp_path / "mixed.onnx")
+    refuse_for_tensorrt(tmp_path / "mixed.onnx")
+    options = {"compute_capabilities": ["8.6"], "max_batch": 4}
+    built = runtime("tensorrt_rtx").compile(tmp_path / "mixed.onnx", tmp_path, device="GPU", threads=1, options=options)
+    assert (tmp_path / built.file).stat().st_size > 10_000
+
+
+def test_a_bf16_build_rounds_and_knows_it_when_it_is_loaded_again(resnet: Files, tmp_path: Path) -> None:
+    engine = runtime("openvino")
+    try:
+        engine.check("CPU", run=True, precisions=("bf16",))
+    except UnavailableError as error:
+        pytest.skip(error.message)
+    off = {}
+    for precision in ("f32", "bf16"):
+        folder = tmp_path / precision
+        folder.mkdir()
+        options = {"precision": precision}
+        built = engine.compile(resnet.path(engine.flavour(precision)), folder, device="CPU", threads=1, options=options)
+        assert convolutions(built.layers) == {precision: 9}
+        session = engine.load(folder / built.file, device="CPU", threads=1)
+        found = infer_batched(session, resnet.feeds, 16)["logits"]
+        session.close()
+        off[precision] = float(np.abs(found - resnet.expected).max() / np.abs(resnet.expected).max())
+    assert off["f32"] < 1e-5 < off["bf16"] < 0.05
+
+
+def test_onnx_runtime_says_that_a_float16_graph_runs_in_float32_on_a_cpu(resnet: Files, tmp_path: Path) -> None:
+    engine = runtime("onnxruntime")
+    built = engine.compile(resnet.path("f16"), tmp_path, device="CPU", threads=1, options={"precision": "f16"})
+    assert convolutions(built.layers) == {"f32": 9}
+    assert [(i.dtype, o.dtype) for i, o in zip(built.inputs, built.outputs, strict=True)] == [("float32", "float32")]
 
 
 def test_tensorrt_rtx_says_which_architectures_it_knows(resnet: Files, tmp_path: Path) -> None:

@@ -80,8 +80,21 @@ IN_THE_FILE: dict[str, tuple[str | bytes, str, str]] = {
     "int8 without quantize": (
         edited(("  - quantize: {}\n", ""), ("of: quantized", "of: teacher")), r"^p.yaml:12:3: target ort", "`quantize`",
     ),
-    "f16 for ONNX Runtime": (
-        edited(("onnxruntime}", "onnxruntime, precision: [f16]}")), r"^p.yaml:13:31: onnxruntime builds", "TensorRT",
+    "bf16 for ONNX Runtime": (
+        edited(("onnxruntime}", "onnxruntime, precision: [bf16]}")),
+        r"^p.yaml:13:31: onnxruntime builds f32, f16 and int8 here, not bf16$", "leave bf16 to openvino, tensorrt",
+    ),
+    "bf16 for a GPU that has none": (
+        edited(("onnxruntime}", 'tensorrt_rtx, precision: [bf16], compute_capabilities: ["7.5"]}')),
+        r"^p.yaml:13:3: .*7.5 have no bf16", "leave bf16 out",
+    ),
+    "residual without int8": (
+        edited(("onnxruntime}", "tensorrt_rtx, precision: [f16], residual: skip}")),
+        r"^p.yaml:13:3: .*residual does nothing without int8", "add int8",
+    ),
+    "residual for ONNX Runtime": (
+        edited(("onnxruntime}", "onnxruntime, residual: skip}")),
+        r"^p.yaml:13:3: .*residual is TensorRT's", "remove it",
     ),
     "compile without targets": (FILE.partition("targets:")[0], r"^p.yaml:1:1: compile has no targets", "add `targets"),
     "unknown runtime": (edited(("onnxruntime", "onnxruntme")), r"^p.yaml:13:9: .*onnxruntme", "mean 'onnxruntime'"),

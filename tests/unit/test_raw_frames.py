@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from edgekd.bench.measure import noise_feeds
 from edgekd.data.table import Normalization
 from edgekd.errors import ExportError
-from edgekd.export.flavours import tensorrt_violations, to_f16, to_uint8
+from edgekd.export.flavours import tensorrt_violations, to_uint8
 from edgekd.export.forks import first_fork
+from edgekd.export.half import to_half
 from edgekd.export.metadata import read_metadata, stamp
 from edgekd.export.onnx_file import load, save, write_onnx
 from edgekd.export.parity import run_reference
@@ -33,6 +34,10 @@ RAW = {"image": affine(HOW.scale, HOW.mean, HOW.std)}
 IMAGES = torch.randint(0, 256, (16, 3, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 FRAMES = {"image": raw_frames(IMAGES.numpy())}
 FACTS = {"flavour": "int8", "key": "k" * 64, "labels": {"label": ["a", "ü"]}, "accuracy": [{"value": 0.5}]}
+
+
+def f16(model: onnx.ModelProto) -> onnx.ModelProto:
+    return to_half(model, "f16")[0]
 
 
 class Net(nn.Module):
@@ -137,7 +142,7 @@ def test_the_quantized_graph_behind_the_frames_keeps_every_scale_in_both_signs(
 
 def test_a_float16_flavour_normalises_in_float32_and_its_network_is_float16(folder: Path) -> None:
     exact = load(folder / "raw.f32.onnx")
-    half = rewrite_behind(exact, to_f16)
+    half = rewrite_behind(exact, f16)
     onnx.checker.check_model(half, full_check=True)
     assert raw_inputs(half) == {"image": "image.normalized"}
     assert constant(half, "image.factor").data_type == TensorProto.FLOAT
@@ -152,7 +157,7 @@ def test_metadata_stays_in_every_flavour_and_reads_back(folder: Path, tmp_path: 
     assert read_metadata(folder / "raw.int8.onnx") == {**FACTS, "opset": 20}
     unsigned = to_uint8(load(folder / "raw.int8.onnx"))
     stamp(unsigned, {"flavour": "uint8"})
-    half = rewrite_behind(load(folder / "raw.f32.onnx"), to_f16)
+    half = rewrite_behind(load(folder / "raw.f32.onnx"), f16)
     for name, model, flavour in (("u", unsigned, "uint8"), ("h", half, "int8")):
         save(model, tmp_path / f"{name}.onnx")
         assert read_metadata(tmp_path / f"{name}.onnx") == {**FACTS, "opset": 20, "flavour": flavour}

@@ -1,0 +1,242 @@
+"""Half precision: a graph typed in float16 or bfloat16, float32 at its borders and where half precision is not enough.
+
+Precision stands in the graph, node by node, so any engine that takes typed ONNX runs what is written. A tensor that is
+read in both precisions exists in both: constants are written twice, a DequantizeLinear is repeated with a scale of the
+other type, everything else goes through one Cast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, numpy_helper
+
+from edgekd.errors import ExportError
+from edgekd.export.stays import HALF, NOTHING, TINY, Misfits, float_types, key_of, params_of, staying
+
+M = TypeVar("M", onnx.ModelProto, NodeProto)
+# The first operator set in which convolutions and pooling have a bfloat16 form.
+_BF16_OPSET = 22
+# What reads its input whatever its type is.
+_ANY_TYPE = {"Shape", "Size", "Cast"}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A node that computes in float32, and why."""
+
+    node: str
+    why: str
+
+
+def to_half(model: onnx.ModelProto, kind: str, misfits: Misfits = NOTHING) -> tuple[onnx.ModelProto, list[Kept]]:
+    """The graph in half precision, and its nodes that stay in float32.
+
+    Args:
+        kind: f16 or bf16. A bf16 graph is of opset 22 at least: below it ONNX has no bfloat16 convolution.
+        misfits: what calibration data showed not to fit float16; see `edgekd.export.misfits`. Of no matter for bf16.
+
+    Raises:
+        ExportError: the graph cannot be written in the opset that bf16 needs.
+    """
+    model = _copy(model)
+    if kind == "bf16":
+        _raise_opset(model)
+    _constants_to_initializers(model.graph)
+    if kind == "f16":
+        _fill_dead_channels(model.graph)
+    types = float_types(model)
+    stay = staying(model, kind, misfits, types)
+    rewriting = _Rewriting(model, kind, types, stay)
+    rewriting.run()
+    del model.graph.value_info[:]
+    model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    return model, [Kept(node, why) for node, why in stay.items()]
+
+
+@dataclass
+class _Rewriting:
+    """The graph as it is written anew: which tensor is there in which type, and the nodes so far."""
+
+    model: onnx.ModelProto
+    kind: str
+    types: dict[str, int]
+    stay: dict[str, str]
+    nodes: list[NodeProto] = field(default_factory=list)
+    native: dict[str, int] = field(default_factory=dict)
+    names: dict[tuple[str, int], str] = field(default_factory=dict)
+    makers: dict[str, NodeProto] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Write every node in its precision, then what the graph gives away in float32."""
+        graph = self.model.graph
+        self.half = HALF[self.kind].onnx_type
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        for value in graph.input:
+            if self._is_float(value.name):
+                self._made(value.name, TensorProto.FLOAT)
+        for node in list(graph.node):
+            self._node(node, key_of(node) in self.stay)
+        for value in graph.output:
+            if self._is_float(value.name):
+                self._named(value.name, TensorProto.FLOAT)
+        del graph.node[:]
+        graph.node.extend(read_nodes(self.nodes, {value.name for value in graph.output}))
+        used = {name for node in graph.node for name in _read_names(node)} | {v.name for v in graph.output}
+        kept = [tensor for tensor in self.constants.values() if tensor.name in used]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+
+    def _node(self, original: NodeProto, stays: bool) -> None:
+        node = _copy(original)
+        params = params_of(node, self.model)
+        halved = set() if stays or params is None else {p for p in params.inputs + params.outputs if self._fits(p)}
+        for index, name in enumerate(original.input):
+            if self._is_float(name):
+                wanted = self.half if params is not None and params.inputs[index] in halved else TensorProto.FLOAT
+                if node.op_type in _ANY_TYPE:
+                    wanted = self.native.get(name, wanted)
+                node.input[index] = self._named(name, wanted)
+        for name in _inner_names(original):
+            if self._is_float(name):
+                self._named(name, TensorProto.FLOAT)
+        self.nodes.append(node)
+        if not stays:
+            _half_attributes(node, self.half)
+        for index, name in enumerate(original.output):
+            if self._is_float(name):
+                half = params is not None and params.outputs[index] in halved
+                node.output[index] = self._made(name, self.half if half else TensorProto.FLOAT)
+                self.makers[name] = original
+
+    def _fits(self, param: frozenset[str]) -> bool:
+        return HALF[self.kind].onnx_name in param
+
+    def _is_float(self, name: str) -> bool:
+        return self.types.get(name) == TensorProto.FLOAT
+
+    def _made(self, name: str, kind: int) -> str:
+        """A tensor comes into being in a type; float32 keeps its name, so borders and inner graphs find it."""
+        self.native[name] = kind
+        self.names[name, kind] = name if kind == TensorProto.FLOAT else f"{name}_{self.kind}"
+        return self.names[name, kind]
+
+    def _named(self, name: str, kind: int) -> str:
+        """What a tensor is called in a type; made by now if it was not there yet."""
+        if (name, kind) not in self.names:
+            known = name if kind == TensorProto.FLOAT else f"{name}_{self.kind}"
+            self.names[name, kind] = known
+            if name in self.constants:
+                self._write_constant(name, kind, known)
+            elif self._is_repeatable(name):
+                self._dequantize_again(self.makers[name], kind, known)
+            else:
+                source = self.names[name, self.native[name]]
+                self.nodes.append(onnx.helper.make_node("Cast", [source], [known], name=f"cast_{known}", to=kind))
+        return self.names[name, kind]
+
+    def _is_repeatable(self, name: str) -> bool:
+        """A DequantizeLinear whose scale fits both types."""
+        maker = self.makers.get(name)
+        return maker is not None and maker.op_type == "DequantizeLinear" and key_of(maker) not in self.stay
+
+    def _write_constant(self, name: str, kind: int, known: str) -> None:
+        if kind != TensorProto.FLOAT:
+            values = HALF[self.kind].round(numpy_helper.to_array(self.constants[name]))
+            self.constants[known] = numpy_helper.from_array(values, known)
+
+    def _dequantize_again(self, maker: NodeProto, kind: int, known: str) -> None:
+        """The same 8-bit values in another type. A Cast behind would keep an engine from fusing the pair."""
+        again = _copy(maker)
+        again.name, again.output[0] = f"{maker.name}_as_{known}", known
+        again.input[1] = self._named(maker.input[1], kind)
+        self.nodes.append(again)
+
+
+def read_nodes(nodes: Sequence[NodeProto], outputs: set[str]) -> list[NodeProto]:
+    """Those of a graph's nodes, in their order, that its outputs need."""
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if wanted & set(node.output):
+            wanted |= set(_read_names(node))
+            kept.append(node)
+    return kept[::-1]
+
+
+def _raise_opset(model: onnx.ModelProto) -> None:
+    """Operators of the sets up to 22 only gained types, but for one: its scales were of groups, now of channels."""
+    entry = next(e for e in model.opset_import if e.domain in ("", "ai.onnx"))
+    if entry.version < 21 and any(node.op_type == "GroupNormalization" for node in model.graph.node):
+        raise ExportError(
+            f"a GroupNormalization of opset {entry.version} has no bfloat16 form",
+            hint=f"set export.opset: {_BF16_OPSET}",
+        )
+    entry.version = max(entry.version, _BF16_OPSET)
+    model.ir_version = max(model.ir_version, 10)
+
+
+def _constants_to_initializers(graph: onnx.GraphProto) -> None:
+    """Float constants that are nodes become initializers: one way to write them twice."""
+    kept = []
+    for node in graph.node:
+        tensor = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+        if tensor is not None and tensor.data_type == TensorProto.FLOAT:
+            graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(tensor), node.output[0]))
+        else:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _fill_dead_channels(graph: onnx.GraphProto) -> None:
+    """Channels whose stored weights are all 0 may have any scale: one that float16 holds, so that nothing stays float.
+
+    The values stay what they are, 0.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    readers: dict[str, int] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers[name] = readers.get(name, 0) + 1
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or not {node.input[0], node.input[1]} <= constants.keys():
+            continue
+        scale = numpy_helper.to_array(constants[node.input[1]])
+        if scale.ndim != 1 or readers[node.input[1]] > 1 or (scale >= TINY).all():
+            continue
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        stored = np.moveaxis(numpy_helper.to_array(constants[node.input[0]]), axis, 0).reshape(len(scale), -1)
+        filled = np.where((scale < TINY) & (stored == 0).all(1), np.float32(TINY), scale).astype(np.float32)
+        constants[node.input[1]].CopyFrom(numpy_helper.from_array(filled, node.input[1]))
+
+
+def _half_attributes(node: NodeProto, half: int) -> None:
+    """What says the type of a node's output: a Cast's target, a ConstantOfShape's value."""
+    for attribute in node.attribute:
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+            attribute.i = half
+        elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
+            kind = next(k for k in HALF.values() if k.onnx_type == half)
+            attribute.t.CopyFrom(numpy_helper.from_array(kind.round(numpy_helper.to_array(attribute.t))))
+
+
+def _inner_names(node: NodeProto) -> Sequence[str]:
+    """Names that graphs inside a node (If, Loop) read from outside, or make themselves."""
+    graphs = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return [name for graph in graphs for inner in graph.node for name in _read_names(inner)] + [
+        value.name for graph in graphs for value in graph.output
+    ]
+
+
+def _read_names(node: NodeProto) -> list[str]:
+    return [*node.input, *_inner_names(node)]
+
+
+def _copy(message: M) -> M:
+    copied = type(message)()
+    copied.CopyFrom(message)
+    return copied

@@ -1,0 +1,340 @@
+"""Graphs in float16 and bfloat16: typed throughout, right where plain rounding is not, and saying what stays float."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from edgekd.errors import ExportError
+from edgekd.export.flavours import quantize_skips_only, tensorrt_violations
+from edgekd.export.half import to_half
+from edgekd.export.misfits import find_misfits
+from edgekd.export.onnx_file import load, save, write_onnx
+from edgekd.export.parity import run_reference
+from edgekd.export.stays import Misfits
+from edgekd.models.resolve import build
+from edgekd.quantize.post_training import calibrated
+from edgekd.quantize.quantizer import convert
+from edgekd.quantize.settings import QuantizationSettings
+
+ZOO = ["convnet", "resnet8", "vgg8", "mobilenetv2", "shufflenetv2", "wrn_16_2", "vit_tiny"]
+Array = NDArray[Any]
+
+
+def graph(nodes: list[Any], constants: dict[str, Any], shape: list[Any], opset: int = 20) -> onnx.ModelProto:
+    """x -> y, both float32."""
+    tensors = [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    made = helper.make_graph(nodes, "g", [x], [y], tensors)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    return onnx.shape_inference.infer_shapes(model, strict_mode=True)
+
+
+def node(kind: str, inputs: str, output: str, **attributes: Any) -> Any:
+    return helper.make_node(kind, inputs.split(), [output], name=f"{kind}_{output}", **attributes)
+
+
+def halved(model: onnx.ModelProto, kind: str, x: Array, folder: Path) -> tuple[onnx.ModelProto, dict[str, str], Array]:
+    """The graph in half precision by what was found on x, what stayed float, and its answer."""
+    save(model, folder / "f32.onnx")
+    misfits = find_misfits(folder / "f32.onnx", {"x": x})
+    half, kept = to_half(load(folder / "f32.onnx"), kind, misfits)
+    save(half, folder / f"{kind}.onnx")
+    return half, {one.node: one.why for one in kept}, evaluated(half, {"x": x})
+
+
+def evaluated(model: onnx.ModelProto, feeds: dict[str, Array]) -> Array:
+    """By ONNX's own evaluator: ONNX Runtime on a CPU has no bfloat16, and computes float16 in float32."""
+    return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0], dtype=np.float32)
+
+
+def off(found: Array, expected: Array) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def types_of(model: onnx.ModelProto) -> dict[str, int]:
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    values = (*inferred.value_info, *inferred.input, *inferred.output)
+    return {v.name: v.type.tensor_type.elem_type for v in values} | {t.name: t.data_type for t in inferred.initializer}
+
+
+@pytest.fixture(scope="module", params=ZOO)
+def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Array]]:
+    """The folder of a network in f32 and int8, and what to feed it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    made = build(request.param, {}, folder, {"num_classes": 10, "in_channels": 3, "image_size": 32}).train()
+    x = torch.randn(12, 3, 32, 32)
+    with torch.no_grad():
+        made(x)  # BatchNorm statistics that are not 0 and 1
+    quantized = calibrated(made.eval(), (x[:2],), [(x,)], QuantizationSettings())
+    write_onnx(made, {"image": x[:2]}, ("y",), folder / "f32.onnx", opset=20, metadata={})
+    write_onnx(convert(quantized), {"image": x[:2]}, ("y",), folder / "int8.onnx", opset=20, metadata={})
+    return folder, {"image": x.numpy()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("origin", "kind"), [("f32", "f16"), ("f32", "bf16"), ("int8", "f16"), ("int8", "bf16")])
+def test_the_zoo_is_typed_in_half_precision_and_keeps_its_borders(
+    network: tuple[Path, dict[str, Array]], origin: str, kind: str
+) -> None:
+    folder, feeds = network
+    before = load(folder / f"{origin}.onnx")
+    half, kept = to_half(before, kind, find_misfits(folder / f"{origin}.onnx", feeds))
+    onnx.checker.check_model(half, full_check=True)
+    types = types_of(half)
+    typed = {"f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[kind]
+    assert [types[v.name] for v in (*half.graph.input, *half.graph.output)] == [TensorProto.FLOAT] * 2
+    layers = [n for n in half.graph.node if n.op_type in ("Conv", "MatMul", "Gemm")]
+    floats = {one.node for one in kept}
+    assert all((types[n.output[0]] == typed) != (n.name in floats) for n in layers)
+    if origin == "f32":
+        assert not floats & {n.name for n in layers}
+    if kind == "f16":
+        # Calibration may leave channels with scales that float16 does not hold, as in MobileNetV2.
+        assert all("too small for float16" in one.why or one.why.startswith("reads ") for one in kept)
+        assert len(kept) <= len(layers) // 2
+    if kind == "f16" and not kept:
+        assert sum(n.op_type == "Cast" for n in half.graph.node) == 2  # at the borders alone
+    assert tensorrt_violations(half) == []
+    names = {n.name for n in half.graph.node}
+    assert len(names) == len(half.graph.node)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("origin", "limit"), [("f32", 3e-3), ("int8", 0.08)])
+def test_float16_answers_are_within_its_noise(
+    network: tuple[Path, dict[str, Array]], origin: str, limit: float
+) -> None:
+    folder, feeds = network
+    half, _ = to_half(load(folder / f"{origin}.onnx"), "f16")
+    expected = run_reference(folder / f"{origin}.onnx", feeds)["y"]
+    assert off(run_reference(half.SerializeToString(), feeds)["y"], expected) < limit
+
+
+@pytest.mark.slow
+def test_bfloat16_answers_are_within_its_noise(network: tuple[Path, dict[str, Array]]) -> None:
+    folder, feeds = network
+    few = {name: values[:2] for name, values in feeds.items()}
+    half, _ = to_half(load(folder / "f32.onnx"), "bf16")
+    assert off(evaluated(half, few), run_reference(folder / "f32.onnx", few)["y"]) < 0.05
+
+
+@pytest.mark.slow
+def test_skips_alone_in_8_bits_keep_their_scales_and_stay_near(network: tuple[Path, dict[str, Array]]) -> None:
+    folder, feeds = network
+    model = load(folder / "int8.onnx")
+    skips = quantize_skips_only(model)
+    save(skips, folder / "skip.onnx")
+
+    def pairs(of: onnx.ModelProto) -> dict[str, float]:
+        constants = {t.name: numpy_helper.to_array(t) for t in of.graph.initializer}
+        return {n.output[0]: float(constants[n.input[1]]) for n in of.graph.node if n.op_type == "QuantizeLinear"}
+
+    def straight(of: onnx.ModelProto) -> list[int]:
+        makers = {name: n.op_type for n in of.graph.node for name in n.output}
+        return [sum(makers.get(i) == "Conv" for i in n.input) for n in of.graph.node if n.op_type == "Add"]
+
+    blocks = {"resnet8": 3, "mobilenetv2": 10, "wrn_16_2": 6}.get(folder.name[:-1], 0)
+    assert pairs(skips).items() <= pairs(model).items()
+    assert len(pairs(model)) - len(pairs(skips)) == blocks
+    assert sum(straight(skips)) - sum(straight(model)) == blocks
+    assert max(straight(skips), default=0) <= 1  # never both inputs of one addition
+    expected = run_reference(folder / "int8.onnx", feeds)["y"]
+    assert off(run_reference(folder / "skip.onnx", feeds)["y"], expected) < 0.08
+
+
+def test_a_planted_overflow_stays_float_and_the_rest_goes_to_float16(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    w = {name: rng.standard_normal((4, 4)).astype(np.float32) for name in ("a", "b", "c")}
+    w["a"] *= 3e4
+    w["b"] /= 3e4 * 4
+    nodes = [node("MatMul", "x a", "h"), node("Relu", "h", "r"), node("MatMul", "r b", "s"), node("MatMul", "s c", "y")]
+    model = graph(nodes, w, ["n", 4])
+    x = rng.standard_normal((64, 4)).astype(np.float32)
+    expected = run_reference(model.SerializeToString(), {"x": x})["y"]
+    naive, _ = to_half(model, "f16")
+    with np.errstate(all="ignore"):
+        assert not np.isfinite(evaluated(naive, {"x": x})).all()
+    half, kept, found = halved(model, "f16", x, tmp_path)
+    assert off(found, expected) < 3e-3
+    assert set(kept) == {"MatMul_h", "Relu_r", "MatMul_s"}
+    assert kept["MatMul_h"].startswith("h reaches ") and kept["MatMul_h"].endswith("float16 ends at 65504")
+    assert types_of(half)["y_f16"] == TensorProto.FLOAT16
+    # bfloat16 has the range of float32: nothing stays.
+    _, kept, found = halved(model, "bf16", x, tmp_path)
+    assert not kept
+    assert off(found, expected) < 0.05
+
+
+def test_a_sum_that_overflows_inside_stays_float_though_what_goes_in_and_out_fits(tmp_path: Path) -> None:
+    nodes = [
+        node("Relu", "x", "r"),
+        node("ReduceMean", "r axes", "m", keepdims=1),
+        node("LayerNormalization", "r scale", "l", axis=-1),
+        node("Add", "m l", "y"),
+    ]
+    model = graph(nodes, {"axes": np.array([1]), "scale": np.ones(4096, np.float32)}, ["n", 4096])
+    x = np.full((4, 4096), 30.0, np.float32) + np.random.default_rng(0).normal(size=(4, 4096)).astype(np.float32) * 9
+    _, kept, found = halved(model, "f16", x, tmp_path)
+    assert set(kept) == {"ReduceMean_m", "LayerNormalization_l"}
+    assert kept["ReduceMean_m"] == "sums up to 1.2e+05 inside"
+    assert off(found, run_reference(tmp_path / "f32.onnx", {"x": x})["y"]) < 2e-3
+
+
+def test_an_epsilon_that_vanishes_is_added_in_float(tmp_path: Path) -> None:
+    """Half of the rows are constant: their variance is 0, and 0 / 0 is not a number."""
+    nodes = [
+        node("ReduceMean", "x axes", "m", keepdims=1),
+        node("Sub", "x m", "d"),
+        node("Mul", "d d", "s"),
+        node("ReduceMean", "s axes", "v", keepdims=1),
+        node("Add", "v eps", "e"),
+        node("Sqrt", "e", "q"),
+        node("Div", "d q", "y"),
+    ]
+    constants = {"axes": np.array([1]), "eps": np.float32(1e-9)}
+    model = graph(nodes, constants, ["n", 8])
+    x = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+    x[::2] = 1.0
+    _, kept, found = halved(model, "f16", x, tmp_path)
+    assert {"Add_e", "Sqrt_q"} <= set(kept)
+    assert "its constant eps of 1e-09 is 0 in float16" in kept["Add_e"] or "1.0e-09, which is 0" in kept["Add_e"]
+    assert off(found, run_reference(tmp_path / "f32.onnx", {"x": x})["y"]) < 5e-3
+    # Without such rows in the calibration data it is known by the constant alone.
+    _, kept = to_half(model, "f16")
+    assert {one.node for one in kept} == {"Add_e", "Sqrt_q"}
+
+
+def test_a_weight_that_does_not_fit_is_named_and_its_layer_stays_float(tmp_path: Path) -> None:
+    nodes = [node("MatMul", "x big", "h"), node("Mul", "h small", "s"), node("Add", "s bias", "y")]
+    constants = {
+        "big": np.full((4, 4), 1e6, np.float32),
+        "small": np.full(4, 1e-7, np.float32),
+        "bias": np.full(4, 1e-9, np.float32),  # beside what it is added to it is nothing: no reason
+    }
+    x = np.full((2, 4), 1e-3, np.float32)
+    _, kept, found = halved(graph(nodes, constants, ["n", 4]), "f16", x, tmp_path)
+    assert set(kept) == {"MatMul_h", "Mul_s"}
+    assert kept["MatMul_h"] == "its constant big reaches 1.0e+06: float16 ends at 65504"
+    assert kept["Mul_s"] == "its constant small stays below 1.0e-07: float16 loses digits there"
+    assert off(found, run_reference(tmp_path / "f32.onnx", {"x": x})["y"]) < 2e-3
+
+
+def quantized_layer(weight_scale: float, dead: bool = False) -> onnx.ModelProto:
+    nodes = [
+        node("QuantizeLinear", "x sx zero", "xq"),
+        node("DequantizeLinear", "xq sx zero", "xd"),
+        node("DequantizeLinear", "w sw zeros", "wd", axis=1),
+        node("MatMul", "xd wd", "h"),
+        node("Relu", "h", "r"),
+        node("Add", "r xd", "y"),
+    ]
+    stored = np.random.default_rng(0).integers(-127, 128, (4, 4)).astype(np.int8)
+    scales = np.full(4, 0.01, np.float32)
+    scales[1] = weight_scale
+    if dead:
+        stored[:, 1] = 0
+    constants = {"sx": np.float32(0.02), "zero": np.int8(0), "w": stored, "sw": scales, "zeros": np.zeros(4, np.int8)}
+    return graph(nodes, constants, ["n", 4])
+
+
+def test_a_tiny_scale_keeps_its_layer_in_float_and_the_pairs_fused(tmp_path: Path) -> None:
+    x = np.random.default_rng(1).standard_normal((16, 4)).astype(np.float32)
+    model = quantized_layer(1e-8)
+    half, kept, found = halved(model, "f16", x, tmp_path)
+    assert set(kept) == {"DequantizeLinear_wd", "MatMul_h"}
+    assert kept["DequantizeLinear_wd"] == "its constant sw has a scale of 1.0e-08, too small for float16"
+    assert kept["MatMul_h"] == "reads DequantizeLinear_wd, which is float"
+    makers = {name: n for n in half.graph.node for name in n.output}
+    layer = next(n for n in half.graph.node if n.name == "MatMul_h")
+    assert [makers[name].op_type for name in layer.input] == ["DequantizeLinear"] * 2  # and no Cast between
+    # What the layer reads in float32 the addition behind it reads in float16: two DequantizeLinear of one tensor.
+    assert sum(n.op_type == "DequantizeLinear" and n.input[0] == "xq" for n in half.graph.node) == 2
+    assert tensorrt_violations(half) == []
+    assert off(found, run_reference(tmp_path / "f32.onnx", {"x": x})["y"]) < 5e-3
+
+
+def test_a_dead_channel_keeps_nothing_in_float(tmp_path: Path) -> None:
+    x = np.random.default_rng(1).standard_normal((16, 4)).astype(np.float32)
+    half, kept, found = halved(quantized_layer(1e-12, dead=True), "f16", x, tmp_path)
+    assert not kept
+    scale = next(numpy_helper.to_array(t) for t in half.graph.initializer if t.name == "sw_f16")
+    assert scale.min() >= 2**-14
+    assert off(found, run_reference(tmp_path / "f32.onnx", {"x": x})["y"]) < 5e-3
+
+
+def test_sizes_are_counted_in_float_and_resize_keeps_its_float_inputs(tmp_path: Path) -> None:
+    nodes = [
+        node("Relu", "x", "r"),
+        node("Shape", "r", "shape"),
+        node("Cast", "shape", "f", to=TensorProto.FLOAT),
+        node("Mul", "f two", "g"),
+        node("Div", "g f", "ratio"),
+        helper.make_node("Resize", ["r", "", "ratio"], ["u"], name="Resize_u", mode="nearest"),
+        node("ReduceSum", "g", "total", keepdims=0),
+        node("Div", "u total", "y"),
+    ]
+    model = graph(nodes, {"two": np.array([1, 1, 2, 2], np.float32)}, ["n", 1, 3, 701])
+    x = np.random.default_rng(0).uniform(1, 2, (2, 1, 3, 701)).astype(np.float32)
+    half, kept, found = halved(model, "f16", x, tmp_path)
+    types = types_of(half)
+    assert types["ratio"] == TensorProto.FLOAT and types["u_f16"] == TensorProto.FLOAT16
+    assert {kept[name] for name in ("Cast_f", "Mul_g", "Div_ratio")} == {"computes with sizes"}
+    assert found.shape == (2, 1, 6, 1402)
+    assert off(found, run_reference(tmp_path / "f32.onnx", {"x": x})["y"]) < 2e-3
+
+
+def test_graphs_inside_a_node_and_foreign_operations_stay_float(tmp_path: Path) -> None:
+    def branch(kind: str) -> Any:
+        out = helper.make_tensor_value_info(f"o_{kind}", TensorProto.FLOAT, None)
+        return helper.make_graph([node(kind, "r", f"o_{kind}")], kind, [], [out])
+
+    choice = helper.make_node("If", ["yes"], ["i"], name="If_i", then_branch=branch("Exp"), else_branch=branch("Neg"))
+    nodes = [node("Relu", "x", "r"), choice, node("Add", "i r", "y")]
+    model = graph(nodes, {"yes": np.array(True)}, ["n", 4])
+    x = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    _, kept, found = halved(model, "f16", x, tmp_path)
+    assert kept == {"If_i": "holds a graph of its own"}
+    assert off(found, run_reference(tmp_path / "f32.onnx", {"x": x})["y"]) < 2e-3
+
+
+def test_what_was_already_typed_and_constants_as_nodes_come_through(tmp_path: Path) -> None:
+    value = numpy_helper.from_array(np.float32(0.5))
+    nodes = [
+        helper.make_node("Constant", [], ["c"], name="c", value=value),
+        node("Mul", "x c", "m"),
+        node("Cast", "m", "i", to=TensorProto.INT32),
+        node("Cast", "i", "f", to=TensorProto.FLOAT),
+        node("Mul", "f c", "y"),
+    ]
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    half, kept, found = halved(graph(nodes, {}, ["n", 4]), "f16", x, tmp_path)
+    assert not kept
+    assert types_of(half)["f_f16"] == TensorProto.FLOAT16
+    np.testing.assert_array_equal(found, run_reference(tmp_path / "f32.onnx", {"x": x})["y"])
+
+
+def test_bfloat16_raises_the_opset_and_says_where_that_cannot_be() -> None:
+    x = [node("Relu", "x", "y")]
+    assert to_half(graph(x, {}, ["n", 4]), "bf16")[0].opset_import[0].version == 22
+    assert to_half(graph(x, {}, ["n", 4]), "f16")[0].opset_import[0].version == 20
+    nodes = [node("GroupNormalization", "x s b", "y", num_groups=2)]
+    constants = {"s": np.ones(2, np.float32), "b": np.zeros(2, np.float32)}
+    with pytest.raises(ExportError, match="GroupNormalization of opset 20 has no bfloat16 form") as caught:
+        to_half(graph(nodes, constants, ["n", 4, 8]), "bf16")
+    assert caught.value.hint == "set export.opset: 22"
+
+
+def test_misfits_survive_the_way_through_a_stages_facts() -> None:
+    found = Misfits({"h": "reaches 1e5"}, {"n": "sums up"})
+    assert Misfits(**found.facts()) == found

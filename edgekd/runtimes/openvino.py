@@ -84,7 +84,8 @@ class OpenVino:
         try:
             model = core.read_model(str(onnx))
             _module().save_model(model, str(folder / "model.xml"), compress_to_fp16=False)
-            (folder / HINT).write_text(json.dumps({"precision": options.get("precision", "f32")}))
+            if options.get("precision") in _HINTED:
+                (folder / HINT).write_text(json.dumps({"precision": options["precision"]}))
             path = folder / "model.xml"
             properties = _properties(device, threads, _hint(path))
             compiled = core.compile_model(str(path), device, properties)

@@ -87,7 +87,7 @@ class QuantizationSettings(Settings):
     @classmethod
     def _from_pairs(cls, layers: Any) -> Any:
         pairs = isinstance(layers, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in layers)
-        return dict(layers) if layers and pairs else layers
+        return dict(layers) if pairs else layers
 
     @property
     def stays_float_above(self) -> float | None:

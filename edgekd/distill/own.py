@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from edgekd.config import Problem, Settings, validate
 from edgekd.config.entry_points import KNOWLEDGE, SCHEMES, import_string
@@ -16,6 +16,7 @@ from edgekd.errors import ConfigError
 from edgekd.models.imports import digest_of, load_function, put_first
 
 if TYPE_CHECKING:
+    from edgekd.distill.knowledge_settings import KnowledgeSettings
     from edgekd.distill.settings import DistillationSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -66,23 +67,33 @@ def own_scheme(name: str) -> OwnScheme:
     return OwnScheme(function, facts, options)
 
 
-def references_of(settings: DistillationSettings) -> dict[Location, str]:
-    """Import strings of what is the user's own in the options of a distillation, by where it stands."""
+class Teaching(Protocol):
+    """Options of a stage in which knowledge is taught: distill and quantize."""
+
+    @property
+    def knowledge(self) -> tuple[KnowledgeSettings, ...] | None:
+        """What is taught."""
+        ...
+
+
+def references_of(settings: Teaching) -> dict[Location, str]:
+    """Import strings of what is the user's own in the options of a stage that teaches, by where it stands."""
     found: dict[Location, str] = {}
-    if settings.is_own:
-        found["scheme",] = import_string(settings.scheme, SCHEMES)
+    distillation = _with_own_scheme(settings)
+    if distillation is not None:
+        found["scheme",] = import_string(distillation.scheme, SCHEMES)
     for index, item in enumerate(settings.knowledge or ()):
         if item.own is not None:
             found["knowledge", index] = import_string(item.own.name, KNOWLEDGE)
     return found
 
 
-def digests_of(settings: DistillationSettings, base: Path) -> dict[str, str]:
+def digests_of(settings: Teaching, base: Path) -> dict[str, str]:
     """Digests of the code of what is the user's own, the whole top-level module of each; nothing is imported."""
     return {reference: digest_of(reference, base) for reference in references_of(settings).values()}
 
 
-def own_problems(settings: DistillationSettings, base: Path) -> Iterator[Problem]:
+def own_problems(settings: Teaching, base: Path) -> Iterator[Problem]:
     """What is wrong with the user's own schemes and knowledges and their options; they are imported for that.
 
     Args:
@@ -90,15 +101,24 @@ def own_problems(settings: DistillationSettings, base: Path) -> Iterator[Problem
     """
     if references_of(settings):
         put_first(base.resolve())
-    if settings.is_own:
-        yield from _checked(lambda: own_scheme(settings.scheme).options, settings.options, ("scheme",), ("options",))
+    distillation = _with_own_scheme(settings)
+    if distillation is not None:
+        name, given = distillation.scheme, distillation.options
+        yield from _checked(lambda: own_scheme(name).options, given, ("scheme",), ("options",))
     for index, item in enumerate(settings.knowledge or ()):
         if item.own is not None:
             from edgekd.train.knowledge import own_options
 
             place = ("knowledge", index, item.own.name)
-            name = item.own.name
-            yield from _checked(lambda name=name: own_options(name), item.own.options, place, place)  # type: ignore[misc]
+            own = item.own.name
+            yield from _checked(lambda own=own: own_options(own), item.own.options, place, place)  # type: ignore[misc]
+
+
+def _with_own_scheme(settings: Teaching) -> DistillationSettings | None:
+    """The options of a distillation by a scheme of the user's own, or None."""
+    from edgekd.distill.settings import DistillationSettings
+
+    return settings if isinstance(settings, DistillationSettings) and settings.is_own else None
 
 
 def _checked(

@@ -20,7 +20,7 @@ from edgekd.models.source import source_digest
 from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, networks_of
 from edgekd.stages.kinds import ENGINE_PACKAGES, KINDS, StageKind
 from edgekd.stages.precision import searched
-from edgekd.stages.settings import DistillStage, tables_of
+from edgekd.stages.settings import DistillStage, QuantizeStage, tables_of
 from edgekd.store import Artifact, Store
 from edgekd.tasks import HeadSettings
 from edgekd.train.settings import TrainSettings
@@ -209,7 +209,8 @@ def _networks(pipeline: Pipeline, kind: StageKind) -> dict[str, Any]:
 
 def _own_code(pipeline: Pipeline, entry: StageEntry) -> dict[str, Any]:
     """Digests of the code of schemes and knowledges of the user's own."""
-    found = digests_of(entry.settings, pipeline.base) if isinstance(entry.settings, DistillStage) else {}
+    options = entry.settings
+    found = digests_of(options, pipeline.base) if isinstance(options, (DistillStage, QuantizeStage)) else {}
     return {"own": found} if found else {}
 
 

@@ -27,7 +27,7 @@ from edgekd.runtimes.registry import RUNTIMES, runtime
 from edgekd.stages.context import roles
 from edgekd.stages.kinds import KINDS, ORDER, WRITABLE, needs_of
 from edgekd.stages.settings import DistillStage, ModelStage, QuantizeStage, TargetSettings, TeacherStage, tables_of
-from edgekd.tasks.settings import TaskName
+from edgekd.tasks.settings import TaskName, heads_of
 from edgekd.train.settings import TrainSettings
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
@@ -207,8 +207,8 @@ def _own(stages: Sequence[StageEntry], tree: Tree, base: Path) -> list[Problem]:
     """What is wrong with schemes and knowledges of the user's own."""
     found = []
     for stage in stages:
-        if isinstance(stage.settings, DistillStage):
-            place = ("stages", _listed(tree).index("distill"), "distill")
+        if isinstance(stage.settings, (DistillStage, QuantizeStage)):
+            place = ("stages", _listed(tree).index(stage.name), stage.name)
             for problem in own_problems(stage.settings, base):
                 moved = Problem((*place, *problem.location), problem.message, problem.hint)
                 found.append(moved)
@@ -227,8 +227,14 @@ def _whole(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree)
         location: Location = ("stages", _listed(tree).index(stage.name), stage.name)
         unknown = [name for name in tables_of(stage.settings) if name not in settings.data.table_names]
         problems += [Problem(location, *unknown_table(name, settings.data.table_names)) for name in unknown]
-        guides = stage.settings.guides if isinstance(stage.settings, QuantizeStage) else ()
-        if "teacher" in guides and "teacher" not in names and settings.model is None:
+        if not isinstance(stage.settings, QuantizeStage):
+            continue
+        outputs, place = [head.output for head in heads_of(settings.task, ())], (*location, "float_outputs")
+        for index, name in enumerate(stage.settings.float_outputs):
+            if name not in outputs:
+                words = f"no output is called {name!r}", did_you_mean(name, outputs)
+                problems.append(Problem((*place, index), *words))
+        if "teacher" in stage.settings.guides and "teacher" not in names and settings.model is None:
             missing = "there is no teacher in this pipeline"
             problems.append(Problem((*location, "guides"), missing, "write guides: [original], or add a teacher"))
     for name, target in settings.targets.items():
@@ -290,15 +296,15 @@ def _knowledge(settings: PipelineSettings, stages: Sequence[StageEntry], tree: T
     tasks = {settings.task} if isinstance(settings.task, str) else set(settings.task.values())
     listed = _listed(tree)
     for stage in stages:
-        if isinstance(stage.settings, DistillStage) and "classification" not in tasks:
-            for index, item in enumerate(stage.settings.knowledge or ()):
+        if "classification" not in tasks:
+            for index, item in enumerate(_taught(stage)):
                 if item.of_classes:
-                    location = ("stages", listed.index("distill"), "distill", "knowledge", index)
+                    location = ("stages", listed.index(stage.name), stage.name, "knowledge", index)
                     words = f"{item.name} is for classification, this task is regression"
                     return [Problem(location, words, "use mse_logits")]
         for index, item in enumerate(_taught(stage)):
             if settings.data.augment is not None and settings.data.augment.mixes and item.needs_target:
-                location = ("stages", listed.index("distill"), "distill", "knowledge", index)
+                location = ("stages", listed.index(stage.name), stage.name, "knowledge", index)
                 words = f"{item.name} needs one true class, and samples are mixed"
                 return [Problem(location, words, "use kd, or mix nothing")]
     return []
@@ -325,7 +331,7 @@ def _scheme(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree
 
 
 def _taught(stage: StageEntry) -> Sequence[KnowledgeSettings]:
-    return (stage.settings.knowledge or ()) if isinstance(stage.settings, DistillStage) else ()
+    return (stage.settings.knowledge or ()) if isinstance(stage.settings, (DistillStage, QuantizeStage)) else ()
 
 
 def _target(name: str, target: TargetSettings, stages: set[str], location: Location) -> list[Problem]:

@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from edgekd.quantize.graph import channel_means, correct_biases, layers_of
 from edgekd.quantize.quantizer import QuantizedNetwork
 from edgekd.quantize.ranges import METHODS
 from edgekd.quantize.settings import QuantizationSettings
+from edgekd.train.world import named_outputs
 
 Outputs = Mapping[str, Tensor]
 Divergence = Callable[[Outputs, Outputs], float]
@@ -41,7 +41,7 @@ class Answers:
     Args:
         network: prepared; it is asked with every fake-quant passing.
         batches: inputs (N, ..) in the order of the network's forward; labels are not needed.
-        outputs: names what the network returns.
+        outputs: names of what the network returns.
         divergence: the judge.
     """
 
@@ -50,7 +50,7 @@ class Answers:
         self,
         network: QuantizedNetwork,
         batches: Sequence[tuple[Tensor, ...]],
-        outputs: Callable[[Any], Outputs] = lambda result: {"output": result},
+        outputs: tuple[str, ...] = ("output",),
         divergence: Divergence = squared_error,
     ) -> None:
         self.batches, self._outputs, self._divergence = batches, outputs, divergence
@@ -63,7 +63,7 @@ class Answers:
         return self._divergence(self._asked(network), self._right)
 
     def _asked(self, network: QuantizedNetwork) -> Outputs:
-        parts = [self._outputs(network(*batch)) for batch in self.batches]
+        parts = [named_outputs(network(*batch), self._outputs) for batch in self.batches]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgekd.quantize.graph import Batches, Layer, channel_tops, layers_of, reader
-from edgekd.quantize.placement import CONVOLUTIONS
+from edgekd.quantize.placement import CONVOLUTIONS, TRANSPOSED
 
 _aten = torch.ops.aten
 _RELU = {_aten.relu.default, _aten.relu_.default}
@@ -40,7 +40,7 @@ class Pair:
 
 def pairs_of(graph: GraphModule) -> list[Pair]:
     """Neighbouring convolutions with nothing but ReLUs between them, from input to output."""
-    layers = {layer.node: layer for layer in layers_of(graph) if layer.node.target in CONVOLUTIONS}
+    layers = {layer.node: layer for layer in layers_of(graph) if layer.node.target in CONVOLUTIONS - TRANSPOSED}
     uses = Counter(layer.weight for layer in layers.values())
     found = []
     for first in layers.values():

@@ -52,6 +52,12 @@ def weight_quant(graph: GraphModule, node: Node) -> FakeQuant | None:
     return _fake_quant(graph, argument) if isinstance(argument, Node) else None
 
 
+def input_quant(graph: GraphModule, node: Node) -> FakeQuant | None:
+    """What rounds a layer's input, if anything does."""
+    argument = node.args[0]
+    return _fake_quant(graph, argument) if isinstance(argument, Node) else None
+
+
 def reader(graph: GraphModule, node: Node) -> tuple[Node, list[Node]] | None:
     """The only operation that reads a node, behind fake-quants and activations, and those activations; else None."""
     activations: list[Node] = []

@@ -11,14 +11,14 @@ from torch.nn import functional
 
 from edgekd.data.table import Rows, Table
 from edgekd.data.views import permutation
-from edgekd.distill.schemes.recipe import Recipe, owned, scaled
+from edgekd.distill.schemes.recipe import Recipe, owned, shared
 from edgekd.quantize.calibration import Divergence, Outputs
 from edgekd.quantize.places import add_places
 from edgekd.quantize.post_training import calibrated
 from edgekd.quantize.settings import QuantizationSettings
 from edgekd.tasks import HeadSettings
 from edgekd.train.feed import to_input
-from edgekd.train.world import Copy, Model, Phase, Term, World, named_outputs
+from edgekd.train.world import Copy, Model, Phase, World
 
 _CALIBRATION_BATCH = 64
 TUTOR = "tutor"
@@ -54,7 +54,7 @@ class Quantize:
             example,
             batches,
             self.settings,
-            outputs=lambda result: named_outputs(result, model.outputs),
+            outputs=model.outputs,
             divergence=divergence_of(world.heads),
         )
         add_places(network, network.graph_module, self.taps)
@@ -99,7 +99,7 @@ def quantization_aware(recipe: Recipe, quantize: Quantize, guides: Sequence[str]
     if not recipe.epochs:
         return [Phase("calibration", start=(quantize,))]
     learner = quantize.target
-    terms = recipe.task(learner) + _taught(recipe, learner, guides)
+    terms = recipe.task(learner) + shared(guides, lambda guide: recipe.teaching(learner, guide))
     name = "self_distillation" if guides else "quantization_aware"
     return [recipe.phase(name, learner, terms, start=(quantize,))]
 
@@ -130,12 +130,3 @@ def qkd(recipe: Recipe, quantize: Quantize, teacher: str, epochs: tuple[int, int
         dataclasses.replace(co_study, epochs=second),
         recipe.taught(learner, TUTOR, "tutoring", epochs=third, like=teacher),
     ]
-
-
-def _taught(recipe: Recipe, learner: str, guides: Sequence[str]) -> tuple[Term, ...]:
-    """What each guide teaches, with its share of the weight and, where there are several, under its name."""
-    found: list[Term] = []
-    for guide in guides:
-        for term in scaled(recipe.teaching(learner, guide), 1 / len(guides)):
-            found.append(term if len(guides) == 1 else dataclasses.replace(term, label=f"{term.name} to {guide}"))
-    return tuple(found)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch.fx import GraphModule, Node
@@ -12,13 +12,23 @@ from torch.fx import GraphModule, Node
 from edgekd.config.settings import did_you_mean
 from edgekd.errors import ConfigError, quiet
 from edgekd.quantize.fake_quant import FakeQuant
+from edgekd.quantize.float_outputs import serving_only
 from edgekd.quantize.settings import LayerBits, QuantizationSettings
 
 with quiet():  # torchao speaks while it is imported
-    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+    from torchao.quantization.pt2e.quantizer import (
+        QuantizationAnnotation,
+        QuantizationSpec,
+        Quantizer,
+        SharedQuantizationSpec,
+    )
+
+AnySpec: TypeAlias = QuantizationSpec | SharedQuantizationSpec
 
 _aten = torch.ops.aten
-WEIGHTED = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default, _aten.linear.default}
+TRANSPOSED = {_aten.conv_transpose1d.default, _aten.conv_transpose2d.input, _aten.conv_transpose3d.input}
+CONVOLUTIONS = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default} | TRANSPOSED
+WEIGHTED = CONVOLUTIONS | {_aten.linear.default}
 # Operations with two tensor inputs that engines run in 8 bits only when both are quantized.
 _BINARY = {_aten.add.Tensor, _aten.add_.Tensor}
 _POOLS = {
@@ -33,28 +43,50 @@ _POOLS = {
 }
 # Activations that engines fuse into the layer before them, so that its output is quantized after them.
 FUSED = {_aten.relu.default, _aten.relu_.default, _aten.hardtanh.default, _aten.hardtanh_.default, _aten.clamp.default}
-_NORMS = {_aten.batch_norm.default}  # where it was not folded
-CONVOLUTIONS = WEIGHTED - {_aten.linear.default}
+NORMS = {_aten.batch_norm.default}
+_PRODUCTS = {_aten.mul.Tensor, _aten.mul_.Tensor}
+_GATES = {_aten.sigmoid.default, _aten.sigmoid_.default, _aten.hardsigmoid.default, _aten.hardsigmoid_.default}
+_CONCATENATIONS = {_aten.cat.default}
+# What hands values on, in another place or size.
+_MOVES = {
+    _aten.view.default,
+    _aten.reshape.default,
+    _aten.flatten.using_ints,
+    _aten.transpose.int,
+    _aten.permute.default,
+    _aten.contiguous.default,
+    _aten.dropout.default,
+    _aten.upsample_bilinear2d.vec,
+    _aten.upsample_nearest2d.vec,
+}
+_MAPS_MOVES = {_aten.upsample_bilinear2d.vec, _aten.upsample_nearest2d.vec, _aten.dropout.default}
 
 
 class Placement(Quantizer):
     """Marks what is quantized: inputs and weights of convolutions and linear layers, both inputs of additions of
-    what convolutions gave, inputs of pools, and the output of each convolution (after its activation), without which
-    an engine leaves it in float.
+    what convolutions gave and of products with a gate (squeeze-and-excitation), inputs of pools, what is concatenated
+    of what convolutions gave (all on one grid, so that engines only copy), and the output of each convolution (after
+    its activation), without which an engine leaves it in float.
 
     In a transformer that leaves norms, softmax and the products of attention in float, and the sums along its skips:
     few of their channels are a hundred times as large as the others, and engines gain nothing from them in 8 bits.
 
+    Args:
+        outputs: names of what the network returns, for `float_outputs`.
+
     Raises (annotate):
-        ConfigError: a layer that the settings name is not there.
+        ConfigError: a layer or an output that the settings name is not there.
     """
 
-    def __init__(self, settings: QuantizationSettings) -> None:
+    def __init__(self, settings: QuantizationSettings, outputs: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self._settings = settings
+        self._settings, self._outputs = settings, outputs
+        self._floats: set[Node] = set()
 
     def annotate(self, model: GraphModule) -> GraphModule:
         check_names(self._settings.layers, {module_of(n) for n in model.graph.nodes if n.op == "call_function"})
+        if self._settings.float_outputs:
+            self._floats = serving_only(model, self._settings.float_outputs, self._outputs, WEIGHTED)
         for node in model.graph.nodes:
             inputs = self._inputs(node)
             if inputs:
@@ -64,45 +96,53 @@ class Placement(Quantizer):
                 last = _after_activation(node)
                 if not any(user.op == "output" for user in last.users):
                     _annotate(last, {}, activation_spec(self._settings.activations))
+        for node in model.graph.nodes:
+            if node.target in _CONCATENATIONS and self._choice(node) != "float":
+                self._on_one_grid(node)
         return model
+
+    def _on_one_grid(self, node: Node) -> None:
+        """Concatenated maps share one scale, with what they become: TensorRT takes no other."""
+        parts = [part for part in dict.fromkeys(_nodes(node.args[0])) if _is_float(part)]
+        if len(parts) < 2 or not any(map(_of_maps, parts)) or not _is_read(node):
+            return
+        shared = SharedQuantizationSpec((parts[0], node))
+        spec = activation_spec(self._settings.activations)
+        _annotate(node, {part: spec if part is parts[0] else shared for part in parts}, shared)
 
     def validate(self, model: GraphModule) -> None:
         """Nothing to check: every annotation is ours."""
 
     def _choice(self, node: Node) -> LayerBits | Literal["float"]:
-        """What the settings say of a node's layer: the last pattern that fits counts."""
+        """What the settings say of a node's layer: the last pattern that fits counts, and float outputs before all."""
+        if node in self._floats:
+            return "float"
         name = module_of(node)
         fitting = [choice for pattern, choice in self._settings.layers.items() if fnmatchcase(name, pattern)]
         return fitting[-1] if fitting else LayerBits()
 
     def _inputs(self, node: Node) -> dict[Node, QuantizationSpec]:
-        if node.op != "call_function":
-            return {}
-        choice = self._choice(node)
+        choice = self._choice(node) if node.op == "call_function" else "float"
         if choice == "float":
             return {}
         settings = self._settings
         activation = activation_spec(choice.activations or settings.activations)
         if node.target in WEIGHTED:
-            weight = weight_spec(choice.weights or settings.weights, per_channel=settings.per_channel)
+            axis = _output_axis(node) if settings.per_channel else None
+            weight = _spec(choice.weights or settings.weights, axis, weight=True)
             # A weight that is computed (tied, normalised) is an activation of its own; ours are stored parameters.
             return {_node(node.args[0]): activation, _node(node.args[1]): weight}
         if node.target in _BINARY:
             nodes = [a for a in node.args[:2] if isinstance(a, Node) and _is_float(a)]
             return dict.fromkeys(nodes, activation) if len(nodes) == 2 and any(map(_of_maps, nodes)) else {}
-        if node.target in _POOLS:
-            return {_node(node.args[0]): activation}
+        if _is_gated(node) or node.target in _POOLS:
+            return dict.fromkeys(_nodes(node.args[:2]), activation)
         return {}
 
 
 def activation_spec(bits: int) -> QuantizationSpec:
     """One scale for a tensor of activations."""
     return _spec(bits, None, weight=False)
-
-
-def weight_spec(bits: int, *, per_channel: bool) -> QuantizationSpec:
-    """One scale for each output channel of a weight, or one for all."""
-    return _spec(bits, 0 if per_channel else None, weight=True)
 
 
 def _spec(bits: int, axis: int | None, *, weight: bool) -> QuantizationSpec:
@@ -130,13 +170,46 @@ def check_names(patterns: Iterable[str], names: Collection[str]) -> None:
             raise ConfigError(f"quantize.layers: no layer fits {pattern!r}", hint=did_you_mean(pattern, names))
 
 
+def _output_axis(node: Node) -> int | None:
+    """The axis of a layer's weight that has a scale per index: that of its outputs.
+
+    A transposed convolution has it second; in groups its channels would share scales across them, so it has one scale.
+    """
+    if node.target not in TRANSPOSED:
+        return 0
+    return 1 if len(node.args) <= 6 or node.args[6] == 1 else None
+
+
 def _of_maps(node: Node) -> bool:
     """Whether a convolution gave this, or additions, activations and pools of what convolutions gave."""
-    while node.op == "call_function" and node.target in FUSED | _BINARY | _POOLS:
-        if node.target in _BINARY:
-            return any(_of_maps(a) for a in node.args[:2] if isinstance(a, Node))
+    while node.op == "call_function" and node.target in FUSED | _BINARY | _POOLS | _CONCATENATIONS | _MAPS_MOVES:
+        if node.target in _BINARY | _CONCATENATIONS:
+            return any(_of_maps(a) for a in node.all_input_nodes)
         node = _node(node.args[0])
-    return node.op == "call_function" and (node.target in CONVOLUTIONS or node.target in _NORMS)
+    return node.op == "call_function" and (node.target in CONVOLUTIONS or node.target in NORMS)
+
+
+def _is_gated(node: Node) -> bool:
+    """Whether maps are multiplied by one number for each channel (N, C, 1, 1), as in squeeze-and-excitation."""
+    sides = _nodes(node.args[:2])
+    if node.target not in _PRODUCTS or len(sides) != 2 or not all(map(_is_float, sides)):
+        return False
+    gates = [side for side in sides if side.target in _GATES]
+    others = [side for side in sides if side not in gates]
+    if len(gates) != 1 or len(others) != 1:
+        return False
+    shape = gates[0].meta["val"].shape
+    return len(shape) > 2 and all(size == 1 for size in shape[2:]) and _of_maps(others[0])
+
+
+def _is_read(node: Node) -> bool:
+    """Whether an 8-bit operation reads a node, behind what only moves values."""
+    for user in node.users:
+        if user.target in WEIGHTED | _POOLS | _BINARY:
+            return True
+        if user.target in _MOVES | _CONCATENATIONS and _is_read(user):
+            return True
+    return False
 
 
 def _after_activation(node: Node) -> Node:
@@ -151,11 +224,17 @@ def _is_float(node: Node) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-def _annotate(node: Node, inputs: dict[Node, QuantizationSpec], output: QuantizationSpec | None) -> None:
+def _annotate(node: Node, inputs: Mapping[Node, AnySpec], output: AnySpec | None) -> None:
     before = node.meta.get("quantization_annotation")
     node.meta["quantization_annotation"] = QuantizationAnnotation(
-        input_qspec_map=inputs or (before.input_qspec_map if before else {}), output_qspec=output, _annotated=True
+        input_qspec_map=dict(inputs) or (before.input_qspec_map if before else {}), output_qspec=output, _annotated=True
     )
+
+
+def _nodes(arguments: object) -> list[Node]:
+    """Those of some arguments that are nodes."""
+    assert isinstance(arguments, (tuple, list))
+    return [argument for argument in arguments if isinstance(argument, Node)]
 
 
 def _node(argument: object) -> Node:

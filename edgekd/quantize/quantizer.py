@@ -83,20 +83,36 @@ def capture(network: nn.Module, example: tuple[Tensor, ...]) -> GraphModule:
     return module
 
 
-def prepare(network: nn.Module, example: tuple[Tensor, ...], settings: QuantizationSettings) -> QuantizedNetwork:
-    """A float network (eval mode) as one with fake-quant modules that still observe: calibration comes next."""
+def prepare(
+    network: nn.Module,
+    example: tuple[Tensor, ...],
+    settings: QuantizationSettings,
+    outputs: tuple[str, ...] = ("output",),
+) -> QuantizedNetwork:
+    """A float network (eval mode) as one with fake-quant modules that still observe: calibration comes next.
+
+    `outputs` names what the network returns.
+    """
     with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
+        from edgekd.quantize.graph import layers_of
         from edgekd.quantize.placement import Placement
+        from edgekd.quantize.tied import untie
 
     graph = capture(network, example)
+    untie(graph)
     with quiet():
-        prepared = prepare_pt2e(graph, Placement(settings))
+        prepared = prepare_pt2e(graph, Placement(settings, outputs))
     quantized = QuantizedNetwork(prepared, settings)
     for parameter in quantized.parameters():
         parameter.requires_grad_(True)  # folding leaves the biases it made without gradients
     if not quantized.fake_quants():
+        if layers_of(prepared):
+            raise ExportError(
+                "every layer of the network stays float, so there is nothing to quantize",
+                hint="raise float_above, or name fewer in `layers` and `float_outputs`",
+            )
         raise ExportError(
             "nothing in the network can be quantized: it has no convolution and no linear layer",
             hint="leave the `quantize` stage out for this network",

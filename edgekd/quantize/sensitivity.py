@@ -3,12 +3,14 @@
 A layer's sensitivity at some bits is how far the answers move when its weight alone is rounded to them, on calibration
 data, without labels. Beginning at the most bits everywhere, the layer that loses least for what it saves goes down one
 step at a time, until the mean is within the budget (Dong et al. 2019 allot bits by such a measure, too).
+
+What a layer costs as a whole, its weight and its inputs rounded together, says whether it had better stay float.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -17,7 +19,7 @@ from torch.fx import Node
 
 from edgekd.quantize.calibration import Answers
 from edgekd.quantize.fake_quant import FakeQuant
-from edgekd.quantize.graph import layers_of, weight_quant
+from edgekd.quantize.graph import input_quant, layers_of, weight_quant
 from edgekd.quantize.placement import module_of
 from edgekd.quantize.quantizer import QuantizedNetwork
 from edgekd.quantize.settings import LayerBits, LayerChoice, MixedSettings
@@ -25,11 +27,15 @@ from edgekd.quantize.settings import LayerBits, LayerChoice, MixedSettings
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One layer: its name, how many weights it has, and how far the answers move, by bits."""
+    """One layer: its name, how many weights it has, and how far the answers move.
+
+    `divergence`: by the bits of its weight alone. `whole`: with its weight and its inputs at the bits asked for.
+    """
 
     layer: str
     weights: int
     divergence: Mapping[int, float]
+    whole: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,12 @@ class Mixture:
 
     @property
     def layers(self) -> dict[str, LayerChoice]:
-        """Each layer's bits, for the settings; what was given comes last, and so counts."""
-        return {**self.chosen, **self.given}
+        """Each layer's bits, for the settings, where the last that fits counts: what was given comes after bits that
+        were found, but a pattern does not make a layer 8-bit that stays float."""
+        stay = {layer: choice for layer, choice in self.chosen.items() if choice == "float"}
+        bits = {layer: choice for layer, choice in self.chosen.items() if choice != "float"}
+        # A name that was given keeps its place in a dictionary: what comes last is put in last.
+        return {**bits, **{k: v for k, v in self.given.items() if k not in stay}, **stay}
 
     def even(self, settings: MixedSettings) -> Mixture:
         """The same with the most bits that all layers can have within the budget."""
@@ -67,9 +77,16 @@ class Mixture:
         return [
             {"layer": s.layer, "weights": s.weights}
             | {f"divergence at {bits} bits": value for bits, value in s.divergence.items()}
-            | {"chosen": _words(self.chosen[s.layer]) if s.layer in self.chosen else "given"}
+            | ({} if s.whole is None else {"divergence with its inputs": s.whole})
+            | {"chosen": self._words(s.layer)}
             for s in self.measured
         ]
+
+    def _words(self, layer: str) -> str:
+        if layer not in self.chosen:
+            return "given" if _given(layer, self.given) else "as asked"
+        choice = self.chosen[layer]
+        return choice if isinstance(choice, str) else f"{choice.weights} bits"
 
 
 @torch.no_grad()
@@ -92,14 +109,48 @@ def measure(network: QuantizedNetwork, answers: Answers, bits: Sequence[int]) ->
     return found
 
 
-def choose(measured: Sequence[Sensitivity], settings: MixedSettings, given: Mapping[str, LayerChoice]) -> Mixture:
-    """The bits of every layer that is not given, such that the mean over their weights is within the budget."""
+@torch.no_grad()
+def measure_whole(network: QuantizedNetwork, answers: Answers, measured: Sequence[Sensitivity]) -> list[Sensitivity]:
+    """The same with what each layer costs as a whole: its weight and its inputs rounded, at the bits that they have.
+
+    Inputs that other layers read too are rounded for those as well.
+    """
+    network.set_mode("passing")
+    found = []
+    for (node, weight, _), known in zip(_weighted(network), measured, strict=True):
+        rounded = [f for f in (weight, input_quant(network.graph_module, node)) if f is not None]
+        for fake_quant in rounded:
+            fake_quant.set_range("minmax" if fake_quant.bits >= 8 else "mse")
+        found.append(dataclasses.replace(known, whole=answers.divergence(network)))
+        for fake_quant in rounded:
+            fake_quant.set_mode("passing")
+    return found
+
+
+def staying(measured: Sequence[Sensitivity], limit: float | None, given: Mapping[str, LayerChoice]) -> set[str]:
+    """Layers that cost more than the limit and so stay float; those given by their full name are as they are given."""
+    if limit is None:
+        return set()
+    return {s.layer for s in measured if s.whole is not None and s.whole > limit and s.layer not in given}
+
+
+def choose(
+    measured: Sequence[Sensitivity],
+    settings: MixedSettings | None,
+    given: Mapping[str, LayerChoice],
+    floats: Collection[str] = (),
+) -> Mixture:
+    """The bits of every layer that is not given, such that the mean over their weights is within the budget.
+
+    Args:
+        settings: None where bits are not to be found.
+        floats: layers that stay float.
+    """
+    stay: dict[str, LayerChoice] = dict.fromkeys(sorted(floats), "float")
+    if settings is None:
+        return Mixture(tuple(measured), (), stay, given)
     widths = sorted(settings.bits, reverse=True)
-    free = [s for s in measured if not any(fnmatchcase(s.layer, pattern) for pattern in given)]
-    stay = {
-        s.layer for s in free if settings.float_above is not None and s.divergence[widths[0]] > settings.float_above
-    }
-    free = [s for s in free if s.layer not in stay]
+    free = [s for s in measured if s.layer not in stay and not _given(s.layer, given)]
     level = {s.layer: 0 for s in free}
     total = sum(s.weights for s in free)
     steps: list[Step] = []
@@ -119,12 +170,11 @@ def choose(measured: Sequence[Sensitivity], settings: MixedSettings, given: Mapp
         moved = sum(s.divergence[widths[level[s.layer]]] for s in free)
         steps.append(Step(cheapest.layer, widths[level[cheapest.layer]], mean(), moved))
     chosen: dict[str, LayerChoice] = {s.layer: LayerBits(weights=widths[level[s.layer]]) for s in free}
-    chosen |= dict.fromkeys(sorted(stay), "float")
-    return Mixture(tuple(measured), tuple(steps), chosen, given)
+    return Mixture(tuple(measured), tuple(steps), chosen | stay, given)
 
 
-def _words(choice: LayerChoice) -> str:
-    return choice if isinstance(choice, str) else f"{choice.weights} bits"
+def _given(layer: str, given: Mapping[str, LayerChoice]) -> bool:
+    return any(fnmatchcase(layer, pattern) for pattern in given)
 
 
 def _weighted(network: QuantizedNetwork) -> list[tuple[Node, FakeQuant, int]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_serializer, field_validator, model_validator
 
 from edgekd.config import Settings
 
@@ -37,7 +37,7 @@ class MixedSettings(Settings):
     bits: Annotated[tuple[Bits, ...], Field(min_length=2)] = (8, 6, 4, 3, 2)
     """Widths to choose from."""
     float_above: Annotated[float, Field(gt=0)] | None = None
-    """Layers that alone, at the most bits, move the answers by more than this divergence stay float."""
+    """The same as `float_above` of the stage."""
 
     @model_validator(mode="after")
     def _reachable(self) -> MixedSettings:
@@ -59,6 +59,11 @@ class QuantizationSettings(Settings):
     """Whether each output channel of a weight has a scale of its own, or all have one."""
     layers: dict[str, LayerChoice] = Field(default_factory=dict)
     """Layers that differ, by name or pattern (`head.*`): their bits, or the word float. The last that fits counts."""
+    float_outputs: tuple[str, ...] = ()
+    """Outputs that stay float, with all layers that serve them alone; of a network's only output, the last layer."""
+    float_above: Annotated[float, Field(gt=0)] | None = None
+    """Layers that alone, weight and inputs rounded, move the answers by more than this divergence stay float (with
+    `mixed` their weights at its most bits); those that `layers` gives by their full name stay as they are given."""
     mixed: MixedSettings | None = None
     """Find the bits of each layer's weights; those under `layers` stay as they are given."""
     ranges: Literal["auto", "mse", "minmax", "percentile", "entropy"] = "auto"
@@ -72,3 +77,25 @@ class QuantizationSettings(Settings):
     """Add to biases what rounding takes off their channels' means; auto keeps it if the answers come closer."""
     calibration: int = Field(default=256, ge=1)
     """Training samples (labels unused) that calibration looks at."""
+
+    @field_serializer("layers")
+    def _in_order(self, layers: dict[str, LayerChoice]) -> list[list[Any]]:
+        """As pairs: their order counts, and keys and files sort what is a mapping."""
+        return [[name, choice if isinstance(choice, str) else choice.canonical()] for name, choice in layers.items()]
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _from_pairs(cls, layers: Any) -> Any:
+        pairs = isinstance(layers, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in layers)
+        return dict(layers) if pairs else layers
+
+    @property
+    def stays_float_above(self) -> float | None:
+        """The divergence beyond which a layer stays float, wherever it is written."""
+        return self.mixed.float_above if self.float_above is None and self.mixed is not None else self.float_above
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> QuantizationSettings:
+        if self.float_above is not None and self.mixed is not None and self.mixed.float_above is not None:
+            raise ValueError("float_above stands here and under mixed | write it once")
+        return self

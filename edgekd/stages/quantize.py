@@ -17,7 +17,7 @@ from edgekd.quantize.quantizer import QuantizedNetwork
 from edgekd.stages.context import Context
 from edgekd.stages.networks import example_inputs, load_model, make_world, metrics, save_curves, training_tables
 from edgekd.stages.quantized import save_quantized
-from edgekd.stages.settings import QuantizeStage
+from edgekd.stages.settings import QuantizeStage, tables_of
 from edgekd.stages.training import optim, run_phases, stage_train_settings, target_options, validation_scores
 from edgekd.store import Artifact
 from edgekd.train.world import Copy, Phase, World
@@ -66,7 +66,7 @@ class _Work:
     ) -> tuple[World, list[dict[str, Any]]]:
         """Run phases in a world of their own; `arm` names the folder of their checkpoints."""
         context = self.context
-        world = make_world(context.common, tables=training_tables(context.common))
+        world = make_world(context.common, tables=training_tables(context.common, tables_of(self.options)))
         world.models[ORIGINAL] = load_model(context.common, self.source)
         for name, artifact in self.guides.items():
             world.models.setdefault(name, load_model(context.common, artifact))
@@ -123,7 +123,8 @@ class _Work:
             for guide in self.guides
             for place, _ in self._pairs(item, QUANTIZED, guide)
         ]
-        return Quantize(ORIGINAL, QUANTIZED, self.options, taps=tuple(dict.fromkeys(taps)))
+        table = self.options.calibration_table or "train"
+        return Quantize(ORIGINAL, QUANTIZED, self.options, table, tuple(dict.fromkeys(taps)))
 
     def _pairs(self, item: KnowledgeSettings, student: str, teacher: str) -> Sequence[Pair]:
         """Layers that a knowledge compares: the quantized network has those of its original."""
@@ -164,14 +165,25 @@ def _tell(context: Context, network: QuantizedNetwork) -> None:
     calibration = network.calibration
     assert calibration is not None
     kept = [str(trial["what"]) for trial in calibration.tried if trial["kept"]]
-    context.tell(f"{context.stage}: calibrated with " + ", ".join(kept))
+    options = context.options(QuantizeStage)
+    context.tell(f"{context.stage}: calibrated on {calibration.samples:,} samples with " + ", ".join(kept))
+    if calibration.samples < options.calibration:
+        where = f"the table {options.calibration_table}" if options.calibration_table else "the training split"
+        context.tell(
+            f"{context.stage}: note: {where} has no more samples, calibration asks for {options.calibration:,}"
+        )
+    if network.mixture is not None:
+        floats = [layer for layer, choice in network.mixture.chosen.items() if choice == "float"]
+        limit = options.stays_float_above
+        if limit is not None:
+            context.tell(f"{context.stage}: layers above {limit:g} stay float: " + (", ".join(floats) or "none"))
 
 
 def _save_details(context: Context, network: QuantizedNetwork, arms: Mapping[str, Sequence[Any]]) -> None:
     """What calibration saw and tried, what the bits of layers were chosen by, and what other ways would have given."""
     assert network.calibration is not None
-    calibration = vars(network.calibration)
-    details: dict[str, Any] = {"calibration": {**calibration, "rows": calibration["tried"]}}
+    calibration = dict(vars(network.calibration))
+    details: dict[str, Any] = {"calibration": {"rows": calibration.pop("tried"), **calibration}}
     if network.mixture is not None:
         steps = [vars(step) for step in network.mixture.steps]
         details["sensitivity"] = {"rows": network.mixture.rows(), "steps": steps}

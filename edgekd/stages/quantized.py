@@ -21,7 +21,7 @@ def load_quantized(common: Common, artifact: Artifact, original: Artifact) -> Mo
     model = load_model(common, original)
     example = example_inputs(common, model)
     settings = QuantizationSettings.model_validate_json(json.dumps(artifact.facts["quantization"]))
-    network = prepare(model.network, tuple(example.values()), settings)
+    network = prepare(model.network, tuple(example.values()), settings, model.outputs)
     network.load_state_dict(load_state(artifact.path(WEIGHTS)))
     return Model(network, model.inputs, model.outputs)
 

@@ -110,14 +110,22 @@ class QuantizeStage(TrainOverrides, QuantizationSettings):
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of the self-distillation."""
     knowledge: tuple[KnowledgeSettings, ...] | None = None
-    """What is taught; by default the answers alone, kd with weight 1 and `temperature` (mse_logits in regression)."""
+    """What is taught, knowledge of your own included; by default the answers alone, kd with weight 1 and `temperature`
+    (mse_logits in regression)."""
     guides: tuple[Literal["original", "teacher"], ...] = Field(default=("original",), min_length=1)
     """Who teaches: the float original, the teacher it was distilled from, or both with half the weight each."""
     qkd: QkdSettings | None = None
     """Learn in the three phases of QKD (Kim et al. 2019), tutored by the first guide; `qkd: {}` parts epochs evenly."""
+    calibration_table: str | None = None
+    """Table of `data.tables` that calibration looks at, in place of the training split."""
     arms: bool = False
     """Also train by the targets alone, by self-distillation alone, and the float network as long as these; the report
     compares all of them with calibration alone, on the validation split."""
+
+    @property
+    def tables_used(self) -> tuple[str, ...]:
+        """Names of the tables besides the splits."""
+        return () if self.calibration_table is None else (self.calibration_table,)
 
     def passes(self) -> int:
         """Epochs with the default filled in."""
@@ -130,10 +138,6 @@ class QuantizeStage(TrainOverrides, QuantizationSettings):
         learning = self.model_fields_set & {"knowledge", "guides", "qkd"}
         if learning and not self.self_distillation:
             raise ValueError(f"{min(learning)} does nothing without self_distillation | set self_distillation: true")
-        if any(item.own is not None for item in self.knowledge or ()):
-            raise ValueError(
-                "a knowledge of your own is for the distill stage | take one of `edgekd list knowledge` here"
-            )
         if "temperature" in self.model_fields_set and self.knowledge is not None:
             raise ValueError(
                 "temperature does nothing beside knowledge | write e.g. knowledge: [{kd: {temperature: 2}}]"

@@ -14,7 +14,7 @@ from edgekd.distill.teacher_cache import Head, TeacherCache, open_cache
 from edgekd.stages.context import Context
 from edgekd.stages.guides import why_live
 from edgekd.stages.networks import example_inputs
-from edgekd.stages.settings import DistillStage, tables_of
+from edgekd.stages.settings import DistillStage, QuantizeStage, tables_of
 from edgekd.store import Artifact
 from edgekd.tasks.task import Score
 from edgekd.train.distributed import Shares, current
@@ -65,7 +65,8 @@ def _rows(context: Context) -> int:
     data, options = context.common.data, context.settings
     if isinstance(options, DistillStage) and options.scheme == "data_free":
         return options.data_free.rows
-    return max(data.counts()["train"], *(len(data.table(name)) for name in tables_of(options)), 0)
+    learned = () if isinstance(options, QuantizeStage) else tables_of(options)  # it only calibrates on another
+    return max(data.counts()["train"], *(len(data.table(name)) for name in learned), 0)
 
 
 class TargetOptions(TypedDict):

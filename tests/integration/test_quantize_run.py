@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from chain import Workshop
 
 from edgekd.config import validate
+from edgekd.files import sha256_file
 from edgekd.stages.settings import QkdSettings, QuantizeStage
 
 FILE = """
@@ -92,7 +96,7 @@ def test_bits_found_for_layers_are_told_and_survive_export(tmp_path: Path) -> No
             "temperature does nothing beside knowledge",
         ),
         ({"self_distillation": True, "qkd": {}, "task_weight": 1, "epochs": 3}, "task_weight does nothing in qkd"),
-        ({"self_distillation": True, "knowledge": ["my.losses:cosine"]}, "a knowledge of your own is for the distill"),
+        ({"float_above": 1, "mixed": {"budget": 4, "float_above": 1}}, "float_above stands here and under mixed"),
         ({"layers": {"fc": "flaot"}}, "fc"),
         ({"mixed": {"budget": 1}}, "budget"),
     ],
@@ -119,3 +123,121 @@ def test_a_guide_that_is_not_there_is_a_mistake_in_one_line(tmp_path: Path) -> N
     assert result.code == 2
     assert "pipeline.yaml:5:" in result.err
     assert "there is no teacher in this pipeline" in result.err
+
+
+@pytest.mark.slow
+def test_training_that_was_killed_ends_with_the_same_bytes_also_in_half_precision(tmp_path: Path) -> None:
+    text = FILE.format(options="{self_distillation: true, epochs: 30, lr: 0.001, precision: bf16}")
+    text = text.replace("- distill: {student: resnet8, epochs: 3}", "- distill: {student: convnet, epochs: 1}")
+    whole, killed = Workshop(tmp_path / "whole"), Workshop(tmp_path / "killed")
+    for place in (whole, killed):
+        place.folder.mkdir()
+        place.write(text)
+    assert whole.run("--to", "quantize").code == 0
+    process = subprocess.Popen(killed.command("--to", "quantize"), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if "self_distillation 5/30" in line:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stderr.close()
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert any("outputs of the original are cached" in line for line in said)
+    resumed = killed.run("--to", "quantize")
+    assert resumed.states()["quantize"] == "resumed"
+    assert "self_distillation 5/30" not in resumed.err
+    assert weights_of(killed) == weights_of(whole)
+
+
+def weights_of(place: Workshop) -> list[str]:
+    """Digests of the weights of teacher, student and quantized network in the store."""
+    found = sorted(sha256_file(path) for path in (place.folder / "store").glob("**/weights.safetensors"))
+    assert len(found) == 3
+    return found
+
+
+OWN = """
+import torch
+from torch import nn
+from edgekd.extend import knowledge
+
+class Bridge(nn.Module):
+    def __init__(self, student, teacher, *, samples):
+        super().__init__()
+        self.map = nn.Conv2d(student[0], teacher[0], 1)
+
+    def forward(self, student, teacher):
+        return (self.map(student) - teacher).square().mean()
+
+@knowledge(adapter=Bridge, features=True)
+def bridged(student, teacher):
+    return (student - teacher).square().mean()
+
+def gap(student, teacher, *, power: float = 2.0):
+    return (student - teacher).abs().pow(power).mean()
+"""
+
+
+@pytest.mark.slow
+def test_knowledge_of_ones_own_teaches_a_quantized_network_and_its_change_trains_anew(tmp_path: Path) -> None:
+    place = Workshop(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    options = (
+        "{self_distillation: true, epochs: 1, knowledge: [{own:gap: {power: 1.0}}, {own:bridged: {layers: auto}}]}"
+    )
+    place.write(FILE.format(options=options))
+    result = place.run("--to", "quantize")
+    assert result.code == 0, result.err
+    (phase,) = json.loads((place.out / "artifacts" / "quantized.curves.json").read_text())["phases"]
+    assert "own:gap" in phase["terms"]
+    assert any(name.startswith("own:bridged") for name in phase["terms"])
+    (tmp_path / "own.py").write_text(OWN.replace("teacher[0], 1)", "teacher[0], 1, bias=False)"))
+    states = place.run("--to", "quantize").states()
+    assert [states[stage] for stage in ("teacher", "distill", "quantize")] == ["cached", "cached", "ran"]
+    place.write(FILE.format(options=options.replace("power: 1.0", "pwoer: 1.0")))
+    wrong = place.run("--to", "quantize")
+    assert wrong.code == 2
+    assert "unknown key 'pwoer'" in wrong.err
+
+
+def test_a_float_output_that_is_not_there_is_a_mistake_with_its_place(tmp_path: Path) -> None:
+    place = Workshop(tmp_path)
+    place.write(FILE.format(options="{float_outputs: [logit]}"))
+    result = place.run()
+    assert result.code == 2
+    assert "pipeline.yaml:8:" in result.err
+    assert "no output is called 'logit'" in result.err
+    assert "did you mean 'logits'?" in result.err
+
+
+@pytest.mark.slow
+def test_calibration_looks_at_a_table_of_its_own_and_says_when_it_is_small(tmp_path: Path) -> None:
+    place = Workshop(tmp_path)
+    frames = np.random.default_rng(0).integers(0, 255, (100, 1, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "frames.npz", image=frames)
+    np.savez(tmp_path / "train.npz", image=frames[:60])
+    text = """
+name: tables
+model: convnet
+args: {num_classes: 10}
+data:
+  npz: {path: train.npz, inputs: [image], targets: []}
+  tables: {frames: {npz: {path: frames.npz, inputs: [image], targets: []}}}
+stages:
+  - quantize: {calibration: 256OPTIONS}
+"""
+    found = {}
+    for options in ("", ", calibration_table: frames", ", float_outputs: [logits], float_above: 0.5"):
+        place.write(text.replace("OPTIONS", options))
+        result = place.run()
+        assert result.code == 0, result.err
+        found[options] = json.loads((place.out / "artifacts" / "quantized.calibration.json").read_text())
+        assert "has no more samples, calibration asks for 256" in result.err
+        assert set(found[options]) == {"rows", "samples", "digest", "divergence"}
+    train, table, _ = found.values()
+    assert train["samples"] <= 60 < table["samples"] == 100
+    assert train["digest"] != table["digest"]
+    assert "calibration" in {detail["kind"] for detail in result.report["details"]}
+    assert {row["chosen"] for row in rows(place, "sensitivity")} <= {"as asked", "float"}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from edgekd.config import validate
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, ExportError
 from edgekd.quantize.calibration import Answers, observe
 from edgekd.quantize.equalize import equalize, pairs_of
 from edgekd.quantize.graph import channel_means, layers_of
@@ -17,7 +19,7 @@ from edgekd.quantize.places import add_places
 from edgekd.quantize.post_training import calibrated
 from edgekd.quantize.quantizer import QuantizedNetwork, convert, prepare
 from edgekd.quantize.ranges import BINS, METHODS, clipping_value, weight_clipping
-from edgekd.quantize.sensitivity import Sensitivity, choose
+from edgekd.quantize.sensitivity import Sensitivity, choose, staying
 from edgekd.quantize.settings import LayerBits, MixedSettings, QuantizationSettings
 
 
@@ -236,12 +238,71 @@ def test_bits_go_where_they_count_within_the_budget() -> None:
 
 
 def test_what_is_given_stays_and_what_is_too_sensitive_stays_float() -> None:
-    mixture = choose(
-        sensitivities(), MixedSettings(budget=4.0, bits=(8, 4, 2), float_above=0.1), {"fragile": LayerBits(weights=8)}
-    )
+    whole = [replace(s, whole=w) for s, w in zip(sensitivities(), (0.0, 0.5, 0.3), strict=True)]
+    given = {"fragile": LayerBits(weights=8), "*": LayerBits(activations=8)}
+    assert staying(whole, 0.1, given) == {"small"}
+    assert staying(whole, 0.4, {}) == {"fragile"}
+    assert staying(whole, None, {}) == set()
+    mixture = choose(whole, MixedSettings(budget=4.0, bits=(8, 4, 2)), {"fragile": LayerBits(weights=8)}, {"small"})
     assert mixture.layers["small"] == "float"
     assert mixture.layers["fragile"] == LayerBits(weights=8)
     assert mixture.layers["robust"] == LayerBits(weights=4)
+    assert [*choose(whole, None, given, {"small"}).layers] == ["fragile", "*", "small"]  # the last that fits counts
+
+
+class Fragile(nn.Module):
+    """Two branches; in one a few inputs are ten thousand times as large as those that its answers hang on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.good = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.bad, self.head = nn.Linear(8, 5), nn.Linear(8, 5)
+        self.register_buffer("sizes", torch.tensor([1e4, *[1.0] * 7]))
+        with torch.no_grad():
+            self.bad.weight[:, 0] = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.good(torch.relu(self.stem(x)))).mean((2, 3))
+        return self.head(x) + self.bad(x * self.sizes)
+
+
+def test_float_above_leaves_float_what_its_inputs_make_fragile_with_and_without_mixed_bits() -> None:
+    torch.manual_seed(0)
+    float_network, x = Fragile().eval(), images()
+    plain = calibrated(float_network, (x[:2],), [(x,)], settings(ranges="minmax"))
+    found = calibrated(float_network, (x[:2],), [(x,)], settings(ranges="minmax", float_above=1e-4))
+    assert set(bits_of(found)) == {"stem", "good", "head"}
+    assert error(found, float_network) < 0.1 * error(plain, float_network)
+    assert found.mixture is not None
+    rows = {row["layer"]: row for row in found.mixture.rows()}
+    assert [rows[layer]["chosen"] for layer in ("bad", "head")] == ["float", "as asked"]
+    assert rows["bad"]["divergence with its inputs"] > 1e-4 > rows["head"]["divergence with its inputs"]  # type: ignore[operator]
+    for given in ({"budget": 6, "float_above": 1e-4}, {"budget": 6}):
+        more = {} if "float_above" in given else {"float_above": 1e-4}
+        mixed = calibrated(float_network, (x[:2],), [(x,)], settings(ranges="minmax", mixed=given, **more))
+        assert "bad" not in bits_of(mixed)
+    kept = settings(ranges="minmax", float_above=1e-4, layers={"bad": {"weights": 8}})
+    assert "bad" in bits_of(calibrated(float_network, (x[:2],), [(x,)], kept))
+    again = prepare(float_network, (x[:2],), found.settings)
+    again.load_state_dict(found.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(x), found(x))
+
+
+def test_one_limit_for_float_layers_and_one_that_leaves_nothing_is_told() -> None:
+    _, problems = validate(QuantizationSettings, {"float_above": 1, "mixed": {"budget": 4, "float_above": 1}})
+    assert "float_above stands here and under mixed" in problems[0].message
+    with pytest.raises(ExportError, match="every layer of the network stays float"):
+        prepare(network(), (images(2),), settings(layers={"*": "float"}))
+
+
+def test_the_order_of_patterns_survives_a_file_that_sorts_its_keys() -> None:
+    given = settings(layers={"layer1": {"weights": 4}, "layer?": {"weights": 6}, "*": "float"})
+    turned = settings(layers={"*": "float", "layer?": {"weights": 6}, "layer1": {"weights": 4}})
+    assert json.dumps(given.canonical(), sort_keys=True) != json.dumps(turned.canonical(), sort_keys=True)
+    for one in (given, turned, settings()):
+        again = QuantizationSettings.model_validate_json(json.dumps(one.canonical(), sort_keys=True))
+        assert [*again.layers.items()] == [*one.layers.items()]
 
 
 def test_a_budget_below_every_width_is_a_mistake() -> None:

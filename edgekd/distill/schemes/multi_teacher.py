@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from edgekd.distill.knowledge_settings import KnowledgeSettings
-from edgekd.distill.schemes.recipe import Recipe, scaled
+from edgekd.distill.schemes.recipe import Recipe, shared
 from edgekd.distill.schemes.terms import knowledge_of
 from edgekd.errors import ConfigError
 from edgekd.tasks import HeadSettings
@@ -47,12 +47,10 @@ def multi_teacher(
     terms = recipe.task(STUDENT) + _answers(recipe, tuple(teachers), weights)
     own = [item for item in recipe.knowledge or () if item.features or item.name not in _MEANS]
     if own:
-        separate = dataclasses.replace(recipe, knowledge=tuple(own))
-        for name in teachers:
-            found = [t for t in separate.teaching(STUDENT, name) if t.knowledge in {item.name for item in own}]
-            terms += tuple(
-                dataclasses.replace(term, label=f"{term.name} to {name}") for term in scaled(found, 1 / len(teachers))
-            )
+        separate, names = dataclasses.replace(recipe, knowledge=tuple(own)), {item.name for item in own}
+        terms += shared(
+            tuple(teachers), lambda name: [t for t in separate.teaching(STUDENT, name) if t.knowledge in names]
+        )
     return [*phases, recipe.phase("multi_teacher", STUDENT, terms)]
 
 

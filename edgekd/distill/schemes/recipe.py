@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from edgekd.distill.knowledge_settings import KnowledgeSettings
@@ -135,3 +135,12 @@ def owned(model: str, terms: Iterable[Term]) -> tuple[Term, ...]:
 def scaled(terms: Iterable[Term], factor: float) -> tuple[Term, ...]:
     """Terms with their weights times a factor."""
     return tuple(dataclasses.replace(term, weight=term.weight * factor) for term in terms)
+
+
+def shared(teachers: Sequence[str], teaching: Callable[[str], Iterable[Term]]) -> tuple[Term, ...]:
+    """What each of some teachers teaches, with its share of the weight and, where there are several, under its name."""
+    found: list[Term] = []
+    for name in teachers:
+        for term in scaled(teaching(name), 1 / len(teachers)):
+            found.append(dataclasses.replace(term, label=f"{term.name} to {name}") if len(teachers) > 1 else term)
+    return tuple(found)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from edgekd.runtimes.protocol import Runtime
+if TYPE_CHECKING:  # a pipeline file is checked without numpy
+    from edgekd.runtimes.protocol import Runtime
 
 RUNTIMES = {
     "openvino": "edgekd.runtimes.openvino:OpenVino",
@@ -18,4 +19,4 @@ RUNTIMES = {
 def runtime(name: str) -> Runtime:
     """The adapter of an engine by name (a key of RUNTIMES); nothing of the engine itself is loaded yet."""
     module, _, attribute = RUNTIMES[name].partition(":")
-    return cast(Runtime, getattr(importlib.import_module(module), attribute)())
+    return cast("Runtime", getattr(importlib.import_module(module), attribute)())

@@ -94,7 +94,7 @@ IN_THE_FILE: dict[str, tuple[str | bytes, str, str]] = {
     ),
     "residual for ONNX Runtime": (
         edited(("onnxruntime}", "onnxruntime, residual: skip}")),
-        r"^p.yaml:13:3: .*residual is TensorRT's", "remove it",
+        r"^p.yaml:13:3: .*residual is an option of tensorrt and tensorrt_rtx", "remove it",
     ),
     "compile without targets": (FILE.partition("targets:")[0], r"^p.yaml:1:1: compile has no targets", "add `targets"),
     "unknown runtime": (edited(("onnxruntime", "onnxruntme")), r"^p.yaml:13:9: .*onnxruntme", "mean 'onnxruntime'"),

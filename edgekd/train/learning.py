@@ -24,7 +24,9 @@ class Learner:
     def __init__(self, model: Model, rule: Optim | Follow, steps_per_epoch: int, steps: int) -> None:
         self.model, self.rule = model, rule
         self.steps_per_epoch, self.steps = steps_per_epoch, max(steps, 1)
-        self.optimizer = _optimizer(model.network, rule) if isinstance(rule, Optim) else None
+        # An adapter may have nothing to learn; a network that learns nothing is a mistake.
+        idle = not model.inputs and not any(p.requires_grad for p in model.network.parameters())
+        self.optimizer = _optimizer(model.network, rule) if isinstance(rule, Optim) and not idle else None
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step of the phase: linear warm-up, then the schedule."""
@@ -53,7 +55,8 @@ class Learner:
             decay = min(self.rule.decay, (1 + step) / (10 + step)) if self.rule.rising else self.rule.decay
             _follow(self.model, world.models[self.rule.source], decay)
             return
-        assert self.optimizer is not None
+        if self.optimizer is None:
+            return
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         if not self.learned:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 from pathlib import Path
@@ -97,6 +98,30 @@ def test_the_pages_adapter_learns_in_half_precision_on_features_in_float32() -> 
     (name,) = world.models.keys() - before.models.keys()
     assert {p.dtype for p in world.models[name].network.parameters()} == {torch.float32}
     assert all(torch.tensor(values).isfinite().all() for values in curves[1]["terms"].values())
+
+
+class Fixed(nn.Module):
+    """An adapter that learns and remembers nothing: features are brought to one shape by their means."""
+
+    def __init__(self, student: Any, teacher: Any, samples: int) -> None:
+        super().__init__()
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return (student.flatten(1).mean(1) - teacher.flatten(1).mean(1)).square().mean()
+
+
+def test_an_adapter_with_nothing_to_learn_is_run_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = knowledge_named("my_pkg.losses:projected_cosine")
+
+    def found(name: str) -> Any:
+        return dataclasses.replace(known, adapter=Fixed) if name == known.name else knowledge_named(name)
+
+    monkeypatch.setattr("edgekd.train.objective.knowledge_named", found)
+    monkeypatch.setattr("edgekd.train.adapters.knowledge_named", found)
+    world, before = make_world(), make_world()
+    curves = train(world, phases({"my_pkg.losses:projected_cosine": {"weight": 2}}), make_run())
+    assert curves[1]["terms"]["my_pkg.losses:projected_cosine"][-1] > 0
+    assert not same(state(world.models["student"]), state(before.models["student"]))
 
 
 def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_bytes(tmp_path: Path) -> None:

@@ -98,6 +98,22 @@ def test_two_processes_and_accumulated_parts_give_the_curves_of_one_with_the_who
     }  # fmt: skip
 
 
+def test_two_processes_teach_a_quantized_network_like_one(workshop: Workshop) -> None:
+    file = PIPELINE.replace("epochs: 4}", "epochs: 1}\n  - quantize: {weights: 4, self_distillation: true, epochs: 2}")
+    workshop.write(file)
+    two = again(workshop, "two")
+    two.write(file)
+    one, both = (
+        outcome(place.run(*arguments), place, "quantize")
+        for place, arguments in ((workshop, ()), (two, ("--nproc", "2")))
+    )
+    # A value on the edge between two levels may fall on either side, so the weights part a little.
+    assert both[0]["terms"]["kd"] == pytest.approx(one[0]["terms"]["kd"], rel=0.02)
+    assert both[1].keys() == one[1].keys()
+    for name, value in one[1].items():
+        assert torch.allclose(both[1][name].float(), value.float(), rtol=0.02, atol=0.02), name
+
+
 def test_a_killed_process_is_started_again_and_ends_with_the_same_bytes(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,13 @@ class ExportSettings(Settings):
     """Largest error of the float file, relative to the largest output; above it the stage fails."""
     max_noise: float = Field(default=0.3, gt=0)
     """Largest error of a quantized file against the fake-quantized network, as a share of the outputs' own spread over
-    the samples (root mean squares): roundings that fall the other way stay far below it, a wrong scale far above."""
+    the samples (root mean squares): roundings that fall the other way stay far below it, a wrong scale far above.
+    Where it is not given, a network that quantization itself moved further may be off by as much: few bits."""
     min_agreement: float = Field(default=0.95, ge=0, le=1)
     """Least share of samples on which a quantized file and the fake-quantized network give the same answer: the same
-    class, or a value within 5% of the outputs' spread. Judged with a 95% interval."""
+    class, or a value within 5% of the outputs' spread. Judged with a 95% interval. Where it is not given, the share on
+    which the fake-quantized and the float network agree suffices, if that is less."""
+
+    def limits(self) -> dict[str, float]:
+        """How far files may be off, by names."""
+        return {name: getattr(self, name) for name in ("max_error", "max_noise", "min_agreement")}

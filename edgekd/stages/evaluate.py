@@ -82,7 +82,7 @@ def _climb(
             outputs = parity.run_reference(path, feeds, optimized=optimized)
             same = ladder.climb(rung, outputs, f"{model} in PyTorch", arrays[model])
             assert same is not None
-            parity.require(rung, same, exact=flavour == "f32", settings=_limits(context))
+            parity.require(rung, same, exact=flavour == "f32", settings=_limits(context, model))
 
 
 def _best(context: Context) -> str:
@@ -132,7 +132,7 @@ def _evaluate_build(
     assert same is not None
     try:
         # Float16 rounds like a quantized graph: it is judged by its noise.
-        parity.require(rung, same, exact=build["precision"] == "f32", settings=_limits(context))
+        parity.require(rung, same, exact=build["precision"] == "f32", settings=_limits(context, build["model"]))
     except ParityError as error:
         fork = _fork(context, build, world, table)
         words = f"; {fork.words()}" if fork is not None else ""
@@ -160,8 +160,10 @@ def _fork(context: Context, build: Mapping[str, Any], world: World, table: Rows)
     return engine_fork(engine, export.path(name), feeds, found, limit, device=build["device"], options=options)
 
 
-def _limits(context: Context) -> ExportSettings:
-    return ExportSettings.model_validate_json(json.dumps(context.inputs["export"].facts["limits"]))
+def _limits(context: Context, role: str) -> ExportSettings:
+    """How far forms of a network may be off: few bits have limits of their own."""
+    limits = context.inputs["export"].facts["limits"]
+    return ExportSettings.model_validate_json(json.dumps(limits.get(role, limits["float"])))
 
 
 def _raw(context: Context) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from edgekd.export.metadata import stamp
 from edgekd.export.misfits import find_misfits
 from edgekd.export.onnx_file import check_file, load, save, write_onnx
 from edgekd.export.preprocessing import Affine, affine
+from edgekd.export.settings import ExportSettings
 from edgekd.quantize.quantizer import QuantizedNetwork, convert
 from edgekd.stages.context import Context
 from edgekd.stages.feeds import feeds_of, preparation, raw_images
@@ -53,18 +54,21 @@ def run(context: Context) -> None:
     options = context.options(ExportStage)
     samples = _samples(context, options)
     files: dict[str, dict[str, Any]] = {}
+    limits = {"float": options.limits()}
     for role, artifact in context.networks().items():
         model = load_model(context.common, artifact)
         path = context.draft.folder / f"{role}.f32.onnx"
         _write(context, model, model.network, path, _facts(context, role, artifact, model, "f32"), samples)
         files[path.name] = _checked(context, path, role, "f32", model, samples)
     if "quantize" in context.inputs:
-        files.update(_quantized(context, samples))
-    limits = {name: getattr(options, name) for name in ("max_error", "max_noise", "min_agreement")}
+        made, own = _quantized(context, samples)
+        files.update(made)
+        limits["quantized"] = own.limits()
     context.draft.facts.update(files=files, opset=options.opset, limits=limits, raw_inputs=sorted(samples.raw))
 
 
-def _quantized(context: Context, samples: _Samples) -> dict[str, dict[str, Any]]:
+def _quantized(context: Context, samples: _Samples) -> tuple[dict[str, dict[str, Any]], ExportSettings]:
+    """Both files of the quantized network, and the limits that they were held to."""
     role, source = context.shipped()
     artifact = context.inputs["quantize"]
     model = load_quantized(context.common, artifact, source)
@@ -79,10 +83,28 @@ def _quantized(context: Context, samples: _Samples) -> dict[str, dict[str, Any]]
     stamp(unsigned, {"flavour": "uint8"})
     save(unsigned, uint8)
     check_file(uint8, inputs=model.inputs, outputs=model.outputs, opset=context.options(ExportStage).opset)
-    return {
-        path.name: _checked(context, path, "quantized", flavour, model, samples)
+    limits = _limits_of(context, model, load_model(context.common, source), samples)
+    made = {
+        path.name: _checked(context, path, "quantized", flavour, model, samples, limits)
         for path, flavour in ((int8, "int8"), (uint8, "uint8"))
     }
+    return made, limits
+
+
+def _limits_of(context: Context, quantized: Model, original: Model, samples: _Samples) -> ExportSettings:
+    """What a file of the quantized network may be off: what is asked for, or as much as quantization itself moved.
+
+    With few bits one rounding that falls the other way moves an answer far, and they are many.
+    """
+    options = context.options(ExportStage)
+    tasks = {head.output: head.task for head in context.common.heads}
+    answers = [_outputs(model, samples.network(model)) for model in (quantized, original)]
+    moved = parity.compare(answers[0], answers[1], tasks)
+    wide = {
+        "max_noise": max(options.max_noise, moved.noise),
+        "min_agreement": min(options.min_agreement, *moved.agreement.values()),
+    }
+    return options.model_copy(update={k: v for k, v in wide.items() if k not in options.model_fields_set})
 
 
 def _write(
@@ -136,8 +158,16 @@ def _outputs(model: Model, feeds: Arrays) -> Arrays:
     return {name: value.numpy() for name, value in named_outputs(result, model.outputs).items()}
 
 
-def _checked(context: Context, path: Path, role: str, flavour: str, model: Model, samples: _Samples) -> dict[str, Any]:
-    """Facts of a file, after it proved to say what PyTorch says.
+def _checked(
+    context: Context,
+    path: Path,
+    role: str,
+    flavour: str,
+    model: Model,
+    samples: _Samples,
+    limits: ExportSettings | None = None,
+) -> dict[str, Any]:
+    """Facts of a file, after it proved to say what PyTorch says, within the stage's limits unless there are others.
 
     Raises:
         ParityError: it does not; the message names the first tensor that differs.
@@ -148,7 +178,7 @@ def _checked(context: Context, path: Path, role: str, flavour: str, model: Model
     worst = min(found.agreement.values())
     context.tell(f"export: {path.name}  relative error {found.relative_error:.1e}  agreement {worst:.4f}")
     try:
-        parity.require(path.name, found, exact=flavour == "f32", settings=context.options(ExportStage))
+        parity.require(path.name, found, exact=flavour == "f32", settings=limits or context.options(ExportStage))
     except ParityError as error:
         fork = _fork(path, model, samples)
         if fork is None:

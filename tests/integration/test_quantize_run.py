@@ -24,7 +24,7 @@ stages:
   - teacher: {{model: convnet, args: {{width: 16}}, epochs: 3}}
   - distill: {{student: resnet8, epochs: 3}}
   - quantize: {options}
-  - export: {{min_agreement: 0.5, max_noise: 5}}
+  - export: {{}}
   - compile: {{}}
   - evaluate: {{}}
 targets:

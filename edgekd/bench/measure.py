@@ -215,20 +215,3 @@ def layer_rows(subject: Subject, layers: Sequence[Mapping[str, Any]]) -> list[di
         }
         for layer in ordered
     ]
-
-
-def noise_feeds(inputs: Sequence[Mapping[str, Any]], *, batch: int, seed: int) -> dict[str, NDArray[Any]]:
-    """Noise for named inputs ({name, dtype, shape}; open axes become `batch` or 1), of each input's own type.
-
-    What a network computes does not change how long it takes: noise of the right shape needs no data set. Floats are
-    normal, raw frames (uint8) all of their levels, other integers 0 and 1, which every table of embeddings has.
-    """
-    rng = np.random.default_rng(seed)
-    found = {}
-    for given in inputs:
-        shape, dtype = (batch, *(max(size, 1) for size in given["shape"][1:])), np.dtype(given["dtype"])
-        if dtype.kind == "f":
-            found[given["name"]] = rng.standard_normal(shape).astype(dtype)
-        else:
-            found[given["name"]] = rng.integers(0, 256 if dtype == np.uint8 else 2, shape).astype(dtype)
-    return found

@@ -37,6 +37,8 @@ def measure(
     for model in models:
         if not model.is_file():
             raise ConfigError(f"{model}: no such file", hint="give the paths of ONNX files")
+        if model.suffix != ".onnx":
+            raise ConfigError(f"{model}: not an ONNX file", hint="give the file that it was built of")
     log = make_log(log_format, quiet or json_)
     settings = BenchSettings(quick=quick, launches=launches, batch=batch, threads=threads)
     with tempfile.TemporaryDirectory() as scratch:
@@ -53,7 +55,8 @@ def measure(
 
 
 def _measure(models: list[Path], engine_name: str, device: str, settings: Any, scratch: Path, tell: Any) -> Any:
-    from edgekd.bench.measure import Subject, measure, noise_feeds
+    from edgekd.bench.measure import Subject, measure
+    from edgekd.runtimes.protocol import noise
     from edgekd.runtimes.registry import runtime
 
     engine = runtime(engine_name)
@@ -68,7 +71,7 @@ def _measure(models: list[Path], engine_name: str, device: str, settings: Any, s
         # The same file may be named twice: comparing a model with itself is how a measure is tested.
         name = model.stem if [m.stem for m in models].count(model.stem) == 1 else f"{model.stem}#{index + 1}"
         subjects.append(Subject(name, "local", engine_name, device, "given", folder / build.file, settings.threads))
-        given = noise_feeds([i.as_dict() for i in build.inputs], batch=settings.batch, seed=0)
+        given = noise(build.inputs, settings.batch)
         if feeds and _kinds(feeds) != _kinds(given):
             raise ConfigError(
                 f"{model} takes other inputs than {models[0]}", hint="compare models with the same inputs"

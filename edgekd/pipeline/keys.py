@@ -67,7 +67,8 @@ def ingredients(
         targets = pipeline.settings.targets
         engines = {package for target in targets.values() for package in ENGINE_PACKAGES[target.runtime]}
         found["packages"] |= {name: package_version(name) for name in sorted(engines)}
-        found["targets"] = {name: target.canonical() for name, target in targets.items()}
+        # Where timings are kept changes how long a build takes, not what is asked for.
+        found["targets"] = {name: {**target.canonical(), "timing_cache": None} for name, target in targets.items()}
         found["machine"] = _processors()
     if kind.on_device:
         found["machine"] = machine.fingerprint()

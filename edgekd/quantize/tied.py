@@ -12,11 +12,17 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from edgekd.quantize.placement import CONVOLUTIONS, NORMS
+from edgekd.quantize.placement import CONVOLUTIONS, NORMS, TRANSPOSED
 
 
 def untie(graph: GraphModule) -> None:
-    """Give every BatchNorm behind convolutions of one weight a weight of its own, in place."""
+    """Give every BatchNorm behind convolutions of one weight a weight of its own, in place.
+
+    Those behind transposed convolutions in groups are folded at once: torch folds them as if there were one group.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target in TRANSPOSED and _groups(node) > 1 and _norm(node) is not None:
+            _fold_groups(graph, node)
     uses: dict[str, list[Node]] = {}
     for node in graph.graph.nodes:
         if node.target in CONVOLUTIONS and isinstance(node.args[1], Node) and node.args[1].op == "get_attr":
@@ -41,7 +47,7 @@ def _part(graph: GraphModule, convolutions: Sequence[Node]) -> None:
                 bias = _stored(graph, first, bias, _value(graph, bias), f"{bias.target}_of_{number}")
         if norm is not None and bias is None and len(members) > 1:
             # The bias that folding makes is kept with the one that was there: without one, the last use clears it.
-            zeros = torch.zeros(_value(graph, weight).shape[0 if _plain(first) else 1])
+            zeros = torch.zeros(_value(graph, weight).shape[1 if first.target in TRANSPOSED else 0])
             bias = _stored(graph, first, None, zeros.to(_value(graph, weight)), f"{weight.target}_bias")
         for node in members:
             node.args = (node.args[0], weight, bias, *node.args[3:])
@@ -55,8 +61,43 @@ def _norm(convolution: Node) -> object:
     return tuple(a.target if isinstance(a, Node) else a for a in users[0].args[1:])
 
 
-def _plain(convolution: Node) -> bool:
-    return "transpose" not in str(convolution.target)
+def _fold_groups(graph: GraphModule, convolution: Node) -> None:
+    """Write the BatchNorm that reads a transposed convolution in groups into a weight and bias of that use alone."""
+    (norm,) = convolution.users
+    gamma, beta, mean, var = (_tensor(graph, argument) for argument in norm.args[1:5])
+    assert mean is not None
+    assert var is not None
+    scale = torch.rsqrt(var + float(norm.args[7])) * (1 if gamma is None else gamma)  # type: ignore[arg-type]
+    weight_node, bias = convolution.args[1], _tensor(graph, convolution.args[2] if len(convolution.args) > 2 else None)
+    assert isinstance(weight_node, Node)
+    weight = _value(graph, weight_node)
+    # (in, out / groups, ..) as (groups, in / groups, out / groups, ..)
+    grouped = weight.unflatten(0, (_groups(convolution), -1))
+    folded = grouped * scale.reshape(_groups(convolution), 1, -1, *[1] * (weight.dim() - 2))
+    shift = (0 if beta is None else beta) + ((0 if bias is None else bias) - mean) * scale
+    names = [f"{weight_node.target}_{part}_of_{convolution.name}" for part in ("folded", "shift")]
+    new_weight = _stored(graph, convolution, weight_node, folded.flatten(0, 1), names[0])
+    new_bias = _stored(graph, convolution, None, shift, names[1])
+    convolution.args = (convolution.args[0], new_weight, new_bias, *convolution.args[3:])
+    norm.replace_all_uses_with(convolution)
+    graph.graph.erase_node(norm)
+
+
+def _tensor(graph: GraphModule, argument: object) -> torch.Tensor | None:
+    """A parameter or buffer that a node hands on."""
+    if not isinstance(argument, Node):
+        return None
+    parent, _, leaf = str(argument.target).rpartition(".")
+    found = getattr(graph.get_submodule(parent), leaf)
+    assert isinstance(found, torch.Tensor)
+    return found.detach()
+
+
+def _groups(convolution: Node) -> int:
+    """Groups of a transposed convolution."""
+    groups = convolution.args[6] if len(convolution.args) > 6 else 1
+    assert isinstance(groups, int)
+    return groups
 
 
 def _value(graph: GraphModule, node: Node) -> torch.Tensor:

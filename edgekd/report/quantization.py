@@ -17,6 +17,7 @@ from edgekd.report.attachments import Attachment
 
 Row = Mapping[str, Any]
 
+_WHOLE = 0  # a layer with its inputs, at the bits that were asked for
 _BITS = re.compile(r"^divergence at (\d+) bits$")
 _MOST_LAYERS, _MOST_BARS, _MOST_ARMS = 150, 20, 24
 _NAMED_LAYERS, _TIPPED_LAYERS = 80, 60
@@ -50,12 +51,12 @@ def _layers_by_bits(detail: Attachment) -> str:
         for point, row in zip(points, rows, strict=True):
             if point is not None and (len(rows) <= _TIPPED_LAYERS or _is_chosen(row, bits)):
                 moved = words.number(_divergences(row)[bits])
-                tip = f"{row['layer']}, {bits} bits: {moved}; chosen: {row.get('chosen')}"
+                tip = f"{row['layer']}, {_series(bits)}: {moved}; chosen: {row.get('chosen')}"
                 body += _mark(point, series, tip, chosen=_is_chosen(row, bits))
-    names = [f"{bits} bits" for bits in widths]
+    names = [_series(bits) for bits in widths]
     place = height + 52
     body += svg.legend(names, place) + _mark((19, place + 17 * len(names) - 4), -1, "", chosen=True)
-    body += svg.text(34, place + 17 * len(names), "the bits that were chosen")
+    body += svg.text(34, place + 17 * len(names), "what was chosen")
     return svg.frame(body, title=f"How far each layer moves the answers{detail.of}", height=place + 17 * len(names) + 8)
 
 
@@ -192,11 +193,17 @@ def _most_sensitive(rows: Sequence[Row]) -> Sequence[Row]:
 
 def _divergences(row: Row) -> dict[int, float]:
     found = {int(match[1]): _number(value) for key, value in row.items() if (match := _BITS.match(str(key)))}
+    if "divergence with its inputs" in row:
+        found[_WHOLE] = _number(row["divergence with its inputs"])
     return {bits: value for bits, value in found.items() if math.isfinite(value)}
 
 
+def _series(bits: int) -> str:
+    return f"{bits} bits" if bits != _WHOLE else "weight and inputs"
+
+
 def _is_chosen(row: Row, bits: int) -> bool:
-    return row.get("chosen") == f"{bits} bits"
+    return row.get("chosen") == (f"{bits} bits" if bits != _WHOLE else "float")
 
 
 def _layer_names(names: Sequence[str], at: Mapping[int, float]) -> str:

@@ -34,13 +34,13 @@ from edgekd.runtimes.protocol import (
 _FLAVOURS = {"f32": "f32", "f16": "f32", "bf16": "f32", "int8": "uint8"}
 _HINTED = ("f16", "bf16")
 HINT = "openvino.json"
-_VIRTUAL = ("AUTO", "HETERO", "MULTI", "BATCH")
 # Kinds of the runtime graph that compute; the rest moves or reinterprets data.
 _NOT_COMPUTE = {
     "Input",
     "Output",
     "Reorder",
     "Reshape",
+    "Transpose",
     "Const",
     "Constant",
     "Convert",
@@ -205,7 +205,7 @@ def _since(means_ms: Sequence[float], warm: int) -> float:
 def named_devices(device: str) -> list[str]:
     """The real devices in a device's name: `HETERO:GPU.1,CPU` names two, `AUTO` none, `AUTO:-GPU,CPU` CPU alone."""
     kind, _, rest = device.partition(":")
-    if kind not in _VIRTUAL:
+    if kind not in openvino_blob.VIRTUAL:
         return [device]
     return [name.partition("(")[0].strip() for name in rest.split(",") if name and not name.startswith("-")]
 
@@ -223,10 +223,17 @@ def _device(core: Any, name: str) -> Device:
 
 
 def _hint(path: Path) -> str:
-    """What a build's floats are rounded to, as it was built; float32 for a file that says nothing."""
+    """What a build's floats are rounded to, as it was built; float32 for a model that has no file that says so."""
     manifest = path.with_name(HINT)
-    precision = json.loads(manifest.read_text())["precision"] if manifest.is_file() else "f32"
-    return precision if precision in _HINTED else "f32"
+    if not manifest.is_file():
+        return "f32"
+    try:
+        precision = json.loads(manifest.read_text())["precision"]
+    except (ValueError, KeyError, TypeError):
+        precision = None
+    if precision not in _HINTED:
+        raise UnavailableError(f"{manifest.name} beside {path.name} is damaged", hint="build it again")
+    return str(precision)
 
 
 def _properties(device: str, threads: int, hint: str) -> dict[str, Any]:
@@ -237,7 +244,7 @@ def _properties(device: str, threads: int, hint: str) -> dict[str, Any]:
         cpu["INFERENCE_NUM_THREADS"] = threads
     if device.startswith(("CPU", "BATCH:CPU")):
         properties.update(cpu)
-    elif device.partition(":")[0] in _VIRTUAL and not device.startswith("BATCH"):
+    elif device.partition(":")[0] in openvino_blob.VIRTUAL and not device.startswith("BATCH"):
         properties["DEVICE_PROPERTIES"] = {"CPU": cpu}  # for the CPU, if it is the one that is chosen
     return properties
 

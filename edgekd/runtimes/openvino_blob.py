@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 BLOB, MANIFEST = "model.blob", "model.blob.json"
 # They choose among devices when they load; what they exported would not fit the next choice.
-_VIRTUAL = ("AUTO", "HETERO", "MULTI", "BATCH")
+VIRTUAL = ("AUTO", "HETERO", "MULTI", "BATCH")
 # Of `_properties`, what may differ between compiling and loading: an engine sets it anew when it imports.
 _MAY_DIFFER = {"INFERENCE_NUM_THREADS", "NUM_STREAMS", "PERF_COUNT"}
 
@@ -38,10 +38,9 @@ def keep(core: Any, compiled: Any, folder: Path, *, device: str, properties: Map
         return False
     blob = _bytes(compiled.export_model())
     try:
-        back = core.import_model(blob, device, dict(properties))
+        if not same(compiled, core.import_model(blob, device, dict(properties))):
+            return False
     except RuntimeError:
-        return False
-    if not same(compiled, back):
         return False
     facts = {**_facts(core, folder / "model.xml", device, properties), "blob": hashlib.sha256(blob).hexdigest()}
     (folder / BLOB).write_bytes(blob)
@@ -54,9 +53,9 @@ def find(core: Any, model: Path, *, device: str, properties: Mapping[str, Any]) 
     try:
         known = json.loads((model.parent / MANIFEST).read_text())
         blob = (model.parent / BLOB).read_bytes()
+        here = {**_facts(core, model, device, properties), "blob": hashlib.sha256(blob).hexdigest()}
     except (OSError, ValueError):
         return None
-    here = {**_facts(core, model, device, properties), "blob": hashlib.sha256(blob).hexdigest()}
     if known != here:
         return None
     try:
@@ -78,7 +77,7 @@ def same_layers(a: Any, b: Any) -> bool:
 
 
 def _can_export(core: Any, device: str) -> bool:
-    if device.split(":", 1)[0] in _VIRTUAL:
+    if device.split(":", 1)[0] in VIRTUAL:
         return False
     return "EXPORT_IMPORT" in core.get_property(device, "OPTIMIZATION_CAPABILITIES")
 

@@ -7,7 +7,7 @@ numpy and the engine; no other room but `errors`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Protocol  # noqa: UP035  see Arrays
@@ -180,16 +180,21 @@ def median_ms(times: Sequence[float]) -> float:
     return round(float(np.median(times)), 4)
 
 
-def noise(inputs: tuple[TensorInfo, ...]) -> Arrays:
-    """One row of the same noise for every input, to try a session with; open axes become 1, integers are 0."""
-    rng = np.random.default_rng(0)
-    shapes = {info.name: tuple(max(size, 1) for size in info.shape) for info in inputs}
-    return {
-        info.name: rng.standard_normal(shapes[info.name]).astype(info.dtype)
-        if "float" in info.dtype
-        else np.zeros(shapes[info.name], info.dtype)
-        for info in inputs
-    }
+def noise(inputs: Iterable[TensorInfo], batch: int = 1, seed: int = 0) -> Arrays:
+    """Noise for inputs, each of its own type; open axes become `batch` or 1.
+
+    What a network computes does not change how long it takes: noise of the right shape needs no data set. Floats are
+    normal, raw frames (uint8) all of their levels, other integers 0 and 1, which every table of embeddings has.
+    """
+    rng = np.random.default_rng(seed)
+    found = {}
+    for info in inputs:
+        shape, dtype = (batch, *(max(size, 1) for size in info.shape[1:])), np.dtype(info.dtype)
+        if dtype.kind == "f":
+            found[info.name] = rng.standard_normal(shape).astype(dtype)
+        else:
+            found[info.name] = rng.integers(0, 256 if dtype == np.uint8 else 2, shape).astype(dtype)
+    return found
 
 
 _EXECUTED = {

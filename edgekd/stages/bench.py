@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgekd.bench.measure import Subject, measure, noise_feeds
+from edgekd.bench.measure import Subject, measure
+from edgekd.runtimes.protocol import TensorInfo, noise
 from edgekd.stages.context import Context
 from edgekd.stages.settings import BenchStage
 
@@ -30,8 +31,8 @@ def run(context: Context) -> None:
             for b in builds
         ]
         # Networks may take different inputs of the data; each build is fed those that it names.
-        inputs = {info["name"]: info for build in builds for info in build["inputs"]}
-        feeds = noise_feeds(list(inputs.values()), batch=options.batch, seed=context.common.seed)
+        inputs = {info["name"]: TensorInfo(**info) for build in builds for info in build["inputs"]}
+        feeds = noise(inputs.values(), options.batch, context.common.seed)
         folder = context.draft.folder / target
         folder.mkdir()
         rows, pairs = measure(

@@ -17,8 +17,8 @@ from edgekd.export.metadata import stamp
 from edgekd.export.onnx_file import load, save
 from edgekd.export.preprocessing import rewrite_behind
 from edgekd.export.stays import Misfits
+from edgekd.runtimes import openvino_blob, tensorrt_manifest
 from edgekd.runtimes.openvino import HINT
-from edgekd.runtimes.openvino_blob import BLOB, MANIFEST
 from edgekd.runtimes.protocol import Build, Layer
 from edgekd.runtimes.registry import runtime
 from edgekd.stages.context import Context, shipped_by
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _EIGHT_BIT = {"int8", "uint8"}
 # What lies beside a model without being part of it.
-_BESIDE = {"layers.json", BLOB, MANIFEST, HINT}
+_BESIDE = {"layers.json", openvino_blob.BLOB, openvino_blob.MANIFEST, HINT, tensorrt_manifest.MANIFEST}
 ENGINE_OPTIONS = {"compute_capabilities", "max_batch", "opt_batch", "workspace_bytes", "optimization_level",
                   "timing_cache", "hardware_compatibility", "version_compatible"}  # fmt: skip
 

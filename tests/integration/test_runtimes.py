@@ -159,6 +159,13 @@ def test_a_compiled_form_that_comes_back_otherwise_is_not_kept(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.bin", "model.xml"]
 
 
+def test_a_hint_that_cannot_be_read_is_one_line(net: Path, tmp_path: Path) -> None:
+    compiled("openvino", net, tmp_path)
+    (tmp_path / "openvino.json").write_text("{")
+    with pytest.raises(UnavailableError, match=r"openvino\.json beside model\.xml is damaged"):
+        runtime("openvino").load(tmp_path / "model.xml", device="CPU", threads=1)
+
+
 def test_no_compiled_form_is_kept_of_a_device_that_is_chosen_at_load(net: Path, tmp_path: Path) -> None:
     path = compiled("openvino", net, tmp_path, device="AUTO:CPU")
     assert not (tmp_path / openvino_blob.BLOB).exists()

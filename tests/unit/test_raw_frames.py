@@ -13,7 +13,6 @@ from onnx import TensorProto, numpy_helper
 from PIL import Image
 from torch import Tensor, nn
 
-from edgekd.bench.measure import noise_feeds
 from edgekd.data.table import Normalization
 from edgekd.errors import ExportError
 from edgekd.export.flavours import tensorrt_violations, to_uint8
@@ -26,6 +25,7 @@ from edgekd.export.preprocessing import Affine, affine, fuse, raw_frames, raw_in
 from edgekd.quantize.post_training import calibrated
 from edgekd.quantize.quantizer import QuantizedNetwork, capture, convert
 from edgekd.quantize.settings import QuantizationSettings
+from edgekd.runtimes.protocol import TensorInfo, noise
 from edgekd.stages.feeds import preparation
 from edgekd.stages.tensors import anchors
 
@@ -214,7 +214,7 @@ def test_noise_to_measure_with_has_the_type_and_the_range_of_each_input() -> Non
         {"name": "tokens", "dtype": "int64", "shape": [-1, -1]},
         {"name": "x", "dtype": "float32", "shape": [-1, 5]},
     ]
-    found = noise_feeds(inputs, batch=4, seed=0)
+    found = noise([TensorInfo(**i) for i in inputs], 4)
     assert {n: (x.dtype.name, x.shape) for n, x in found.items()} == {
         "frame": ("uint8", (4, 32, 32, 3)), "tokens": ("int64", (4, 1)), "x": ("float32", (4, 5)),
     }  # fmt: skip

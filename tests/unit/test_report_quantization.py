@@ -60,6 +60,17 @@ def test_each_bit_width_is_a_line_over_the_layers_and_chosen_bits_are_ringed() -
     parsed(quantization.sensitivity(made("sensitivity", [*rows, *odd]))[0])
 
 
+def test_layers_that_were_rounded_with_their_inputs_are_a_line_too_and_those_left_float_are_ringed() -> None:
+    rows = [
+        {"layer": name, "weights": 9, "divergence with its inputs": moved, "chosen": chosen}
+        for name, moved, chosen in (("stem", 1e-4, "8 bits"), ("head", 0.2, "float"))
+    ]
+    (drawing,) = quantization.sensitivity(made("sensitivity", rows))
+    found = parsed(drawing)
+    assert "weight and inputs" in [t.text for t in found.findall("text")]
+    assert len([c for c in found.findall("circle") if c.get("class") == "ring"]) == 1 + 1  # and the legend's
+
+
 def test_many_layers_keep_their_order_and_the_drawing_stays_small() -> None:
     rows = [layer(f"blocks.{i}.attention.projection", **{"divergence at 2 bits": 1.0 + i % 7}) for i in range(400)]
     (drawing,) = quantization.sensitivity(made("sensitivity", rows))

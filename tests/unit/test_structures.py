@@ -181,6 +181,31 @@ def test_batchnorms_behind_one_shared_convolution_are_folded_each_into_its_own_u
         assert torch.allclose(prepared(*inputs(8)), network(*inputs(8)), rtol=1e-4, atol=1e-5)
 
 
+class TiedUp(nn.Module):
+    """A transposed convolution in groups, used twice with one BatchNorm and no bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = conv(3, 8), nn.BatchNorm2d(8)
+        self.up = nn.ConvTranspose2d(8, 8, 3, padding=1, groups=2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.up(self.stem(x))))
+        return self.norm(self.up(x)).mean((2, 3))
+
+
+def test_a_transposed_convolution_in_groups_may_be_used_twice() -> None:
+    torch.manual_seed(0)
+    network = TiedUp()
+    with torch.no_grad():
+        for _ in range(20):
+            network(*inputs(32, seed=3))
+        network.eval()
+        prepared = prepare(network, (inputs(2)[0],), QuantizationSettings())
+        prepared.set_mode("passing")
+        assert torch.allclose(prepared(*inputs(8)), network(*inputs(8)), rtol=1e-4, atol=1e-5)
+
+
 def test_uses_of_one_convolution_with_one_batchnorm_keep_one_weight() -> None:
     network = make("tied")
     prepared = prepare(network, (inputs(2)[0],), QuantizationSettings())

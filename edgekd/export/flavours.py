@@ -9,15 +9,12 @@ int8_f16   int8 Q/DQ with a float16 remainder: TensorRT's int8
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from edgekd.export.half import read_nodes
+from edgekd.export.graphs import copied, drop_unused, read_nodes
 
-M = TypeVar("M", onnx.ModelProto, NodeProto)
 # Operations that hand values on unchanged, so that a tensor after a ReLU is still not negative behind them.
 _KEEP_SIGN = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Flatten", "Transpose",
               "ReduceMean", "ReduceMax", "Squeeze", "Unsqueeze", "Identity", "Concat", "Slice", "Split",
@@ -27,7 +24,7 @@ _NOT_NEGATIVE = {"Relu", "Sigmoid", "Softmax", "HardSigmoid"}
 
 def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
     """The int8 flavour with uint8 activations: same scales, stored values shifted by their zero point."""
-    model = _copy(model)
+    model = copied(model)
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
@@ -40,7 +37,7 @@ def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in shifted:
             node.input[2] = _zero_point(graph, np.uint8(shifted[node.input[0]]))
-    _drop_unused(graph)
+    drop_unused(graph)
     del graph.value_info[:]
     return onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
@@ -52,7 +49,7 @@ def quantize_skips_only(model: onnx.ModelProto) -> onnx.ModelProto:
     accumulators: what NVIDIA advises for TensorRT. Where both inputs come from convolutions, the block is the side with
     more of them. Every scale that stays is as it was. An Add without such a pair stays as it is.
     """
-    model = _copy(model)
+    model = copied(model)
     graph = model.graph
     producers = {name: node for node in graph.node for name in node.output}
     depth: dict[str, int] = {}
@@ -70,7 +67,7 @@ def quantize_skips_only(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = read_nodes(list(graph.node), {value.name for value in graph.output})
     del graph.node[:]
     graph.node.extend(kept)
-    _drop_unused(graph)
+    drop_unused(graph)
     del graph.value_info[:]
     return onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
@@ -91,12 +88,6 @@ def tensorrt_violations(model: onnx.ModelProto) -> list[str]:
             found.append(f"{node.name}: a zero point other than 0")
     found += [f"{n.name}: unknown domain {n.domain}" for n in model.graph.node if n.domain not in ("", "ai.onnx")]
     return found
-
-
-def _copy(message: M) -> M:
-    copied = type(message)()
-    copied.CopyFrom(message)
-    return copied
 
 
 def _never_negative(name: str, producers: dict[str, NodeProto], constants: dict[str, TensorProto]) -> bool:
@@ -120,13 +111,6 @@ def _zero_point(graph: onnx.GraphProto, value: np.uint8) -> str:
     if all(tensor.name != name for tensor in graph.initializer):
         graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.uint8), name))
     return name
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
 
 
 def _before_pair(name: str, producers: dict[str, NodeProto]) -> str | None:

@@ -69,7 +69,7 @@ def first_fork(path: Path, feeds: Mapping[str, NDArray[Any]], expected: Sequence
 def off(found: NDArray[Any], expected: NDArray[Any]) -> float:
     """Root mean square error over the expected values' size: single values may round to the next level."""
     size = math.sqrt(float(np.square(expected, dtype=np.float64).mean()))
-    return math.sqrt(float(np.square(found - expected, dtype=np.float64).mean())) / max(size, 1e-12)
+    return math.sqrt(float(np.square(np.subtract(found, expected, dtype=np.float64)).mean())) / max(size, 1e-12)
 
 
 def paired(model: onnx.ModelProto, expected: Sequence[Anchor]) -> list[tuple[str, Anchor]]:

@@ -7,20 +7,22 @@ other type, everything else goes through one Cast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from edgekd.errors import ExportError
-from edgekd.export.stays import HALF, NOTHING, TINY, Misfits, float_types, key_of, params_of, staying
+from edgekd.export.graphs import copied, drop_unused, inner_names, nodes_of, read_nodes
+from edgekd.export.stays import HALF, NOTHING, QDQ, TINY, Misfits, float_types, key_of, params_of, staying
 
-M = TypeVar("M", onnx.ModelProto, NodeProto)
-# The first operator set in which convolutions and pooling have a bfloat16 form.
+# The first operator sets with what is needed: bfloat16 convolutions and pooling; Q/DQ with float16 scales.
 _BF16_OPSET = 22
+_F16_SCALES_OPSET = 19
+# Of opset 20: what GridSample's interpolations are called since, and from when the axis of a DFT is an input.
+_GRID_MODES = {b"bilinear": b"linear", b"bicubic": b"cubic"}
+_NEW_WORDS_OPSET = 20
 # What reads its input whatever its type is.
 _ANY_TYPE = {"Shape", "Size", "Cast"}
 
@@ -37,15 +39,18 @@ def to_half(model: onnx.ModelProto, kind: str, misfits: Misfits = NOTHING) -> tu
     """The graph in half precision, and its nodes that stay in float32.
 
     Args:
-        kind: f16 or bf16. A bf16 graph is of opset 22 at least: below it ONNX has no bfloat16 convolution.
+        kind: f16 or bf16. A bf16 graph is of opset 22 at least: below it ONNX has no bfloat16 convolution. A quantized
+            f16 graph is of opset 19 at least: below it every scale is float32, and with it nearly every layer.
         misfits: what calibration data showed not to fit float16; see `edgekd.export.misfits`. Of no matter for bf16.
 
     Raises:
         ExportError: the graph cannot be written in the opset that bf16 needs.
     """
-    model = _copy(model)
+    model = copied(model)
     if kind == "bf16":
-        _raise_opset(model)
+        _raise_opset(model, _BF16_OPSET)
+    elif any(node.op_type in QDQ for node in model.graph.node):
+        _raise_opset(model, _F16_SCALES_OPSET)
     _constants_to_initializers(model.graph)
     if kind == "f16":
         _fill_dead_channels(model.graph)
@@ -76,6 +81,10 @@ class _Rewriting:
         graph = self.model.graph
         self.half = HALF[self.kind].onnx_type
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        self.suffix = f"_{self.kind}"
+        known = {name for node in nodes_of(graph) for name in (*node.input, *node.output, node.name)} | set(self.types)
+        while any(name.endswith(self.suffix) for name in known):  # no new name may be one that is taken
+            self.suffix += "_"
         for value in graph.input:
             if self._is_float(value.name):
                 self._made(value.name, TensorProto.FLOAT)
@@ -86,13 +95,13 @@ class _Rewriting:
                 self._named(value.name, TensorProto.FLOAT)
         del graph.node[:]
         graph.node.extend(read_nodes(self.nodes, {value.name for value in graph.output}))
-        used = {name for node in graph.node for name in _read_names(node)} | {v.name for v in graph.output}
-        kept = [tensor for tensor in self.constants.values() if tensor.name in used]
+        written = list(self.constants.values())
         del graph.initializer[:]
-        graph.initializer.extend(kept)
+        graph.initializer.extend(written)
+        drop_unused(graph)
 
     def _node(self, original: NodeProto, stays: bool) -> None:
-        node = _copy(original)
+        node = copied(original)
         params = params_of(node, self.model)
         halved = set() if stays or params is None else {p for p in params.inputs + params.outputs if self._fits(p)}
         for index, name in enumerate(original.input):
@@ -101,7 +110,7 @@ class _Rewriting:
                 if node.op_type in _ANY_TYPE:
                     wanted = self.native.get(name, wanted)
                 node.input[index] = self._named(name, wanted)
-        for name in _inner_names(original):
+        for name in inner_names(original):
             if self._is_float(name):
                 self._named(name, TensorProto.FLOAT)
         self.nodes.append(node)
@@ -122,14 +131,13 @@ class _Rewriting:
     def _made(self, name: str, kind: int) -> str:
         """A tensor comes into being in a type; float32 keeps its name, so borders and inner graphs find it."""
         self.native[name] = kind
-        self.names[name, kind] = name if kind == TensorProto.FLOAT else f"{name}_{self.kind}"
+        self.names[name, kind] = self._called(name, kind)
         return self.names[name, kind]
 
     def _named(self, name: str, kind: int) -> str:
         """What a tensor is called in a type; made by now if it was not there yet."""
         if (name, kind) not in self.names:
-            known = name if kind == TensorProto.FLOAT else f"{name}_{self.kind}"
-            self.names[name, kind] = known
+            known = self.names[name, kind] = self._called(name, kind)
             if name in self.constants:
                 self._write_constant(name, kind, known)
             elif self._is_repeatable(name):
@@ -138,6 +146,9 @@ class _Rewriting:
                 source = self.names[name, self.native[name]]
                 self.nodes.append(onnx.helper.make_node("Cast", [source], [known], name=f"cast_{known}", to=kind))
         return self.names[name, kind]
+
+    def _called(self, name: str, kind: int) -> str:
+        return name if kind == TensorProto.FLOAT else name + self.suffix
 
     def _is_repeatable(self, name: str) -> bool:
         """A DequantizeLinear whose scale fits both types."""
@@ -151,32 +162,45 @@ class _Rewriting:
 
     def _dequantize_again(self, maker: NodeProto, kind: int, known: str) -> None:
         """The same 8-bit values in another type. A Cast behind would keep an engine from fusing the pair."""
-        again = _copy(maker)
+        again = copied(maker)
         again.name, again.output[0] = f"{maker.name}_as_{known}", known
         again.input[1] = self._named(maker.input[1], kind)
         self.nodes.append(again)
 
 
-def read_nodes(nodes: Sequence[NodeProto], outputs: set[str]) -> list[NodeProto]:
-    """Those of a graph's nodes, in their order, that its outputs need."""
-    wanted, kept = set(outputs), []
-    for node in reversed(nodes):
-        if wanted & set(node.output):
-            wanted |= set(_read_names(node))
-            kept.append(node)
-    return kept[::-1]
+def _raise_opset(model: onnx.ModelProto, least: int) -> None:
+    """Operators of the sets from 18 to 22 only gained types, but for three.
 
-
-def _raise_opset(model: onnx.ModelProto) -> None:
-    """Operators of the sets up to 22 only gained types, but for one: its scales were of groups, now of channels."""
+    GroupNormalization's scales were of groups and are of channels; GridSample's interpolations have other names; the
+    axis of a DFT is an input.
+    """
     entry = next(e for e in model.opset_import if e.domain in ("", "ai.onnx"))
-    if entry.version < 21 and any(node.op_type == "GroupNormalization" for node in model.graph.node):
+    own = [node for node in nodes_of(model.graph) if node.domain in ("", "ai.onnx")]
+    if entry.version < 21 <= least and any(node.op_type == "GroupNormalization" for node in own):
         raise ExportError(
             f"a GroupNormalization of opset {entry.version} has no bfloat16 form",
             hint=f"set export.opset: {_BF16_OPSET}",
         )
-    entry.version = max(entry.version, _BF16_OPSET)
+    if entry.version < _NEW_WORDS_OPSET <= least:
+        for node in own:
+            _say_anew(node, model.graph)
+    entry.version = max(entry.version, least)
     model.ir_version = max(model.ir_version, 10)
+
+
+def _say_anew(node: NodeProto, graph: onnx.GraphProto) -> None:
+    """A GridSample or a DFT of opset 18 or 19 in the words of opset 20."""
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    if node.op_type == "GridSample" and "mode" in attributes:
+        attributes["mode"].s = _GRID_MODES.get(attributes["mode"].s, attributes["mode"].s)
+    if node.op_type == "DFT":
+        axis = f"{node.output[0]}.axis"
+        stands = attributes["axis"].i if "axis" in attributes else 1
+        graph.initializer.append(numpy_helper.from_array(np.array(stands, dtype=np.int64), axis))
+        inputs, kept = [*node.input, ""][:2], [a for a in node.attribute if a.name != "axis"]
+        del node.input[:], node.attribute[:]
+        node.input.extend([*inputs, axis])
+        node.attribute.extend(kept)
 
 
 def _constants_to_initializers(graph: onnx.GraphProto) -> None:
@@ -222,21 +246,3 @@ def _half_attributes(node: NodeProto, half: int) -> None:
         elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
             kind = next(k for k in HALF.values() if k.onnx_type == half)
             attribute.t.CopyFrom(numpy_helper.from_array(kind.round(numpy_helper.to_array(attribute.t))))
-
-
-def _inner_names(node: NodeProto) -> Sequence[str]:
-    """Names that graphs inside a node (If, Loop) read from outside, or make themselves."""
-    graphs = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
-    return [name for graph in graphs for inner in graph.node for name in _read_names(inner)] + [
-        value.name for graph in graphs for value in graph.output
-    ]
-
-
-def _read_names(node: NodeProto) -> list[str]:
-    return [*node.input, *_inner_names(node)]
-
-
-def _copy(message: M) -> M:
-    copied = type(message)()
-    copied.CopyFrom(message)
-    return copied

@@ -76,11 +76,11 @@ class _Extent:
         return found
 
 
+@np.errstate(all="ignore")  # what does not fit is what is looked for
 def _look_inside(node: NodeProto, values: Mapping[str, Array], tensors: _Extent, sums: _Extent) -> None:
     """Sums that a node makes inside, and inputs of it that must not become 0."""
     if node.op_type in _SUMS and node.input[0] in values:
-        with np.errstate(over="ignore"):
-            sums.add(key_of(node), _SUMS[node.op_type](node, values[node.input[0]].astype(np.float64), values))
+        sums.add(key_of(node), _SUMS[node.op_type](node, values[node.input[0]].astype(np.float64), values))
     for index in _NO_ZEROS.get(node.op_type, ()):
         x = values.get(node.input[index])
         if x is None or x.dtype != np.float32:

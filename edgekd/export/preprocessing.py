@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from edgekd.errors import ExportError
+from edgekd.export.graphs import copied
 
 _NODE = "preprocess"
 _NORMALIZED = ".normalized"
@@ -48,8 +49,8 @@ def fuse(model: onnx.ModelProto, inputs: Mapping[str, Affine]) -> onnx.ModelProt
     Raises:
         ExportError: one of them is not a float32 input of four axes.
     """
-    copied = _copy(model)
-    graph = copied.graph
+    fused = copied(model)
+    graph = fused.graph
     given = {value.name: value for value in graph.input}
     nodes: list[NodeProto] = []
     for name, how in inputs.items():
@@ -65,7 +66,7 @@ def fuse(model: onnx.ModelProto, inputs: Mapping[str, Affine]) -> onnx.ModelProt
     behind = list(graph.node)
     del graph.node[:]
     graph.node.extend([*nodes, *behind])
-    return copied
+    return fused
 
 
 def raw_inputs(model: onnx.ModelProto) -> dict[str, str]:
@@ -110,7 +111,7 @@ def _prefix(graph: onnx.GraphProto, name: str, how: Affine) -> list[NodeProto]:
 
 def _apart(model: onnx.ModelProto, raw: Mapping[str, str]) -> tuple[onnx.ModelProto, dict[str, Affine]]:
     """The network with float32 inputs, and what `fuse` needs to put its preprocessing back."""
-    bare = _copy(model)
+    bare = copied(model)
     graph = bare.graph
     constants = {tensor.name: numpy_helper.to_array(tensor).reshape(-1) for tensor in graph.initializer}
     found = {}
@@ -136,7 +137,7 @@ def _apart(model: onnx.ModelProto, raw: Mapping[str, str]) -> tuple[onnx.ModelPr
 
 
 def _retype(value: onnx.ValueInfoProto, dtype: int, order: tuple[int, ...]) -> None:
-    dims = [_copy(dim) for dim in _dims(value)]
+    dims = [copied(dim) for dim in _dims(value)]
     value.type.tensor_type.elem_type = dtype
     del value.type.tensor_type.shape.dim[:]
     value.type.tensor_type.shape.dim.extend([dims[axis] for axis in order])
@@ -151,9 +152,3 @@ def _rename_readers(graph: onnx.GraphProto, old: str, new: str) -> None:
 
 def _dims(value: onnx.ValueInfoProto) -> Any:
     return value.type.tensor_type.shape.dim
-
-
-def _copy(message: Any) -> Any:
-    copied = type(message)()
-    copied.CopyFrom(message)
-    return copied

@@ -16,6 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 
+from edgekd.export.graphs import opset_of
+
 LARGEST = 65504.0
 TINY = 2.0**-14  # the smallest float16 with all its digits
 _HALF_A_LEVEL = 0.5 / 127  # a scale that rounds by more moves its largest value by half a level
@@ -24,14 +26,15 @@ _COMPUTE = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _FACTORS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1), "Mul": (0, 1), "Div": (0, 1),
             "LayerNormalization": (1,), "InstanceNormalization": (1,), "GroupNormalization": (1,),
             "BatchNormalization": (1, 4), "Pow": (0,), "PRelu": (1,)}  # fmt: skip
-_QDQ = {"QuantizeLinear", "DequantizeLinear"}
+QDQ = {"QuantizeLinear", "DequantizeLinear"}
 # Under bfloat16: sums over many values and what divides by their spread. Engines fuse the casts around them.
 _PRECISE = {"LayerNormalization", "InstanceNormalization", "GroupNormalization", "BatchNormalization",
             "RMSNormalization", "LpNormalization", "MeanVarianceNormalization", "Softmax", "LogSoftmax", "ReduceMean",
             "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "GlobalAveragePool", "CumSum",
-            "Range"}  # fmt: skip
-# Inputs that are coordinates or sizes whatever ONNX allows for them: Resize's region and scales.
-_FLOAT_INPUTS = {"Resize": {1, 2}}
+            "Range", "DFT", "STFT"}  # fmt: skip
+# Inputs that are coordinates or sizes whatever ONNX allows for them: Resize's region and scales, a grid to sample at,
+# regions. A step of float16 near 1000 pixels is half a pixel, one of bfloat16 is 4.
+_FLOAT_INPUTS = {"Resize": {1, 2}, "GridSample": {1}, "RoiAlign": {1}}
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ class Misfits:
     tensors: Mapping[str, str] = field(default_factory=dict)
     nodes: Mapping[str, str] = field(default_factory=dict)
 
+    def renamed(self, names: Mapping[str, str]) -> Misfits:
+        """The same of a graph in which tensors are called otherwise: new names by old ones."""
+        return Misfits({names.get(name, name): why for name, why in self.tensors.items()}, self.nodes)
+
     def facts(self) -> dict[str, dict[str, str]]:
         """Plain values, as they stand in a stage's facts."""
         return {"tensors": dict(self.tensors), "nodes": dict(self.nodes)}
@@ -99,9 +106,8 @@ def params_of(node: NodeProto, model: onnx.ModelProto) -> Params | None:
     """What ONNX's definition says of a node's types; None for an operation that is not ONNX's own."""
     if node.domain not in ("", "ai.onnx"):
         return None
-    version = next(e.version for e in model.opset_import if e.domain in ("", "ai.onnx"))
     try:
-        schema = onnx.defs.get_schema(node.op_type, version, "")
+        schema = onnx.defs.get_schema(node.op_type, opset_of(model), "")
     except onnx.defs.SchemaError:
         return None
     allowed = {c.type_param_str: frozenset(c.allowed_type_strs) for c in schema.type_constraints}
@@ -134,6 +140,7 @@ def staying(model: onnx.ModelProto, kind: str, misfits: Misfits, types: Mapping[
             found[key_of(node)] = why
     if kind == "f16":
         _with_epsilons(graph, found, constants)
+    _with_coordinates(graph, floats, found)
     _with_readers(graph, found)
     order = [key_of(node) for node in graph.node]
     return {name: found[name] for name in order if name in found}
@@ -152,11 +159,12 @@ def _no_form(node: NodeProto, model: onnx.ModelProto, kind: str, floats: set[str
     needed = outputs or inputs[:1]
     if any(a.name == "dtype" for a in node.attribute) or not all(half.onnx_name in p for p in needed):
         return f"ONNX has no {half.words} {node.op_type}"
-    return None
+    # ONNX wants all that it reads to be of one type.
+    return "reads coordinates" if node.op_type == "RoiAlign" else None
 
 
 def _imprecise(node: NodeProto) -> str | None:
-    if node.op_type in _QDQ:
+    if node.op_type in QDQ:
         return "its scale needs more than bfloat16's 8 bits"
     return "sums or normalises: 8 bits are too few" if node.op_type in _PRECISE else None
 
@@ -171,7 +179,7 @@ def _out_of_range(node: NodeProto, misfits: Misfits, constants: Mapping[str, NDA
     for index, name in enumerate(node.input):
         if name not in constants or index in _FLOAT_INPUTS.get(node.op_type, ()):
             continue
-        if node.op_type in _QDQ and index == 1:
+        if node.op_type in QDQ and index == 1:
             why = _scale_misfit(constants[name])
         else:
             why = _misfit(constants[name], multiplies=index in _FACTORS.get(node.op_type, ()))
@@ -215,8 +223,7 @@ def _vanished_epsilon(node: NodeProto, constants: Mapping[str, NDArray[Any]]) ->
 def _sizes(graph: onnx.GraphProto) -> set[str]:
     """Tensors whose values come from shapes alone: half precision cannot count beyond 2048 (256)."""
     found: set[str] = set()
-    integers = {tensor.name for tensor in graph.initializer if tensor.data_type != TensorProto.FLOAT}
-    constants = {tensor.name for tensor in graph.initializer} | integers
+    constants = {tensor.name for tensor in graph.initializer}
     moved = {"Expand", "Reshape", "ConstantOfShape", "Slice", "Tile", "Pad", "Resize", "Unsqueeze", "Squeeze"}
     for node in graph.node:
         # What a shape only gives its form to is no size itself.
@@ -238,6 +245,17 @@ def _with_epsilons(graph: onnx.GraphProto, found: dict[str, str], constants: Map
             for reader in graph.node:
                 if set(node.output) & set(reader.input):
                     found.setdefault(key_of(reader), f"reads {node.output[0]}: {why.removeprefix('its ')}")
+
+
+def _with_coordinates(graph: onnx.GraphProto, floats: set[str], found: dict[str, str]) -> None:
+    """What makes coordinates makes them in float32: back to a layer that computes them, or to their quantization."""
+    wanted: set[str] = set()
+    for node in reversed(graph.node):
+        wanted |= {n for i, n in enumerate(node.input) if i in _FLOAT_INPUTS.get(node.op_type, ()) and n in floats}
+        if wanted & set(node.output) and node.op_type not in QDQ:
+            found.setdefault(key_of(node), "makes coordinates")
+            if node.op_type not in _COMPUTE:
+                wanted |= floats & set(node.input)
 
 
 def _with_readers(graph: onnx.GraphProto, found: dict[str, str]) -> None:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import CompileError
 from edgekd.export.flavours import quantize_skips_only, tensorrt_violations
+from edgekd.export.graphs import opset_of
 from edgekd.export.half import Kept, to_half
 from edgekd.export.metadata import stamp
 from edgekd.export.onnx_file import load, save
-from edgekd.export.preprocessing import rewrite_behind
+from edgekd.export.preprocessing import raw_inputs, rewrite_behind
 from edgekd.export.stays import Misfits
 from edgekd.runtimes import openvino_blob, tensorrt_manifest
 from edgekd.runtimes.openvino import HINT
@@ -52,6 +53,15 @@ class Order:
         return ".".join([self.target, *([] if self.shipped else [self.model]), self.precision])
 
 
+@dataclass(frozen=True)
+class Source:
+    """The ONNX file that a build is made of, the nodes in it that stay float, and the opset it is written in."""
+
+    path: Path
+    kept: list[Kept]
+    opset: int
+
+
 def run(context: Context) -> None:
     """Compile every build; facts["builds"] describes them in order."""
     export = context.inputs["export"]
@@ -81,14 +91,17 @@ def _build(context: Context, order: Order, export: Artifact) -> dict[str, Any]:
     folder = context.draft.folder / order.folder
     folder.mkdir(parents=True)
     flavour = engine.flavour(order.precision)
-    onnx, kept = source_of(order, flavour, export, folder)
+    source = source_of(order, flavour, export, folder)
     started = time.monotonic()
-    build = engine.compile(onnx, folder, device=order.settings.device_name, threads=1, options=_options(context, order))
+    build = engine.compile(
+        source.path, folder, device=order.settings.device_name, threads=1, options=_options(context, order)
+    )
     context.draft.record[order.folder] = {"seconds": time.monotonic() - started}
-    if onnx.parent == folder:
-        onnx.unlink()
+    if source.path.parent == folder:
+        source.path.unlink()
     (folder / "layers.json").write_text(json.dumps([vars(layer) for layer in build.layers], indent=1))
-    return _facts(order, flavour, build, folder, export) | {"kept_float": [vars(one) for one in kept]}
+    more = {"opset": source.opset, "kept_float": [vars(one) for one in source.kept]}
+    return _facts(order, flavour, build, folder) | more
 
 
 def _options(context: Context, order: Order) -> dict[str, Any]:
@@ -99,8 +112,8 @@ def _options(context: Context, order: Order) -> dict[str, Any]:
     return found
 
 
-def source_of(order: Order, flavour: str, export: Artifact, folder: Path) -> tuple[Path, list[Kept]]:
-    """The ONNX file of a flavour, and its nodes that stay float; half precision is written here from its origin."""
+def source_of(order: Order, flavour: str, export: Artifact, folder: Path) -> Source:
+    """The ONNX file of a flavour; half precision is written here from its origin, into `folder`."""
     origin, kept = origin_of(flavour), list[Kept]()
     name = next(
         name
@@ -108,11 +121,14 @@ def source_of(order: Order, flavour: str, export: Artifact, folder: Path) -> tup
         if facts["model"] == order.model and facts["flavour"] == origin
     )
     if origin == flavour:
-        source = export.path(name)
+        source, opset = export.path(name), int(export.facts["opset"])
     else:
         source = folder / f"source.{flavour}.onnx"
         facts, kind = export.facts["files"][name], REWRITTEN[flavour][1]
+        model = load(export.path(name))
         misfits = Misfits(**facts["misfits"]) if kind == "f16" else Misfits()
+        # Found in the file with its preprocessing; the network without it reads its inputs by their own names.
+        misfits = misfits.renamed({inside: given for given, inside in raw_inputs(model).items()})
 
         def half(model: ModelProto) -> ModelProto:
             if origin == "int8" and order.settings.residual == "skip":
@@ -121,12 +137,13 @@ def source_of(order: Order, flavour: str, export: Artifact, folder: Path) -> tup
             kept.extend(stay)
             return model
 
-        rewritten = rewrite_behind(load(export.path(name)), half)
-        stamp(rewritten, {"flavour": flavour})
+        rewritten = rewrite_behind(model, half)
+        opset = opset_of(rewritten)
+        stamp(rewritten, {"flavour": flavour, "opset": opset})
         save(rewritten, source)
     if order.settings.is_tensorrt:
         refuse_for_tensorrt(source)
-    return source, kept
+    return Source(source, kept, opset)
 
 
 def refuse_for_tensorrt(path: Path) -> None:
@@ -142,7 +159,7 @@ def refuse_for_tensorrt(path: Path) -> None:
         )
 
 
-def _facts(order: Order, flavour: str, build: Build, folder: Path, export: Artifact) -> dict[str, Any]:
+def _facts(order: Order, flavour: str, build: Build, folder: Path) -> dict[str, Any]:
     return {
         "target": order.target,
         "runtime": order.settings.runtime,
@@ -156,7 +173,6 @@ def _facts(order: Order, flavour: str, build: Build, folder: Path, export: Artif
         "size_bytes": sum(p.stat().st_size for p in folder.iterdir() if p.name not in _BESIDE),
         "inputs": [info.as_dict() for info in build.inputs],
         "outputs": [info.as_dict() for info in build.outputs],
-        "opset": export.facts["opset"],
         "built_on": " ".join([platform.machine(), *(f"{k} {v}" for k, v in sorted(build.facts.items()) if v)]),
         "executed_precision": count_precisions(build.layers),
         "executed_convolutions": count_precisions(layer for layer in build.layers if "conv" in layer.kind.lower()),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from edgekd.export.settings import ExportSettings
 from edgekd.files import write_atomic
 from edgekd.runtimes.protocol import Arrays, Session, infer_batched
 from edgekd.runtimes.registry import runtime
+from edgekd.stages.compile import Order, source_of
 from edgekd.stages.context import Context
 from edgekd.stages.feeds import feeds_of
 from edgekd.stages.ladder import Ladder, engine_fork
@@ -145,19 +148,20 @@ def _evaluate_build(
 
 def _fork(context: Context, build: Mapping[str, Any], world: World, table: Rows) -> Fork | None:
     """Where a build parts from the file that it was made of; None where that cannot be told."""
-    export = context.inputs["export"]
-    of = {"model": build["model"], "flavour": build["origin"]}
-    name = next((n for n, facts in export.facts["files"].items() if facts.items() >= of.items()), None)
-    if name is None or build["runtime"].startswith("tensorrt"):
+    if build["runtime"].startswith("tensorrt"):
         return None
-    model = world.models[build["model"]]
+    target, model = context.common.targets[build["target"]], world.models[build["model"]]
     few = table.take(torch.arange(min(len(table), FORK_SAMPLES)))
     found, limit = anchors_of(model, feeds_of(world, model.inputs, few))
     if build["precision"] in ("f16", "bf16"):
         limit = max(limit, ROUNDED)
     feeds = feeds_of(world, model.inputs, few, _raw(context))
     engine, options = runtime(build["runtime"]), {"precision": build["precision"]}
-    return engine_fork(engine, export.path(name), feeds, found, limit, device=build["device"], options=options)
+    order = Order(build["target"], target, build["model"], build["precision"])
+    with tempfile.TemporaryDirectory() as scratch:
+        flavour = engine.flavour(build["precision"])
+        source = source_of(order, flavour, context.inputs["export"], Path(scratch))
+        return engine_fork(engine, source.path, feeds, found, limit, device=build["device"], options=options)
 
 
 def _limits(context: Context, role: str) -> ExportSettings:

@@ -303,8 +303,9 @@ def test_tensorrts_8_bits_are_made_of_the_int8_file_with_the_skips_as_asked(
     facts = {"model": "quantized", "flavour": "int8", "misfits": {"tensors": {}, "nodes": {}}}
     export: Any = SimpleNamespace(facts={"files": {"int8.onnx": facts}}, path=lambda name: resnet.folder / name)
     order = Order("gpu", settings, "quantized", "int8")
-    source, kept = source_of(order, "int8_f16", export, tmp_path)
-    assert kept == []
+    made = source_of(order, "int8_f16", export, tmp_path)
+    source = made.path
+    assert made.kept == []
     graph = load(source).graph
     makers = {name: node.op_type for node in graph.node for name in node.output}
     read = [{makers[name] for name in node.input} for node in graph.node if node.op_type == "Add"]

@@ -230,7 +230,7 @@ def test_a_weight_that_does_not_fit_is_named_and_its_layer_stays_float(tmp_path:
     assert off(found, run_reference(tmp_path / "f32.onnx", {"x": x})["y"]) < 2e-3
 
 
-def quantized_layer(weight_scale: float, dead: bool = False) -> onnx.ModelProto:
+def quantized_layer(weight_scale: float, dead: bool = False, opset: int = 20) -> onnx.ModelProto:
     nodes = [
         node("QuantizeLinear", "x sx zero", "xq"),
         node("DequantizeLinear", "xq sx zero", "xd"),
@@ -245,7 +245,7 @@ def quantized_layer(weight_scale: float, dead: bool = False) -> onnx.ModelProto:
     if dead:
         stored[:, 1] = 0
     constants = {"sx": np.float32(0.02), "zero": np.int8(0), "w": stored, "sw": scales, "zeros": np.zeros(4, np.int8)}
-    return graph(nodes, constants, ["n", 4])
+    return graph(nodes, constants, ["n", 4], opset)
 
 
 def test_a_tiny_scale_keeps_its_layer_in_float_and_the_pairs_fused(tmp_path: Path) -> None:
@@ -333,6 +333,89 @@ def test_bfloat16_raises_the_opset_and_says_where_that_cannot_be() -> None:
     with pytest.raises(ExportError, match="GroupNormalization of opset 20 has no bfloat16 form") as caught:
         to_half(graph(nodes, constants, ["n", 4, 8]), "bf16")
     assert caught.value.hint == "set export.opset: 22"
+
+
+def test_a_quantized_graph_of_opset_18_becomes_float16_too(tmp_path: Path) -> None:
+    x = np.random.default_rng(1).standard_normal((16, 4)).astype(np.float32)
+    half, kept, found = halved(quantized_layer(0.01, opset=18), "f16", x, tmp_path)
+    assert not kept
+    assert half.opset_import[0].version == 19
+    assert off(found, run_reference(tmp_path / "f32.onnx", {"x": x})["y"]) < 5e-3
+    # Without quantization there is no reason to leave the opset that was asked for.
+    assert to_half(graph([node("Relu", "x", "y")], {}, ["n", 4], 18), "f16")[0].opset_import[0].version == 18
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic", "nearest", None])
+def test_a_grid_to_sample_at_is_made_and_read_in_float_in_the_words_of_its_opset(kind: str, mode: str | None) -> None:
+    attributes = {} if mode is None else {"mode": mode}
+    nodes = [
+        node("Relu", "x", "r"),
+        node("Slice", "x zero two last", "part"),
+        node("Mul", "part factor", "moved"),
+        node("Tanh", "moved", "grid"),
+        node("GridSample", "r grid", "s", align_corners=1, **attributes),
+        node("Mul", "s factor", "y"),
+    ]
+    constants = {"zero": np.array([0]), "two": np.array([2]), "last": np.array([3]), "factor": np.float32(0.7)}
+    half, stay = to_half(graph(nodes, constants, ["n", 3, 9, 8], 18), kind)
+    onnx.checker.check_model(half, full_check=True)
+    types, kept = types_of(half), {one.node: one.why for one in stay}
+    assert types["grid"] == TensorProto.FLOAT
+    assert types[f"s_{kind}"] == {"f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[kind]
+    assert {name: why for name, why in kept.items() if name != "Slice_part"} == dict.fromkeys(
+        ["Mul_moved", "Tanh_grid"], "makes coordinates"
+    )
+    sampled = next(n for n in half.graph.node if n.op_type == "GridSample")
+    words = {a.name: a.s.decode() for a in sampled.attribute}
+    new = {"bilinear": "linear", "bicubic": "cubic"} if kind == "bf16" else {}
+    assert words.get("mode") == new.get(str(mode), mode)
+
+
+def test_regions_are_read_in_float() -> None:
+    nodes = [node("Relu", "x", "r"), node("RoiAlign", "r rois batch", "a"), node("Relu", "a", "y")]
+    constants = {"rois": np.array([[0, 0, 1001, 1003]], np.float32), "batch": np.array([0])}
+    for kind in ("f16", "bf16"):
+        half, kept = to_half(graph(nodes, constants, ["n", 2, 8, 8], 22), kind)
+        onnx.checker.check_model(half, full_check=True)
+        assert [(one.node, one.why) for one in kept] == [("RoiAlign_a", "reads coordinates")]
+        assert types_of(half)["rois"] == TensorProto.FLOAT
+
+
+@pytest.mark.parametrize("axis", [None, 2])
+def test_the_axis_of_a_dft_becomes_an_input(axis: int | None, tmp_path: Path) -> None:
+    attributes = {} if axis is None else {"axis": axis}
+    nodes = [node("DFT", "x", "d", **attributes), node("Relu", "d", "y")]
+    x = np.random.default_rng(0).standard_normal((2, 4, 6, 1)).astype(np.float32)
+    model = graph(nodes, {}, ["n", 4, 6, 1], 18)
+    _, kept, found = halved(model, "bf16", x, tmp_path)
+    assert "DFT_d" in kept
+    spectrum = np.fft.fft(x[..., 0], axis=axis or 1)
+    expected = np.maximum(np.stack([spectrum.real, spectrum.imag], -1), 0)
+    assert off(found, expected) < 0.05
+
+
+def test_new_names_are_not_those_of_tensors_that_are_there(tmp_path: Path) -> None:
+    nodes = [
+        node("Relu", "x", "h"),
+        node("Exp", "h", "h_f16"),
+        node("Mul", "h h_f16", "w_f16_"),
+        node("Add", "w_f16_ w", "y"),
+    ]
+    x = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    half, kept, found = halved(graph(nodes, {"w": np.ones(4, np.float32)}, ["n", 4]), "f16", x, tmp_path)
+    assert not kept
+    names = [name for n in half.graph.node for name in n.output]
+    assert len(set(names)) == len(names)
+    assert off(found, run_reference(tmp_path / "f32.onnx", {"x": x})["y"]) < 2e-3
+
+
+def test_what_overflows_float16_is_found_without_a_warning(tmp_path: Path) -> None:
+    """Warnings are errors in tests."""
+    model = graph([node("Div", "x huge", "d"), node("Div", "d x", "y")], {"huge": np.float32(1e9)}, ["n", 4])
+    save(model, tmp_path / "f32.onnx")
+    x = np.array([[1e6, 2e6, 1e38, 1.0]], np.float32)
+    assert "x" in find_misfits(tmp_path / "f32.onnx", {"x": x}).tensors
 
 
 def test_misfits_survive_the_way_through_a_stages_facts() -> None:

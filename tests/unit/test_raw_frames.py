@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,18 +19,26 @@ from torch import Tensor, nn
 from edgekd.data.table import Normalization
 from edgekd.errors import ExportError
 from edgekd.export.flavours import tensorrt_violations, to_uint8
-from edgekd.export.forks import first_fork
+from edgekd.export.forks import Fork, first_fork
 from edgekd.export.half import to_half
 from edgekd.export.metadata import read_metadata, stamp
+from edgekd.export.misfits import find_misfits
 from edgekd.export.onnx_file import load, save, write_onnx
 from edgekd.export.parity import run_reference
 from edgekd.export.preprocessing import Affine, affine, fuse, raw_frames, raw_inputs, rewrite_behind
+from edgekd.export.stays import Misfits
 from edgekd.quantize.post_training import calibrated
 from edgekd.quantize.quantizer import QuantizedNetwork, capture, convert
 from edgekd.quantize.settings import QuantizationSettings
-from edgekd.runtimes.protocol import TensorInfo, noise
+from edgekd.runtimes.protocol import Build, TensorInfo, noise
+from edgekd.stages import compile as compiling
+from edgekd.stages import evaluate as evaluating
+from edgekd.stages.compile import Order, source_of
 from edgekd.stages.feeds import preparation
+from edgekd.stages.ladder import engine_fork
+from edgekd.stages.settings import TargetSettings
 from edgekd.stages.tensors import anchors
+from edgekd.train.world import Model
 
 HOW = Normalization((0.49, 0.48, 0.44), (0.25, 0.24, 0.26), 1 / 255)
 RAW = {"image": affine(HOW.scale, HOW.mean, HOW.std)}
@@ -151,6 +162,95 @@ def test_a_float16_flavour_normalises_in_float32_and_its_network_is_float16(fold
     found, expected = (run_reference(m.SerializeToString(), FRAMES)["logits"] for m in (half, exact))
     assert 0 < np.abs(found - expected).max() < 5e-3 * np.abs(expected).max()
     assert rewrite_behind(exact, lambda model: model).SerializeToString() == exact.SerializeToString()
+
+
+def test_what_does_not_fit_float16_behind_the_frames_stays_float(tmp_path: Path) -> None:
+    """Contrast is stretched so far that normalised pixels are beyond float16."""
+    network = Net().eval()
+    with torch.no_grad():
+        network.first.weight *= 1e-5
+    steep = affine(1 / 255, (0.5,), (1e-6,))
+    write_onnx(
+        network, {"image": HOW.apply(IMAGES[:2])}, ("logits",), tmp_path / "f32.onnx", opset=20, metadata=FACTS,
+        raw={"image": steep},
+    )  # fmt: skip
+    misfits = find_misfits(tmp_path / "f32.onnx", FRAMES)
+    assert "image.normalized" in misfits.tensors
+    source = source_of(ordered("f16"), "f16", exported(misfits, tmp_path), tmp_path)
+    first = next(n for n in load(tmp_path / "f32.onnx").graph.node if n.op_type == "Conv")
+    assert any(one.node == first.name and one.why.startswith("image reaches 5") for one in source.kept)
+    found, expected = (run_reference(path, FRAMES)["logits"] for path in (source.path, tmp_path / "f32.onnx"))
+    assert np.abs(found - expected).max() < 5e-3 * np.abs(expected).max()
+
+
+class Table:
+    """As many rows as there are images; none is read."""
+
+    def __len__(self) -> int:
+        return len(IMAGES)
+
+    def take(self, index: Tensor) -> Table:
+        return self
+
+
+def ordered(precision: str) -> Order:
+    return Order("cpu", TargetSettings(runtime="onnxruntime"), "teacher", precision)
+
+
+def exported(misfits: Misfits, folder: Path) -> Any:
+    """The artifact of an export of one file, f32.onnx."""
+    facts = {"model": "teacher", "flavour": "f32", "misfits": misfits.facts()}
+    return SimpleNamespace(
+        facts={"files": {"f32.onnx": facts}, "opset": 20, "raw_inputs": ["image"]}, path=lambda name: folder / name
+    )
+
+
+def test_a_build_tells_the_opset_that_its_file_is_written_in(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    class Engine:
+        def flavour(self, precision: str) -> str:
+            return precision
+
+        def compile(self, onnx: Path, into: Path, **more: Any) -> Build:
+            seen[into.name] = read_metadata(onnx)["opset"]
+            return Build("model.bin", (), (), ())
+
+    monkeypatch.setattr(compiling, "runtime", lambda name: Engine())
+    shutil.copy(folder / "raw.f32.onnx", tmp_path / "f32.onnx")
+    context: Any = SimpleNamespace(
+        draft=SimpleNamespace(folder=tmp_path, record={}), common=SimpleNamespace(base=tmp_path)
+    )
+    export = exported(Misfits(), tmp_path)
+    rows = [compiling._build(context, ordered(precision), export) for precision in ("f32", "bf16")]
+    assert [row["opset"] for row in rows] == [20, 22]
+    assert seen == {"cpu.f32": 20, "cpu.bf16": 22}
+
+
+def test_a_float16_build_is_bisected_in_the_float16_file(
+    network: nn.Module, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(folder / "raw.f32.onnx", tmp_path / "f32.onnx")
+    order = ordered("f16")
+    context: Any = SimpleNamespace(
+        inputs={"export": exported(Misfits(), tmp_path)}, common=SimpleNamespace(targets={"cpu": order.settings})
+    )
+    world: Any = SimpleNamespace(models={"teacher": Model(network, ("image",), ("logits",))})
+    normal = {"image": HOW.apply(IMAGES).numpy()}
+    monkeypatch.setattr(evaluating, "feeds_of", lambda world, names, rows, raw=(): FRAMES if raw else normal)
+    build = {"runtime": "onnxruntime", "target": "cpu", "model": "teacher", "precision": "f16", "origin": "f32"}
+    table: Any = Table()
+    run = []
+
+    def bisect(engine: Any, onnx: Path, feeds: Any, *more: Any, **options: Any) -> Fork | None:
+        run.append({tensor.data_type for tensor in load(onnx).graph.initializer if len(tensor.dims) == 4})
+        return engine_fork(engine, onnx, feeds, *more, **options)
+
+    monkeypatch.setattr(evaluating, "engine_fork", bisect)
+    assert evaluating._fork(context, {**build, "device": "CPU"}, world, table) is None
+    assert TensorProto.FLOAT16 in run[0]
 
 
 def test_metadata_stays_in_every_flavour_and_reads_back(folder: Path, tmp_path: Path) -> None:

@@ -350,14 +350,6 @@ def _target(name: str, target: TargetSettings, stages: set[str], location: Locat
         words = f"{target.runtime} builds {', '.join(able[:-1])} and {able[-1]} here, not {lacking[0]}"
         others = ", ".join(name for name in RUNTIMES if lacking[0] in runtime(name).precisions)
         problems.append(Problem((*location, "precision"), words, f"leave {lacking[0]} to {others}"))
-    if target.compute_capabilities and target.runtime != "tensorrt_rtx":
-        problems.append(
-            Problem(
-                (*location, "compute_capabilities"),
-                "only tensorrt_rtx builds for other GPUs",
-                "use runtime: tensorrt_rtx",
-            )
-        )
     return problems
 
 

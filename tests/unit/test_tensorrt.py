@@ -297,8 +297,25 @@ def test_without_a_driver_a_gpu_has_no_more_than_its_name(monkeypatch):
         ({"runtime": "tensorrt_rtx", "version_compatible": True}, "version_compatible is an option of tensorrt,"),
         ({"runtime": "tensorrt", "compute_capabilities": ["8.6"]}, "compute_capabilities is an option of tensorrt_rtx"),
         ({"runtime": "tensorrt", "max_batch": 4, "opt_batch": 8}, "opt_batch 8 is above max_batch 4"),
+        *(
+            ({"runtime": "tensorrt_rtx", "compute_capabilities": ["8.6", name]}, f"'{name}' is no compute capability")
+            for name in ("7.x", "banana", "8", "SM", "", "8.6.1", "0.6", "-8.6", "8 6", "sm_90a", "\u0668.\u0666")
+        ),
+        *(
+            (
+                {"runtime": "tensorrt_rtx", "compute_capabilities": ["86", name], "precision": ["bf16"]},
+                r"GPUs of compute capability 7\.5 have no bf16",
+            )
+            for name in ("7.5", "75", "SM75", "sm_75")
+        ),
     ],
 )
 def test_an_option_of_another_engine_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         TargetSettings.model_validate(given, strict=False)
+
+
+def test_compute_capabilities_are_written_in_one_way():
+    given = {"runtime": "tensorrt_rtx", "compute_capabilities": ["8.6", "89", "SM120", "sm_121", "sm90"]}
+    made = TargetSettings.model_validate(given, strict=False)
+    assert made.compute_capabilities == ("8.6", "8.9", "12.0", "12.1", "9.0")

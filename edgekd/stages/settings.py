@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from pydantic import AfterValidator, Field, model_validator
@@ -173,11 +174,19 @@ class EvaluateStage(Settings):
     split: Literal["test", "validation"] = "test"
     """Which split is scored."""
     batch: int = Field(default=64, ge=1)
-    """Samples in one inference of a build."""
+    """Samples in one inference of a build; with TensorRT at most its target's `max_batch`."""
 
 
 class BenchStage(BenchSettings):
     """Measures the latency of all builds of a target, interleaved, in processes of their own."""
+
+    def problems(self, targets: Mapping[str, TargetSettings]) -> list[tuple[str, str]]:
+        """What does not fit the targets: (message, hint)."""
+        small = [name for name, target in targets.items() if target.is_tensorrt and target.max_batch < self.batch]
+        if not small:
+            return []
+        words = f"bench.batch {self.batch} is above max_batch {targets[small[0]].max_batch} of target {small[0]}"
+        return [(words, f"give the target max_batch: {self.batch}, or bench a smaller batch")]
 
 
 class ModelStage(ModelSettings):

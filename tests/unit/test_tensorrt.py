@@ -315,6 +315,24 @@ def test_an_option_of_another_engine_is_refused(given, message):
         TargetSettings.model_validate(given, strict=False)
 
 
+@pytest.mark.parametrize(("name", "architectures"), [("tensorrt", None), ("tensorrt_rtx", ARCHITECTURES)])
+def test_bf16_is_refused_on_a_gpu_that_has_none(monkeypatch, name, architectures):
+    engine = runtime(name)
+    fake_tensorrt.install(monkeypatch, 11, gpu=TURING, architectures=architectures)
+    with pytest.raises(UnavailableError, match=r"bf16 needs compute capability 8\.0, .*NVIDIA T4\) has 7\.5") as caught:
+        engine.check("GPU", run=True, precisions=("f32", "bf16"))
+    assert "use f16" in caught.value.hint
+    engine.check("GPU", run=True, precisions=("f32", "f16", "int8"))
+    for gpu in (AMPERE, Gpu("NVIDIA B200", "10.0"), Gpu("NVIDIA A10", None)):
+        fake_tensorrt.install(monkeypatch, 11, gpu=gpu, architectures=architectures)
+        engine.check("GPU", run=True, precisions=("bf16",))
+
+
+def test_rtx_may_build_bf16_for_other_gpus_than_the_one_here(monkeypatch):
+    fake_tensorrt.install(monkeypatch, 1, version="1.7.1", gpu=TURING, architectures=ARCHITECTURES)
+    runtime("tensorrt_rtx").check("GPU", run=False, precisions=("bf16",))
+
+
 def test_compute_capabilities_are_written_in_one_way():
     given = {"runtime": "tensorrt_rtx", "compute_capabilities": ["8.6", "89", "SM120", "sm_121", "sm90"]}
     made = TargetSettings.model_validate(given, strict=False)

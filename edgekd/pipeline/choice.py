@@ -46,7 +46,7 @@ def _within_budget(
     builds: list[Build], report: dict[str, Any], gates: Sequence[GateSettings], reasons: dict[str, str]
 ) -> list[Build]:
     """Builds that break no accuracy budget, from the widest precision to the narrowest. float32 rounds nothing: a
-    budget that it breaks is the network's."""
+    budget that it breaks is the network's, and no half precision answers for it."""
     able = []
     for build in sorted(builds, key=lambda b: _RANK[b["precision"]]):
         broken = None if build["precision"] == "f32" else _broken_budget(build, report, gates)
@@ -66,6 +66,8 @@ def _broken_budget(build: Build, report: dict[str, Any], gates: Sequence[GateSet
         meant = gate.of in (build["model"], "quantized") and gate.target in (None, build["target"])
         if not meant or not gate.measure.startswith("metric"):
             continue
+        if build["model"] != "quantized" and _network_breaks(gate, build, report):
+            continue
         rows = [judge_build(gate, report, build)]
         if gate.of == build["model"] == "quantized":
             rows.append(judge(gate, report))
@@ -73,6 +75,13 @@ def _broken_budget(build: Build, report: dict[str, Any], gates: Sequence[GateSet
             if row["verdict"] == "failed":
                 return f"breaks the budget: {row['label']}, measured {row['value']:.4g} {row['unit'] or ''}".rstrip()
     return None
+
+
+def _network_breaks(gate: GateSettings, build: Build, report: dict[str, Any]) -> bool:
+    """Whether a float network fails a gate before anything is rounded: its f32 build, or else its score in PyTorch."""
+    twins = (b for b in report["builds"] if (b["target"], b["model"]) == (build["target"], build["model"]))
+    own = [b for b in twins if b["precision"] == "f32"] or [m for m in report["models"] if m["role"] == build["model"]]
+    return any(judge_build(gate, report, row)["verdict"] == "failed" for row in own)
 
 
 def _fastest(able: list[Build], report: dict[str, Any], reasons: dict[str, str]) -> Build | None:

@@ -119,7 +119,7 @@ def judge(gate: GateSettings, report: dict[str, Any]) -> dict[str, Any]:
 
 
 def judge_build(gate: GateSettings, report: dict[str, Any], build: dict[str, Any]) -> dict[str, Any]:
-    """A gate on accuracy as it stands for one build, whoever it is on."""
+    """A gate on accuracy as it stands for one build, or for a network in PyTorch, whoever it is on."""
     return _judged(gate, *_accuracy(gate, report, _first_evaluated(build)))
 
 
@@ -204,21 +204,24 @@ def _latency(report: dict[str, Any], role: str, target: str | None) -> dict[str,
 
 
 def _speedup(report: dict[str, Any], gate: GateSettings) -> tuple[float | None, tuple[float, float] | None]:
-    """How many times faster `of` is than `against`: the inverse of the ratio of their times."""
+    """How many times faster `of` is than `against`: the inverse of the ratio of their times.
+
+    Like with like: builds of one precision where both have one, else each float network's best build.
+    """
+    preferred = report.get("preferred", {})
+    found: dict[bool, tuple[float, tuple[float, float]]] = {}
     for row in report["comparisons"]:
-        if row["target"] != gate.target:
-            continue
         named = [row[side].partition("@")[0].partition(".") for side in ("a", "b")]
-        preferred = report.get("preferred", {})
-        if any(preferred.get((gate.target, role), precision) != precision for role, _, precision in named):
+        (a, _, first), (b, _, second) = named
+        if row["target"] != gate.target or {a, b} != {gate.of, gate.against}:
             continue
-        a, b = (role for role, _, _ in named)
+        alike = first == second
+        if not alike and any(preferred.get((gate.target, role), kind) != kind for role, _, kind in named):
+            continue
         low, high = row["ci95"]
-        if (a, b) == (gate.of, gate.against):
-            return 1 / row["ratio"], (1 / high, 1 / low)
-        if (b, a) == (gate.of, gate.against):
-            return row["ratio"], (low, high)
-    return None, None
+        turned = (1 / row["ratio"], (1 / high, 1 / low)) if a == gate.of else (row["ratio"], (low, high))
+        found.setdefault(alike, turned)
+    return found.get(True) or found.get(False) or (None, None)
 
 
 def _size(report: dict[str, Any], gate: GateSettings) -> float | None:

@@ -26,7 +26,15 @@ from edgekd.pipeline.overrides import apply_override
 from edgekd.runtimes.registry import RUNTIMES, runtime
 from edgekd.stages.context import roles
 from edgekd.stages.kinds import KINDS, ORDER, WRITABLE, needs_of
-from edgekd.stages.settings import DistillStage, ModelStage, QuantizeStage, TargetSettings, TeacherStage, tables_of
+from edgekd.stages.settings import (
+    BenchStage,
+    DistillStage,
+    ModelStage,
+    QuantizeStage,
+    TargetSettings,
+    TeacherStage,
+    tables_of,
+)
 from edgekd.tasks.settings import TaskName, heads_of
 from edgekd.train.settings import TrainSettings
 
@@ -227,6 +235,8 @@ def _whole(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree)
         location: Location = ("stages", _listed(tree).index(stage.name), stage.name)
         unknown = [name for name in tables_of(stage.settings) if name not in settings.data.table_names]
         problems += [Problem(location, *unknown_table(name, settings.data.table_names)) for name in unknown]
+        if isinstance(stage.settings, BenchStage):
+            problems += [Problem((*location, "batch"), *words) for words in stage.settings.problems(settings.targets)]
         if not isinstance(stage.settings, QuantizeStage):
             continue
         outputs, place = [head.output for head in heads_of(settings.task, ())], (*location, "float_outputs")
@@ -337,27 +347,14 @@ def _taught(stage: StageEntry) -> Sequence[KnowledgeSettings]:
 def _target(name: str, target: TargetSettings, stages: set[str], location: Location) -> list[Problem]:
     problems = []
     if "int8" in target.precision and "quantize" not in stages and "compile" in stages:
-        problems.append(
-            Problem(
-                (*location, "precision"),
-                f"target {name} asks for int8, and nothing is quantized",
-                "add a `quantize` stage",
-            )
-        )
+        words = f"target {name} asks for int8, and nothing is quantized"
+        problems.append(Problem((*location, "precision"), words, "add a `quantize` stage"))
     able = runtime(target.runtime).precisions
     lacking = [precision for precision in target.precision if precision not in able]
     if lacking:
         words = f"{target.runtime} builds {', '.join(able[:-1])} and {able[-1]} here, not {lacking[0]}"
         others = ", ".join(name for name in RUNTIMES if lacking[0] in runtime(name).precisions)
         problems.append(Problem((*location, "precision"), words, f"leave {lacking[0]} to {others}"))
-    if target.compute_capabilities and target.runtime != "tensorrt_rtx":
-        problems.append(
-            Problem(
-                (*location, "compute_capabilities"),
-                "only tensorrt_rtx builds for other GPUs",
-                "use runtime: tensorrt_rtx",
-            )
-        )
     return problems
 
 

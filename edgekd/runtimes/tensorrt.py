@@ -47,6 +47,17 @@ class TensorRt:
                 f"{self.name} needs an NVIDIA GPU, and none is here",
                 hint="run this on the device, or build with runtime: tensorrt_rtx, which needs no GPU",
             )
+        self._check_bf16(precisions)
+
+    def _check_bf16(self, precisions: Sequence[str]) -> None:
+        """Refuse bf16 where the GPU of this machine is older than it; a GPU that says nothing is let pass."""
+        found = gpu()
+        capability = found.compute_capability if found is not None else None
+        if "bf16" in precisions and found is not None and capability and int(capability.partition(".")[0]) < 8:
+            raise UnavailableError(
+                f"bf16 needs compute capability 8.0, this GPU ({found.name}) has {capability}",
+                hint="use f16, or run this on a GPU from compute capability 8.0 on",
+            )
 
     def compile(self, onnx: Path, folder: Path, *, device: str, threads: int, options: Mapping[str, Any]) -> Build:
         trt = self._module()
@@ -185,6 +196,8 @@ class TensorRtRtx(TensorRt):
                 "tensorrt_rtx engines run on an NVIDIA GPU, and none is here",
                 hint="leave `evaluate` and `bench` to the device: the build itself needs no GPU",
             )
+        if run:
+            self._check_bf16(precisions)
 
     def _network_flags(self, trt: Any) -> int:
         return 0

@@ -75,13 +75,14 @@ def run(context: Context) -> None:
 def orders(context: Context, export: Artifact) -> Iterator[Order]:
     """What to build: each target's precisions of the shipped network, its float build, the teacher's to compare with.
 
-    A float build is always made: without it nobody could say whether 8 bits paid.
+    A float build is always made: without it nobody could say whether 8 bits paid. The teacher's has the widest float
+    precision of the target, which rounds least.
     """
     made = {facts["model"] for facts in export.facts["files"].values()}
     shipped = context.common.roles[shipped_by(context.common.roles)]
     for name, target in context.common.targets.items():
         if "teacher" in made and shipped != "teacher":
-            yield Order(name, target, "teacher", target.precisions[0], shipped=False)
+            yield Order(name, target, "teacher", target.widest, shipped=False)
         for precision in target.precisions:
             yield Order(name, target, "quantized" if precision == "int8" else shipped, precision)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, runtime_checkable
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from edgekd.bench.settings import BenchSettings
 from edgekd.config import Settings
@@ -13,11 +15,19 @@ from edgekd.distill.settings import SCHEMES, DistillationSettings
 from edgekd.export.settings import ExportSettings
 from edgekd.models.settings import Columns, ModelReference, ModelSettings
 from edgekd.quantize.settings import QuantizationSettings
+from edgekd.runtimes.nvidia import dotted
 from edgekd.train.settings import TrainOverrides
 
 Select = Literal["last", "best"]
 _TENSORRT = ("tensorrt", "tensorrt_rtx")
 _BF16_FROM = 8.0  # compute capability
+_WIDEST_FIRST = ("f32", "bf16", "f16")
+
+
+def _capability(given: str) -> str:
+    if re.fullmatch(r"(sm_?)?[1-9][0-9]?\.?[0-9]", given, re.IGNORECASE | re.ASCII) is None:
+        raise ValueError(f'{given!r} is no compute capability | write e.g. "8.6"; SM86 and "86" are the same')
+    return dotted(given)
 
 
 @runtime_checkable
@@ -164,11 +174,19 @@ class EvaluateStage(Settings):
     split: Literal["test", "validation"] = "test"
     """Which split is scored."""
     batch: int = Field(default=64, ge=1)
-    """Samples in one inference of a build."""
+    """Samples in one inference of a build; with TensorRT at most its target's `max_batch`."""
 
 
 class BenchStage(BenchSettings):
     """Measures the latency of all builds of a target, interleaved, in processes of their own."""
+
+    def problems(self, targets: Mapping[str, TargetSettings]) -> list[tuple[str, str]]:
+        """What does not fit the targets: (message, hint)."""
+        small = [name for name, target in targets.items() if target.is_tensorrt and target.max_batch < self.batch]
+        if not small:
+            return []
+        words = f"bench.batch {self.batch} is above max_batch {targets[small[0]].max_batch} of target {small[0]}"
+        return [(words, f"give the target max_batch: {self.batch}, or bench a smaller batch")]
 
 
 class ModelStage(ModelSettings):
@@ -189,7 +207,7 @@ class TargetSettings(Settings):
     one is named, and with TensorRT f16. f16: TensorRT, ONNX Runtime, and OpenVINO's devices that have it (GPU, NPU).
     bf16: TensorRT (from compute capability 8.0 on), and OpenVINO's devices that have it (CPUs with AVX512-BF16 or AMX).
     """
-    compute_capabilities: tuple[str, ...] = ()
+    compute_capabilities: tuple[Annotated[str, AfterValidator(_capability)], ...] = ()
     """GPU architectures to build for, e.g. ["8.6", "8.9"] (tensorrt_rtx only; empty: 8.0 and all later ones)."""
     max_batch: int = Field(default=64, ge=1)
     """Largest batch of the build (TensorRT only)."""
@@ -223,6 +241,11 @@ class TargetSettings(Settings):
         return (*floats, "int8")
 
     @property
+    def widest(self) -> str:
+        """The float precision that is built and rounds least."""
+        return next(precision for precision in _WIDEST_FIRST if precision in self.precisions)
+
+    @property
     def is_tensorrt(self) -> bool:
         """Whether one of the TensorRT family builds for this target."""
         return self.runtime.startswith("tensorrt")
@@ -245,7 +268,7 @@ class TargetSettings(Settings):
             raise ValueError(f"opt_batch {self.opt_batch} is above max_batch {self.max_batch} | raise max_batch")
         if self.residual == "skip" and "int8" not in self.precision:
             raise ValueError("residual does nothing without int8 | remove it, or add int8 to `precision`")
-        old = [c for c in self.compute_capabilities if c.partition(".")[0].isdigit() and float(c) < _BF16_FROM]
+        old = [c for c in self.compute_capabilities if float(c) < _BF16_FROM]
         if old and "bf16" in self.precision:
             raise ValueError(f"GPUs of compute capability {old[0]} have no bf16 | leave bf16 out, or that GPU")
         return self

@@ -96,6 +96,11 @@ IN_THE_FILE: dict[str, tuple[str | bytes, str, str]] = {
         edited(("onnxruntime}", "onnxruntime, residual: skip}")),
         r"^p.yaml:13:3: .*residual is an option of tensorrt and tensorrt_rtx", "remove it",
     ),
+    "bench of more than an engine takes": (
+        edited(("- evaluate: {}", "- bench: {batch: 9}"), ("onnxruntime}", "tensorrt, max_batch: 8}"))
+        .partition("gates:")[0],
+        r"^p.yaml:11:13: bench.batch 9 is above max_batch 8 of target ort", "max_batch: 9",
+    ),
     "compile without targets": (FILE.partition("targets:")[0], r"^p.yaml:1:1: compile has no targets", "add `targets"),
     "unknown runtime": (edited(("onnxruntime", "onnxruntme")), r"^p.yaml:13:9: .*onnxruntme", "mean 'onnxruntime'"),
 }  # fmt: skip

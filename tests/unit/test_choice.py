@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from edgekd.pipeline.choice import choose
 from edgekd.pipeline.gates import GateSettings, judge
+from edgekd.stages.compile import orders
+from edgekd.stages.settings import TargetSettings
 
 BUDGET = GateSettings(measure="metric_drop", of="quantized", against="student", max="1 pt")
 Found = dict[str, tuple[bool, str | None]]
@@ -112,10 +115,22 @@ def test_a_budget_of_another_target_is_none_here() -> None:
 
 
 def test_the_students_own_budget_binds_its_half_precision_and_not_f32() -> None:
-    gate = GateSettings(measure="metric_drop", of="student", against="teacher", max="1 pt")
-    found = chosen(("f32", "bf16"), {"f32": 2.0, "bf16": 1.0}, {}, (gate,))
-    assert found["f32"] == (True, None)  # what it misses, the network misses
+    gate = GateSettings(measure="metric_drop", of="student", against="teacher", max="6 pt")
+    found = chosen(("f32", "bf16"), {"f32": 2.0, "bf16": 1.0}, {"bf16": 1.5}, (gate,))
+    assert found["f32"] == (True, None)
     assert str(found["bf16"][1]).startswith("breaks the budget: metric_drop of student")
+
+
+@pytest.mark.parametrize("of", ["student", "quantized"])
+@pytest.mark.parametrize("own", [("f32", "f16"), ("f16",)])
+def test_a_budget_that_the_float_network_breaks_is_not_held_against_its_half_precision(
+    of: str, own: tuple[str, ...]
+) -> None:
+    """The network is 5 points below its teacher: by its f32 build, or where there is none by its score in PyTorch."""
+    gate = GateSettings.model_validate({"measure": "metric_drop", "of": of, "against": "teacher", "max": "1 pt"})
+    found = chosen(own, {"f32": 2.0, "f16": 1.0}, {}, (gate,))
+    assert found["f16"] == (True, None)
+    assert found.get("f32") in (None, (False, "slower than f16: 2.00 times its time"))
 
 
 def test_nothing_is_shipped_where_every_build_breaks_the_budget() -> None:
@@ -159,3 +174,19 @@ def test_gates_of_a_float_network_speak_of_its_best_build() -> None:
         row["ci95"] = (row["ratio"], row["ratio"])
     speedup = GateSettings(measure="speedup", of="quantized", against="student", target="ov", min="1 x")
     assert judge(speedup, report)["value"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("precision", "widest"),
+    [(["f16", "f32"], "f32"), (["int8", "f16", "bf16"], "bf16"), (["int8"], "f16"), (["bf16", "int8", "f32"], "f32")],
+)
+def test_the_teacher_is_built_in_the_widest_float_precision_however_they_are_listed(
+    precision: list[str], widest: str
+) -> None:
+    target = TargetSettings.model_validate({"runtime": "tensorrt", "precision": precision}, strict=False)
+    roles = {"teacher": "teacher", "distill": "student", "quantize": "quantized"}
+    context = SimpleNamespace(common=SimpleNamespace(roles=roles, targets={"gpu": target}))
+    files = {role: {"model": role} for role in roles.values()}
+    found = list(orders(cast(Any, context), cast(Any, SimpleNamespace(facts={"files": files}))))
+    assert [order.precision for order in found if order.model == "teacher"] == [widest]
+    assert any((order.model, order.precision) == ("student", widest) for order in found)

@@ -124,6 +124,19 @@ def test_a_speedup_turns_the_ratio_of_times_round() -> None:
     assert judge(budget, report(comparisons=[{**pair, "target": "ort"}]))["verdict"] == "undecided"
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_speedup_of_two_float_networks_compares_builds_of_one_precision(turned: bool) -> None:
+    """The student's f16 is its best build; the teacher was built in f32 alone."""
+    pairs = [("student.f16@ov", "teacher.f32@ov", 0.25), ("student.f32@ov", "teacher.f32@ov", 0.5)]
+    rows = [{"target": "ov", "a": a, "b": b, "ratio": ratio, "ci95": [ratio, ratio]} for a, b, ratio in pairs]
+    if turned:
+        rows = [{**row, "a": row["b"], "b": row["a"], "ratio": 1 / row["ratio"], "ci95": [4.0, 4.0]} for row in rows]
+    found = report(comparisons=rows, preferred={("ov", "student"): "f16"})
+    budget = gate(measure="speedup", of="student", against="teacher", target="ov", min="1 x")
+    assert judge(budget, found)["value"] == pytest.approx(2.0)
+    assert judge(budget, report(comparisons=rows[:1], preferred=found["preferred"]))["value"] == pytest.approx(4.0)
+
+
 def test_size_is_that_of_the_network_or_of_its_build() -> None:
     build = {"target": "ov", "model": "quantized", "size_bytes": 300}
     measured = report(models=[metric("quantized", 1.0)], builds=[build])

@@ -297,8 +297,43 @@ def test_without_a_driver_a_gpu_has_no_more_than_its_name(monkeypatch):
         ({"runtime": "tensorrt_rtx", "version_compatible": True}, "version_compatible is an option of tensorrt,"),
         ({"runtime": "tensorrt", "compute_capabilities": ["8.6"]}, "compute_capabilities is an option of tensorrt_rtx"),
         ({"runtime": "tensorrt", "max_batch": 4, "opt_batch": 8}, "opt_batch 8 is above max_batch 4"),
+        *(
+            ({"runtime": "tensorrt_rtx", "compute_capabilities": ["8.6", name]}, f"'{name}' is no compute capability")
+            for name in ("7.x", "banana", "8", "SM", "", "8.6.1", "0.6", "-8.6", "8 6", "sm_90a", "\u0668.\u0666")
+        ),
+        *(
+            (
+                {"runtime": "tensorrt_rtx", "compute_capabilities": ["86", name], "precision": ["bf16"]},
+                r"GPUs of compute capability 7\.5 have no bf16",
+            )
+            for name in ("7.5", "75", "SM75", "sm_75")
+        ),
     ],
 )
 def test_an_option_of_another_engine_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         TargetSettings.model_validate(given, strict=False)
+
+
+@pytest.mark.parametrize(("name", "architectures"), [("tensorrt", None), ("tensorrt_rtx", ARCHITECTURES)])
+def test_bf16_is_refused_on_a_gpu_that_has_none(monkeypatch, name, architectures):
+    engine = runtime(name)
+    fake_tensorrt.install(monkeypatch, 11, gpu=TURING, architectures=architectures)
+    with pytest.raises(UnavailableError, match=r"bf16 needs compute capability 8\.0, .*NVIDIA T4\) has 7\.5") as caught:
+        engine.check("GPU", run=True, precisions=("f32", "bf16"))
+    assert "use f16" in caught.value.hint
+    engine.check("GPU", run=True, precisions=("f32", "f16", "int8"))
+    for gpu in (AMPERE, Gpu("NVIDIA B200", "10.0"), Gpu("NVIDIA A10", None)):
+        fake_tensorrt.install(monkeypatch, 11, gpu=gpu, architectures=architectures)
+        engine.check("GPU", run=True, precisions=("bf16",))
+
+
+def test_rtx_may_build_bf16_for_other_gpus_than_the_one_here(monkeypatch):
+    fake_tensorrt.install(monkeypatch, 1, version="1.7.1", gpu=TURING, architectures=ARCHITECTURES)
+    runtime("tensorrt_rtx").check("GPU", run=False, precisions=("bf16",))
+
+
+def test_compute_capabilities_are_written_in_one_way():
+    given = {"runtime": "tensorrt_rtx", "compute_capabilities": ["8.6", "89", "SM120", "sm_121", "sm90"]}
+    made = TargetSettings.model_validate(given, strict=False)
+    assert made.compute_capabilities == ("8.6", "8.9", "12.0", "12.1", "9.0")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 
-from edgekd.errors import ConfigError, StageError, UnavailableError
+from edgekd.errors import ConfigError, ExportError, StageError, UnavailableError
+from edgekd.models.settings import ModelSettings
 from edgekd.pipeline.plan import Planner
 from edgekd.pipeline.schema import (
     Pipeline,
@@ -15,8 +16,9 @@ from edgekd.pipeline.schema import (
     networks_of,
     stage_location,
 )
+from edgekd.stages.context import shipped_by
 from edgekd.stages.kinds import KINDS
-from edgekd.stages.settings import DistillStage, EvaluateStage, ExportStage, TeacherStage, tables_of
+from edgekd.stages.settings import DistillStage, EvaluateStage, ExportStage, QuantizeStage, TeacherStage, tables_of
 
 _FREE_BYTES = 50_000_000
 
@@ -81,6 +83,24 @@ def _lessons(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) -> 
                 rehearse(common, entry.settings, teacher, planner.store)
             except ConfigError as error:
                 raise located(pipeline, stage_location(pipeline, entry), error) from None
+        elif isinstance(entry.settings, QuantizeStage):
+            _quantized(pipeline, planner, entry, teacher)
+
+
+def _quantized(pipeline: Pipeline, planner: Planner, entry: StageEntry, teacher: ModelSettings | None) -> None:
+    """Layers and knowledge that `quantize` names must fit the network that will be quantized."""
+    maker = next(stage for stage in pipeline.stages if stage.name == shipped_by(pipeline.roles))
+    if isinstance(maker.settings, DistillStage) and maker.settings.goes_on == "best":
+        return  # which of the peers will be quantized only training can tell
+    from edgekd.stages.quantize import rehearse
+
+    assert isinstance(entry.settings, QuantizeStage)
+    try:
+        rehearse(planner.common(), entry.settings, networks_of(maker)[()], teacher, planner.store)
+    except ConfigError as error:
+        raise located(pipeline, stage_location(pipeline, entry), error) from None
+    except ExportError:
+        return  # the stage itself says so, beside what was trained
 
 
 def _device(pipeline: Pipeline) -> None:

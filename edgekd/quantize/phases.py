@@ -15,6 +15,7 @@ from edgekd.distill.schemes.recipe import Recipe, owned, shared
 from edgekd.quantize.calibration import Divergence, Outputs
 from edgekd.quantize.places import add_places
 from edgekd.quantize.post_training import calibrated
+from edgekd.quantize.quantizer import prepare
 from edgekd.quantize.settings import QuantizationSettings
 from edgekd.tasks import HeadSettings
 from edgekd.train.feed import to_input
@@ -57,6 +58,19 @@ class Quantize:
             outputs=model.outputs,
             divergence=divergence_of(world.heads),
         )
+        add_places(network, network.graph_module, self.taps)
+        world.models[self.target] = Model(network, model.inputs, model.outputs)
+
+
+@dataclass(frozen=True)
+class Rehearse(Quantize):
+    """Edit of a rehearsal: captured and given its layers, but not calibrated; names that are not there show."""
+
+    def __call__(self, world: World, seed: int) -> None:
+        model, rows = world.models[self.source], world.tables[self.table]
+        two = rows.take(torch.arange(2) % len(rows))
+        example = tuple(to_input(world, name, two.inputs[name], torch.device("cpu")) for name in model.inputs)
+        network = prepare(model.network, tuple(x.contiguous() for x in example), self.settings, model.outputs)
         add_places(network, network.graph_module, self.taps)
         world.models[self.target] = Model(network, model.inputs, model.outputs)
 

@@ -5,22 +5,34 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from edgekd.data.views import Views
 from edgekd.distill.knowledge_settings import KdSettings, KnowledgeSettings, MseLogitsSettings
 from edgekd.distill.pairing import Stages, pair, stages_of
 from edgekd.distill.schemes.recipe import Recipe
 from edgekd.distill.term_settings import Pair
 from edgekd.files import write_atomic
-from edgekd.quantize.phases import Quantize, qkd, quantization_aware
+from edgekd.models.settings import ModelSettings
+from edgekd.quantize.phases import Quantize, Rehearse, qkd, quantization_aware
 from edgekd.quantize.quantizer import QuantizedNetwork
-from edgekd.stages.context import Context
-from edgekd.stages.networks import example_inputs, load_model, make_world, metrics, save_curves, training_tables
+from edgekd.stages.context import Common, Context
+from edgekd.stages.networks import (
+    example_inputs,
+    fresh_model,
+    load_model,
+    make_world,
+    metrics,
+    save_curves,
+    training_tables,
+)
 from edgekd.stages.quantized import save_quantized
 from edgekd.stages.settings import QuantizeStage, tables_of
 from edgekd.stages.training import optim, run_phases, stage_train_settings, target_options, validation_scores
-from edgekd.store import Artifact
-from edgekd.train.world import Copy, Phase, World
+from edgekd.store import Artifact, Draft, Store
+from edgekd.train.rehearsal import rehearse_phases
+from edgekd.train.world import Copy, Model, Phase, World
 
 ORIGINAL, QUANTIZED, TEACHER = "original", "quantized", "teacher"
 # Scales and folded weights start where calibration left them: a hundredth of a from-scratch rate moves them well.
@@ -43,23 +55,72 @@ def run(context: Context) -> None:
     _save_details(context, network, {"as asked": metrics(scores, split)} | work.arms() if options.arms else {})
 
 
-class _Work:
-    """The world of the stage and the ways to train in it."""
+class _Lesson:
+    """What the options ask for, as phases; `teachers` are the models that guide."""
+
+    edit = Quantize
 
     def __init__(self, context: Context, options: QuantizeStage) -> None:
         self.context, self.options = context, options
-        _, self.source = context.shipped()
-        self.guides = _guides(context, options)
-        self._stages: dict[str, Stages] = {}
+        self.teachers = _teachers(options)
 
     def asked(self) -> list[Phase]:
         """The phases that the options ask for."""
         options = self.options
         recipe = self._recipe(options.task_weight if options.qkd is None else 1.0)
         if options.qkd is not None and options.passes():
-            tutor = next(iter(self.guides))
+            tutor = self.teachers[0]
             return qkd(recipe, self._edit(recipe), tutor, options.qkd.epochs(options.passes()))
-        return quantization_aware(recipe, self._edit(recipe), [*self.guides] if options.self_distillation else [])
+        return quantization_aware(recipe, self._edit(recipe), self.teachers)
+
+    def _recipe(self, task_weight: float, *, epochs: int | None = None) -> Recipe:
+        context, options = self.context, self.options
+        return Recipe(
+            context.common.heads,
+            optim(context, scale=_LR_SCALE),
+            options.passes() if epochs is None else epochs,
+            task_weight=task_weight,
+            knowledge=options.knowledge or _answers(context, options.temperature),
+            pairs=self._pairs,
+            **target_options(context),
+        )
+
+    def _edit(self, recipe: Recipe) -> Quantize:
+        taps = [
+            place
+            for item in recipe.knowledge or ()
+            if item.features and recipe.epochs
+            for guide in self.teachers
+            for place, _ in self._pairs(item, QUANTIZED, guide)
+        ]
+        table = self.options.calibration_table or "train"
+        return self.edit(ORIGINAL, QUANTIZED, self.options, table, tuple(dict.fromkeys(taps)))
+
+    def _pairs(self, item: KnowledgeSettings, student: str, teacher: str) -> Sequence[Pair]:
+        """Layers that a knowledge compares: the quantized network has those of its original."""
+        if item.layers is not None:
+            return item.layers
+        return pair(self._stages_of(student), self._stages_of(teacher), item.name)
+
+    def _stages_of(self, name: str) -> Stages:
+        """What a network offers for pairing."""
+        raise NotImplementedError
+
+
+class _Work(_Lesson):
+    """The world of the stage and the ways to train in it."""
+
+    def __init__(self, context: Context, options: QuantizeStage) -> None:
+        super().__init__(context, options)
+        _, self.source = context.shipped()
+        self.guides = {name: self._guide(name) for name in self.teachers}
+        self._stages: dict[str, Stages] = {}
+
+    def _guide(self, name: str) -> Artifact:
+        inputs = self.context.inputs
+        artifact = self.source if name == ORIGINAL else inputs.get("teacher") or inputs.get("model")
+        assert artifact is not None  # the schema asks for a teacher
+        return artifact
 
     def trained(
         self, phases: Sequence[Phase], *, arm: str = "", learner: str = QUANTIZED
@@ -103,37 +164,8 @@ class _Work:
             found[name] = metrics(scores, split)
         return found
 
-    def _recipe(self, task_weight: float, *, epochs: int | None = None) -> Recipe:
-        context, options = self.context, self.options
-        return Recipe(
-            context.common.heads,
-            optim(context, scale=_LR_SCALE),
-            options.passes() if epochs is None else epochs,
-            task_weight=task_weight,
-            knowledge=options.knowledge or _answers(context, options.temperature),
-            pairs=self._pairs,
-            **target_options(context),
-        )
-
-    def _edit(self, recipe: Recipe) -> Quantize:
-        taps = [
-            place
-            for item in recipe.knowledge or ()
-            if item.features and recipe.epochs
-            for guide in self.guides
-            for place, _ in self._pairs(item, QUANTIZED, guide)
-        ]
-        table = self.options.calibration_table or "train"
-        return Quantize(ORIGINAL, QUANTIZED, self.options, table, tuple(dict.fromkeys(taps)))
-
-    def _pairs(self, item: KnowledgeSettings, student: str, teacher: str) -> Sequence[Pair]:
-        """Layers that a knowledge compares: the quantized network has those of its original."""
-        if item.layers is not None:
-            return item.layers
-        return pair(self._stages_of(student), self._stages_of(teacher), item.name)
-
     def _stages_of(self, name: str) -> Stages:
-        """What a network offers for pairing; each artefact is opened once."""
+        """Each artefact is opened once."""
         artifact = self.guides.get(name, self.source)
         if artifact.key not in self._stages:
             model = load_model(self.context.common, artifact)
@@ -141,17 +173,47 @@ class _Work:
         return self._stages[artifact.key]
 
 
-def _guides(context: Context, options: QuantizeStage) -> dict[str, Artifact]:
+class _Rehearsal(_Lesson):
+    """The same with untrained networks."""
+
+    edit = Rehearse
+
+    def __init__(self, context: Context, options: QuantizeStage, models: Mapping[str, Model]) -> None:
+        super().__init__(context, options)
+        self._models = models
+
+    def _stages_of(self, name: str) -> Stages:
+        model = self._models.get(name, self._models[ORIGINAL])
+        return stages_of(model, example_inputs(self.context.common, model))
+
+
+def rehearse(
+    common: Common, options: QuantizeStage, shipped: ModelSettings, teacher: ModelSettings | None, store: Store
+) -> None:
+    """Capture the network untrained and ask for each loss once: names that fit nothing are known before training.
+
+    Args:
+        shipped: the network that will be quantized.
+
+    Raises:
+        ConfigError: a layer, an output or a knowledge does not fit the networks.
+        ExportError: the network cannot be captured, or has nothing to quantize.
+    """
+    context = Context("quantize", options, common, {}, Draft(Path()), Path(), store, tell=lambda text: None)
+    world = make_world(common, tables=training_tables(common, tables_of(options)))
+    for name, network in ((ORIGINAL, shipped), (TEACHER, teacher)):
+        if network is not None and name in (ORIGINAL, *_teachers(options)):
+            world.models[name] = fresh_model(common, network.model_copy(update={"weights": None}), seed=common.seed)
+            world.models[name].network.eval()
+    phases = _Rehearsal(context, options, dict(world.models)).asked()
+    rehearse_phases(world, phases, Views(common.data.settings.augment, common.seed), common.seed)
+
+
+def _teachers(options: QuantizeStage) -> list[str]:
     """The frozen networks that teach, by the names that phases give them."""
     if not options.self_distillation or not options.passes():
-        return {}
-    _, source = context.shipped()
-    found = {}
-    for name in options.guides:
-        artifact = source if name == "original" else context.inputs.get("teacher") or context.inputs.get("model")
-        assert artifact is not None  # the schema asks for a teacher
-        found[ORIGINAL if name == "original" else TEACHER] = artifact
-    return found
+        return []
+    return [ORIGINAL if name == "original" else TEACHER for name in options.guides]
 
 
 def _answers(context: Context, temperature: float) -> tuple[KnowledgeSettings, ...]:

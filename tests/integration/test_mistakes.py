@@ -231,6 +231,31 @@ def test_an_engine_that_needs_a_gpu_for_evaluate_is_refused_before_any_training(
     assert not list((place.folder / "store").glob("objects/*"))
 
 
+OWN = """
+def bent(student, teacher):
+    return student.view(7, 11, 13).mean()
+"""
+LEARNS = "self_distillation: true, epochs: 1, knowledge"
+# What only the networks can tell of `quantize`: (its options, what the error line says, what the help line says).
+IN_QUANTIZE = {
+    "layers of no network": ("layers: {conv9: float}", "no layer fits 'conv9'", "."),
+    "knowledge of no layer": (f"{LEARNS}: [{{hint: {{layers: [[conv9, conv9]]}}}}]", "no layer 'conv9'", "."),
+    "pairs that do not fit": (f"{LEARNS}: [{{fsp: {{layers: auto}}}}], guides: [teacher]", "fsp", "."),
+    "knowledge of one's own": (f"{LEARNS}: [{{own_loss:bent: {{}}}}]", "own_loss:bent", "."),
+}
+
+
+@pytest.mark.parametrize("name", IN_QUANTIZE)
+def test_what_does_not_fit_the_quantized_network_is_known_before_anything_is_trained(name: str, place: Place) -> None:
+    options, error, hint = IN_QUANTIZE[name]
+    place.write(OWN, "own_loss.py")
+    student = "  - distill: {student: convnet, args: {width: 6, depth: 3}, epochs: 1}\n"
+    said = place.run(edited((TEACHER, TEACHER + student), ("quantize: {}", f"quantize: {{{options}}}")))
+    said.is_one_mistake(2, rf"^p.yaml:9:5: .*{error}", hint)
+    assert set(place.states().values()) == {"skipped"}
+    assert not list((place.folder / "store").glob("objects/*"))
+
+
 def test_a_device_that_is_not_here_is_refused(place: Place) -> None:
     said = place.run(edited(("onnxruntime}", "onnxruntime, device: TPU}")))
     said.is_one_mistake(3, "^p.yaml:13:31: ONNX Runtime has no provider for TPU", "device: CPU")

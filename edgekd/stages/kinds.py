@@ -124,7 +124,7 @@ KINDS: dict[str, StageKind] = {
             needs=(_NETWORKS,),
             takes=(*_NETWORKS, "quantize", "export", "compile"),
             on_targets=True,
-            shares=("compile", "feeds", "networks", "quantized", "ladder", "tensors"),
+            shares=("compile", "feeds", "networks", "quantized", "ladder", "precision", "tensors"),
         ),
         StageKind(
             "bench",

@@ -18,7 +18,8 @@ from edgekd.files import sha256_bytes, sha256_file, sha256_json, write_atomic
 from edgekd.models.resolve import code_digest
 from edgekd.models.source import source_digest
 from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, networks_of
-from edgekd.stages.kinds import ENGINE_PACKAGES, KINDS, StageKind
+from edgekd.runtimes.registry import ENGINE_PACKAGES
+from edgekd.stages.kinds import KINDS, StageKind
 from edgekd.stages.precision import searched
 from edgekd.stages.settings import DistillStage, QuantizeStage, tables_of
 from edgekd.store import Artifact, Store

@@ -11,12 +11,14 @@ from typing import Any
 import edgekd
 from edgekd.bench import machine
 from edgekd.bench.machine import package_version
+from edgekd.bench.pack import agent_digest
 from edgekd.data.source import Data
 from edgekd.distill.own import digests_of
 from edgekd.errors import ConfigError
 from edgekd.files import sha256_bytes, sha256_file, sha256_json, write_atomic
 from edgekd.models.resolve import code_digest
 from edgekd.models.source import source_digest
+from edgekd.pipeline.devices import measured_on
 from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, networks_of
 from edgekd.runtimes.registry import ENGINE_PACKAGES
 from edgekd.stages.kinds import KINDS, StageKind
@@ -69,9 +71,12 @@ def ingredients(
         engines = {package for target in targets.values() for package in ENGINE_PACKAGES[target.runtime]}
         found["packages"] |= {name: package_version(name) for name in sorted(engines)}
         found["targets"] = {name: target.canonical() for name, target in targets.items()}
+        if not kind.on_device:  # builds are the same wherever they are measured
+            found["targets"] = {name: {**row, "host": None} for name, row in found["targets"].items()}
         found["machine"] = _processors()
     if kind.on_device:
-        found["machine"] = machine.fingerprint()
+        found["agent"] = agent_digest()
+        found |= measured_on(pipeline)
     return found | _weights(pipeline, entry) | _networks(pipeline, kind) | _own_code(pipeline, entry)
 
 

@@ -28,7 +28,7 @@ class Place(Protocol):
         progress: Callable[[str], None],
         leaves: Mapping[str, Path] = ...,
     ) -> dict[str, Any]:
-        """The agent's result of a job, ended after `limit_s` seconds. `leaves`: files it makes, and where to put them."""
+        """The agent's result of a job, ended after `limit_s` seconds; `leaves`: files of it, and where to put them."""
 
     def fetch(self, name: str, to: Path) -> None:
         """Bring a file that a job left back, its digest compared."""

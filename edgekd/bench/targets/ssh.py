@@ -166,7 +166,7 @@ class SshPlace:
     def _reopen(self) -> None:
         self.connection.close()
         self.connection = self.target.connect()
-        require(self.target.address, self.choose(self._runtimes))
+        require(str(self.target.address), self.choose(self._runtimes))
         for name, path in self._pushed.items():
             self._push(path, name)
 
@@ -216,14 +216,14 @@ class SshTarget:
     def open(self, runtimes: Sequence[str]) -> Iterator[SshPlace]:
         """A place to measure builds of these engines."""
         with self._visit() as place:
-            require(self.address, place.choose(runtimes))
+            require(str(self.address), place.choose(runtimes))
             yield place
 
 
-def require(address: Address, facts: Mapping[str, Any]) -> None:
+def require(name: str, facts: Mapping[str, Any]) -> None:
     """Raise UnavailableError for the first thing that a device lacks, with the command that brings it."""
     for lack in facts["missing"]:
         raise UnavailableError(
-            f"{address} has no {lack['what']} for {facts['executable']} (Python {facts['python']})",
+            f"{name} has no {lack['what']} for {facts['executable']} (Python {facts['python']})",
             hint=lack["command"],
         )

@@ -45,7 +45,7 @@ def server(running):
 
 
 def target(server, **more):
-    given = {"config": server.config, "waits_s": (), "pythons": ("python3",), **more}
+    given = {"config": server.config, "waits_s": (), "pythons": ("device-python",), **more}
     return SshTarget(parse_address(server.url), **given)
 
 
@@ -87,9 +87,9 @@ def test_probe_says_what_the_device_has_and_what_it_lacks(server):
 
 
 def test_first_python_with_everything_is_taken(server):
-    both = target(server, pythons=("no-such-python", "bare-python", "python3"))
+    both = target(server, pythons=("no-such-python", "bare-python", "device-python"))
     with both.open([FAKE]) as place:
-        assert place.python.path.endswith("/python3")
+        assert place.python.path.endswith("/device-python")
 
 
 def test_missing_numpy_and_missing_engine_name_the_command(server):
@@ -214,7 +214,7 @@ from edgekd.bench.targets.address import parse_address
 from edgekd.bench.targets.connection import Connection
 from edgekd.bench.targets.ssh import SshTarget
 import numpy, sys
-target = SshTarget(parse_address({server.url!r}), config=Path({str(server.config)!r}), pythons=("python3",))
+target = SshTarget(parse_address({server.url!r}), config=Path({str(server.config)!r}), pythons=("device-python",))
 numpy.savez({str(tmp_path / "feeds.npz")!r}, x=numpy.zeros((1, 3), numpy.float32))
 with target.open([{FAKE!r}]) as place:
     feeds = place.push(Path({str(tmp_path / "feeds.npz")!r}), "feeds.npz")

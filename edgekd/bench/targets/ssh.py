@@ -31,9 +31,11 @@ _DIGEST = (
     "import hashlib, sys\nh = hashlib.sha256()\nwith open(sys.argv[1], 'rb') as f:\n"
     "    [h.update(b) for b in iter(lambda: f.read(1 << 20), b'')]\nprint(h.hexdigest())"
 )
-# $1: the folder, $2: seconds, $3: the interpreter, $4: the agent. The number of the process is the keeper's to end it.
+# $1: the folder, $2: seconds, $3: the interpreter, $4: the agent. The number of the
+# process is the keeper's, to end it. What an engine leaves in the folder for temporary files goes with ours.
 _RUN = (
-    'cd "$1" || exit 74; if command -v timeout >/dev/null 2>&1; then set -- timeout -k 5 "$2" "$3" "./$4"; '
+    'cd "$1" || exit 74; TMPDIR=$1; export TMPDIR; '
+    'if command -v timeout >/dev/null 2>&1; then set -- timeout -k 5 "$2" "$3" "./$4"; '
     'else set -- "$3" "./$4"; fi; sh -c \'echo $$ >job.pid; exec "$@"\' sh "$@"; r=$?; rm -f job.pid; exit $r'
 )
 

@@ -12,8 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-import fake_runtime
-
 SSHD = shutil.which("sshd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
 MISSING = "there is no sshd here: apt-get install openssh-server"
 
@@ -47,13 +45,13 @@ class Server:
         self.start()
 
     def _write_settings(self):
-        """The device's python3 is the one that runs here, and it finds the fake engine."""
+        """The device's `device-python` is the one that runs here; `bare-python` has no packages at all."""
         bin_ = self.folder / "bin"
         bin_.mkdir()
         bare = bin_ / "bare-python"
         bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
         bare.chmod(0o755)
-        good = bin_ / "python3"
+        good = bin_ / "device-python"
         good.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         good.chmod(0o755)
         found = f"PATH={bin_}:/usr/bin:/bin TMPDIR={self.tmp}"
@@ -66,7 +64,7 @@ class Server:
             UsePAM no
             PasswordAuthentication no
             KbdInteractiveAuthentication no
-            SetEnv {found} PYTHONPATH={Path(fake_runtime.__file__).parent} OMP_NUM_THREADS=1
+            SetEnv {found} PYTHONPATH={Path(__file__).parent / "unit"} OMP_NUM_THREADS=1
             """
         (self.folder / "sshd_config").write_text("\n".join(line.strip() for line in settings.splitlines()))
 

@@ -87,12 +87,16 @@ class Server:
         raise AssertionError(self.log.read_text())
 
     def cut(self):
-        """Break every connection that is open, as a lost network would; the server takes new ones."""
+        """Break every connection that is open; the server takes new ones."""
+        self.signal_sessions(signal.SIGKILL)
+
+    def signal_sessions(self, number):
+        """Send a signal to the processes that serve open connections. Stopped, they are as silent as a lost network."""
         for pid in self._children(self.process.pid):
             for session in [*self._children(pid), pid]:
                 if b"sshd" in (Path("/proc") / str(session) / "comm").read_bytes():
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(session, signal.SIGKILL)
+                        os.kill(session, number)
 
     @staticmethod
     def _children(pid):

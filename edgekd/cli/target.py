@@ -92,14 +92,14 @@ def check(
     if json_:
         print_json({**facts, "ready": ready})
     else:
-        for line in _lines(facts):
+        for line in _lines(facts, [] if ready else facts["missing"]):
             typer.echo(line)
         typer.echo("ready to measure" if ready else f"not ready: {', '.join(lacking)} missing")
     return 0 if ready else UnavailableError.exit_code
 
 
-def _lines(facts: dict[str, Any]) -> list[str]:
-    """The facts for people, one a line."""
+def _lines(facts: dict[str, Any], missing: list[dict[str, str]]) -> list[str]:
+    """The facts for people, one a line, and what brings that which is missing."""
     memory, disk = facts["memory_free_bytes"], facts["disk_free_bytes"]
     rows = {
         "board": facts["board"],
@@ -113,4 +113,4 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         "free disk": None if disk is None else f"{disk / 1e6:.0f} MB",
     }
     found = [f"{name:<13} {'-' if value is None else value}" for name, value in rows.items()]
-    return [*found, *(f"{row['what']} is missing: {row['command']}" for row in facts["missing"])]
+    return [*found, *(f"{row['what']} is missing: {row['command']}" for row in missing)]

@@ -205,6 +205,20 @@ def test_connection_that_is_cut_every_time_is_for_later(server, tmp_path):
         bench(tmp_path, server, subject(tmp_path, sleep_ms=2), progress=cut, waits_s=(0.1,))
 
 
+def test_connection_that_falls_silent_is_given_up_and_the_device_cleans_up(server, tmp_path):
+    def silence(line):
+        if line.endswith("measuring"):
+            server.signal_sessions(signal.SIGSTOP)
+
+    settings = BRIEF.model_copy(update={"min_time_s": 60.0})
+    try:
+        with pytest.raises(TryAgainError, match=r"connection to .* was lost"):
+            bench(tmp_path, server, subject(tmp_path, sleep_ms=2), settings=settings, progress=silence)
+    finally:
+        server.signal_sessions(signal.SIGCONT)
+    assert server.left_behind() == []
+
+
 def test_killed_client_leaves_neither_process_nor_folder(server, tmp_path):
     pid_file = tmp_path / "pid"
     subject(tmp_path, sleep_ms=600_000, pid_file=str(pid_file))

@@ -1,9 +1,7 @@
-"""The measuring agent, a program of its own: one line of job JSON on standard input, one line of result JSON out.
+"""What the measuring agent does: latency of several models interleaved, memory of one, time per layer of one.
 
-    python -m edgekd.bench.agent
-
-Progress goes to standard error in lines that start with "progress: ". The agent ends when its standard input closes, so
-that a killed parent or a dropped connection leaves nothing running. Python 3.8, standard library, numpy, the engine.
+It runs inside agent.pyz (see `entry` and `pack`), in a process of its own. Python 3.8, standard library, numpy, the
+engine.
 
 A job: {"mode": "latency"|"memory"|"profile", "models": [{"name", "runtime", "device", "threads", "path"}], "feeds": the
 path of an .npz with one real batch per input name, "cpu": core to pin to or null}; for latency also "min_time_s",
@@ -15,22 +13,19 @@ path of an .npz with one real batch per input name, "cpu": core to pin to or nul
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import random
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
 from edgekd.bench import loop, machine
-from edgekd.errors import BenchError, EdgekdError, UnavailableError
+from edgekd.errors import BenchError, UnavailableError
 from edgekd.runtimes.protocol import Arrays, Runtime, Session
 from edgekd.runtimes.registry import RUNTIMES, runtime
 
@@ -47,31 +42,11 @@ class Loaded:
     facts: dict[str, Any]
 
 
-def main() -> None:
-    """Answer one job and end the process; an engine's own clean-up at exit is not waited for."""
-    results = _claim_standard_output()
-    job_line = sys.stdin.buffer.readline()
-    threading.Thread(target=_end_when_input_closes, daemon=True).start()
-    results.write(json.dumps(answer(job_line)) + "\n")
-    results.flush()
-    os._exit(0)
-
-
-def answer(job_line: bytes) -> dict[str, Any]:
-    """The result of a job, or {"error": {"kind": "unavailable"|"failed", "message", "hint"}}."""
-    try:
-        job = json.loads(job_line)
-        if job.get("cpu") is not None:
-            _pin(job["cpu"])
-        return _MODES[job.get("mode", "latency")](job)
-    except EdgekdError as error:
-        kind = "unavailable" if isinstance(error, UnavailableError) else "failed"
-        return {"error": {"kind": kind, "message": error.message, "hint": error.hint}}
-    except (
-        Exception
-    ) as error:  # whatever an engine raises must reach the host as a result, with its traceback beside it
-        traceback.print_exc()
-        return {"error": {"kind": "failed", "message": f"{type(error).__name__}: {error}", "hint": None}}
+def work(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of a job of any mode; raises what the engines raise."""
+    if job.get("cpu") is not None:
+        _pin(job["cpu"])
+    return _MODES[job.get("mode", "latency")](job)
 
 
 def measure_latency(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,21 +207,3 @@ def _wait_for_quiet(limit_s: float) -> dict[str, Any]:
 
 def _progress(text: str) -> None:
     print(f"progress: {text}", file=sys.stderr, flush=True)
-
-
-def _claim_standard_output() -> IO[str]:
-    """Keep standard output for the result; whatever an engine prints there goes to standard error from now on."""
-    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return results
-
-
-def _end_when_input_closes() -> None:
-    # os.read and not sys.stdin: a thread inside a buffered read would block the interpreter's own end.
-    while os.read(0, 4096):
-        pass
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    main()

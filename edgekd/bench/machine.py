@@ -57,8 +57,17 @@ def cpu_model() -> str | None:
     found = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo", 4096) or "", re.MULTILINE)
     if found:
         return found.group(1).strip()
-    board = _read("/proc/device-tree/model")
-    return board.strip("\0 \n") if board else (platform.machine() or None)
+    return _tree_model() or platform.machine() or None
+
+
+def board() -> str | None:
+    """Name of the board, as its firmware gives it: a Raspberry Pi's, a Jetson's, or that of a PC's mainboard."""
+    return _tree_model() or _line("/sys/class/dmi/id/product_name")
+
+
+def _tree_model() -> str | None:
+    tree = _read("/proc/device-tree/model")
+    return (tree.strip("\0 \n") or None) if tree else None
 
 
 def usable_cores() -> int | None:
@@ -72,6 +81,18 @@ def memory_bytes() -> int | None:
     """Physical memory."""
     found = re.search(r"^MemTotal:\s*(\d+) kB", _read("/proc/meminfo", 4096) or "", re.MULTILINE)
     return int(found.group(1)) * 1024 if found else None
+
+
+def memory_free_bytes() -> int | None:
+    """Memory that can be had now without swapping."""
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", _read("/proc/meminfo", 4096) or "", re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else None
+
+
+def distribution() -> str | None:
+    """Name and version of the Linux distribution."""
+    found = re.search(r'^PRETTY_NAME="?([^"\n]*)', _read("/etc/os-release") or "", re.MULTILINE)
+    return found.group(1) if found else None
 
 
 def gpu_model() -> str | None:

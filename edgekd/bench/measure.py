@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.bench.process import run_agent
 from edgekd.bench.rows import Measured, comparison_row, latency_row
 from edgekd.bench.settings import BenchSettings
+from edgekd.bench.targets.local import Local
+from edgekd.bench.targets.protocol import Place, Target
 from edgekd.errors import BenchError
 from edgekd.files import replace_atomic, write_atomic
 
@@ -50,17 +52,19 @@ def measure(
     folder: Path,
     seed: int,
     progress: Callable[[str], None],
+    on: Target | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Measure all subjects interleaved in one process, over `settings.launches` such processes.
 
     Args:
-        subjects: the builds; their names must differ.
+        subjects: the builds; their names must differ. On another device a build is its folder with all files in it.
         feeds: one batch of real data for every input, by name; `settings.batch` rows.
         folder: gets `<name>.npz` per subject (raw samples: keys "<launch>/wall_ns" of shape (visits, calls), and the
             counters of `loop.Record`), `launches.json` (machine, order, warm-up and 1 Hz monitor of every launch), and
             with `settings.profile` LAYERS: {"rows": [..]}, see `layer_rows`.
         seed: of the order of the models in each launch, and of the bootstrap.
         progress: told in one line what happens.
+        on: the device that measures; by default this machine.
 
     Returns:
         The rows of `latency` (one per subject) and of `comparisons` (one per pair) of report.json.
@@ -68,13 +72,18 @@ def measure(
     Raises:
         UnavailableError: an engine or a device is missing.
         BenchError: an engine refused a build, a measuring process died or took too long, or the arguments are wrong.
+        TryAgainError: the device cannot be reached, or the connection was lost several times.
     """
     _check(subjects, feeds, settings)
     folder.mkdir(parents=True, exist_ok=True)
     measured = [Measured(s.name, s.device) for s in subjects]
-    with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as temporary:
-        launcher = _Launcher(subjects, settings, Path(temporary), seed, progress)
-        save_arrays(launcher.feeds, feeds)
+    target, runtimes = on or Local(), sorted({subject.runtime for subject in subjects})
+    with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as temporary, target.open(runtimes) as place:
+        scratch = Path(temporary)
+        save_arrays(scratch / "feeds.npz", feeds)
+        given = place.push(scratch / "feeds.npz", "feeds.npz")
+        models = {subject.name: _push(place, index, subject) for index, subject in enumerate(subjects)}
+        launcher = _Launcher(subjects, models, given, settings, scratch, place, seed, progress)
         for subject, one in zip(subjects, measured, strict=True):
             one.memory = launcher.memory(subject)
         launches = [launcher.latency(index, measured) for index in range(settings.launches)]
@@ -95,31 +104,31 @@ class _Launcher:
     """Starts the agent on jobs about the same subjects."""
 
     subjects: Sequence[Subject]
+    models: Mapping[str, dict[str, Any]]
+    feeds: str
     settings: BenchSettings
     temporary: Path
+    place: Place
     seed: int
     progress: Callable[[str], None]
 
-    @property
-    def feeds(self) -> Path:
-        return self.temporary / "feeds.npz"
-
     def memory(self, subject: Subject) -> dict[str, Any]:
         """Peak memory of one subject, alone in a process."""
-        return self._run({"mode": "memory", "models": [_model(subject)]}, f"memory of {subject.name}")
+        return self._run({"mode": "memory", "models": [self.models[subject.name]]}, f"memory of {subject.name}")
 
     def latency(self, launch: int, measured: Sequence[Measured]) -> dict[str, Any]:
         """One launch over all subjects: its samples are added to `measured`, its other facts returned."""
-        path = self.temporary / f"launch-{launch}.npz"
+        name = f"launch-{launch}.npz"
         job = {
             "mode": "latency",
-            "models": [_model(subject) for subject in self.subjects],
+            "models": list(self.models.values()),
             "seed": self.seed,
             "launch": launch,
-            "samples": str(path),
+            "samples": self.place.where(name),
             **asdict(self.settings.effort()),
         }
-        result = self._run(job, f"launch {launch + 1}/{self.settings.launches}")
+        path = self.temporary / name
+        result = self._run(job, f"launch {launch + 1}/{self.settings.launches}", {name: path})
         with np.load(path, allow_pickle=False) as stored:
             for one in measured:
                 prefix = f"{result['models'][one.name]['index']}/"
@@ -132,16 +141,19 @@ class _Launcher:
     def profile(self, subject: Subject) -> list[dict[str, Any]]:
         """Time per layer of one subject, alone in a process."""
         effort = self.settings.effort()
-        job = {"mode": "profile", "models": [_model(subject)], "runs": effort.profile_runs}
+        job = {"mode": "profile", "models": [self.models[subject.name]], "runs": effort.profile_runs}
         result = self._run({**job, "max_s": effort.profile_max_s}, f"layers of {subject.name}")
         return layer_rows(subject, result["layers"])
 
-    def _run(self, job: dict[str, Any], title: str) -> dict[str, Any]:
+    def _run(
+        self, job: dict[str, Any], title: str, leaves: Mapping[str, Path] = MappingProxyType({})
+    ) -> dict[str, Any]:
         self.progress(title)
-        return run_agent(
-            {**job, "feeds": str(self.feeds), "cpu": self.settings.cpu},
+        return self.place.run(
+            {**job, "feeds": self.feeds, "cpu": self.settings.cpu},
             limit_s=self.settings.time_limit_s,
             progress=lambda text: self.progress(f"{title}: {text}"),
+            leaves=leaves,
         )
 
 
@@ -177,14 +189,10 @@ def _facts(subject: Subject) -> dict[str, Any]:
     return {key: getattr(subject, key) for key in ("target", "runtime", "device", "model", "precision")}
 
 
-def _model(subject: Subject) -> dict[str, Any]:
-    return {
-        "name": subject.name,
-        "runtime": subject.runtime,
-        "device": subject.device,
-        "threads": subject.threads,
-        "path": str(subject.path.resolve()),
-    }
+def _push(place: Place, index: int, subject: Subject) -> dict[str, Any]:
+    """What a job says of a build, after its files were brought to where it is measured."""
+    about = {"name": subject.name, "runtime": subject.runtime, "device": subject.device, "threads": subject.threads}
+    return {**about, "path": place.push_build(subject.path, f"model-{index}")}
 
 
 def _keep_samples(folder: Path, one: Measured) -> str:

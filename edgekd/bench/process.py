@@ -8,28 +8,26 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgekd.errors import BenchError, UnavailableError
 
-# Last on the path: in front, an installed package's neighbours could hide modules of the standard library.
-_START = "import sys; sys.path.append(sys.argv[1]); from edgekd.bench.agent import main; main()"
 _PROGRESS = "progress: "
 _DOCTOR = "`edgekd doctor` tests the engines of this machine"
 
 
-def run_agent(job: Mapping[str, Any], *, limit_s: float, progress: Callable[[str], None]) -> dict[str, Any]:
-    """The result of one job of the agent (see `agent`), ended after `limit_s` seconds or on any exception here.
+def run_agent(
+    command: Sequence[str], job: Mapping[str, Any], *, limit_s: float, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """The result of one job of the agent that `command` starts, ended after `limit_s` seconds or on any exception here.
 
     Raises:
         UnavailableError: the engine or the device of a model is missing.
-        BenchError: the engine refused a model, the agent died, or it took longer than `limit_s`.
+        AgentDiedError: it ended without a result.
+        BenchError: the engine refused a model, or the agent took longer than `limit_s`.
     """
-    command = [sys.executable, "-P", "-c", _START, str(Path(__file__).resolve().parents[2])]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
     try:
@@ -38,6 +36,14 @@ def run_agent(job: Mapping[str, Any], *, limit_s: float, progress: Callable[[str
     finally:
         _end(process)
     return _result(process.returncode, output, errors)
+
+
+class AgentDiedError(BenchError):
+    """The agent ended without a result; `said` is what it wrote on standard error but progress."""
+
+    def __init__(self, message: str, *, hint: str, said: str, returncode: int) -> None:
+        super().__init__(message, hint=hint)
+        self.said, self.returncode = said, returncode
 
 
 def _converse(
@@ -106,7 +112,7 @@ def _result(returncode: int, output: bytes, errors: bytes) -> dict[str, Any]:
             "it was probably killed for lack of memory: measure fewer models at once" if returncode == -9 else _DOCTOR
         )
         message = f"the measuring process died ({how}): {said[-1] if said else 'it said nothing'}"
-        raise BenchError(message, hint=hint) from None
+        raise AgentDiedError(message, hint=hint, said="\n".join(said), returncode=returncode) from None
     if "error" in result:
         error = result["error"]
         kind = UnavailableError if error["kind"] == "unavailable" else BenchError

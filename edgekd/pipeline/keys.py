@@ -11,14 +11,17 @@ from typing import Any
 import edgekd
 from edgekd.bench import machine
 from edgekd.bench.machine import package_version
+from edgekd.bench.pack import agent_digest
 from edgekd.data.source import Data
 from edgekd.distill.own import digests_of
 from edgekd.errors import ConfigError
 from edgekd.files import sha256_bytes, sha256_file, sha256_json, write_atomic
 from edgekd.models.resolve import code_digest
 from edgekd.models.source import source_digest
+from edgekd.pipeline.devices import measured_on
 from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, networks_of
-from edgekd.stages.kinds import ENGINE_PACKAGES, KINDS, StageKind
+from edgekd.runtimes.registry import ENGINE_PACKAGES
+from edgekd.stages.kinds import KINDS, StageKind
 from edgekd.stages.precision import searched
 from edgekd.stages.settings import DistillStage, QuantizeStage, tables_of
 from edgekd.store import Artifact, Store
@@ -67,11 +70,14 @@ def ingredients(
         targets = pipeline.settings.targets
         engines = {package for target in targets.values() for package in ENGINE_PACKAGES[target.runtime]}
         found["packages"] |= {name: package_version(name) for name in sorted(engines)}
-        # Where timings are kept changes how long a build takes, not what is asked for.
-        found["targets"] = {name: {**target.canonical(), "timing_cache": None} for name, target in targets.items()}
+        # Where timings are kept changes how long a build takes, not what is asked for; and builds are the same wherever
+        # they are measured.
+        idle = {"timing_cache": None} | ({} if kind.on_device else {"host": None})
+        found["targets"] = {name: {**target.canonical(), **idle} for name, target in targets.items()}
         found["machine"] = _processors()
     if kind.on_device:
-        found["machine"] = machine.fingerprint()
+        found["agent"] = agent_digest()
+        found |= measured_on(pipeline)
     return found | _weights(pipeline, entry) | _networks(pipeline, kind) | _own_code(pipeline, entry)
 
 

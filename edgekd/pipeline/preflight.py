@@ -6,6 +6,7 @@ import shutil
 
 from edgekd.errors import ConfigError, ExportError, StageError, UnavailableError
 from edgekd.models.settings import ModelSettings
+from edgekd.pipeline.devices import probe_devices
 from edgekd.pipeline.plan import Planner
 from edgekd.pipeline.schema import (
     Pipeline,
@@ -29,6 +30,7 @@ def preflight(pipeline: Pipeline, planner: Planner, first: StageEntry, stages: l
     Raises:
         ConfigError: a factory, its arguments or its weights do not work.
         UnavailableError: an engine or a device is missing.
+        TryAgainError: a device that is to measure cannot be reached.
         DataError: the training data cannot be read.
         StageError: the disk is full.
     """
@@ -36,6 +38,8 @@ def preflight(pipeline: Pipeline, planner: Planner, first: StageEntry, stages: l
     names = {entry.name for entry in remaining}
     if "compile" in names or "evaluate" in names or "bench" in names:
         _engines(pipeline, run=bool(names & {"evaluate", "bench"}) and any(s.name == "compile" for s in stages))
+    if "bench" in names:
+        probe_devices(pipeline)
     free = shutil.disk_usage(planner.store.root if planner.store.root.exists() else pipeline.base).free
     if free < _FREE_BYTES:
         raise StageError(

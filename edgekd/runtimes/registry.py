@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, cast
 
+from edgekd.runtimes.onnxruntime_providers import PACKAGES
+
 if TYPE_CHECKING:  # a pipeline file is checked without numpy
     from edgekd.runtimes.protocol import Runtime
 
@@ -13,6 +15,14 @@ RUNTIMES = {
     "onnxruntime": "edgekd.runtimes.onnxruntime:OnnxRuntime",
     "tensorrt": "edgekd.runtimes.tensorrt:TensorRt",
     "tensorrt_rtx": "edgekd.runtimes.tensorrt:TensorRtRtx",
+}
+
+# The packages that an engine may come in: its version is that of the first that is there.
+ENGINE_PACKAGES = {
+    "openvino": ("openvino",),
+    "onnxruntime": PACKAGES,
+    "tensorrt": ("tensorrt",),
+    "tensorrt_rtx": ("tensorrt-rtx",),
 }
 
 

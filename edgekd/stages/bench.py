@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgekd.bench.measure import Subject, measure
+from edgekd.bench.targets.book import target_for
 from edgekd.runtimes.protocol import TensorInfo, noise
 from edgekd.stages.context import Context
 from edgekd.stages.settings import BenchStage
@@ -33,6 +34,7 @@ def run(context: Context) -> None:
         # Networks may take different inputs of the data; each build is fed those that it names.
         inputs = {info["name"]: TensorInfo(**info) for build in builds for info in build["inputs"]}
         feeds = noise(inputs.values(), options.batch, context.common.seed)
+        host = context.common.targets[target].host
         folder = context.draft.folder / target
         folder.mkdir()
         rows, pairs = measure(
@@ -42,8 +44,10 @@ def run(context: Context) -> None:
             folder=folder,
             seed=context.common.seed,
             progress=_teller(context, target),
+            on=target_for(host) if host else None,
         )
         for row in rows:
+            row["host"] = host
             if row.get("samples_path"):
                 row["samples_path"] = f"{target}/{row['samples_path']}"
         latency += rows

@@ -20,13 +20,6 @@ from edgekd.stages.settings import (
 _TRAINING = ("data", "tasks", "models", "train", "distill")
 _SHARED = ("networks", "training", "guides")
 _TORCH = ("torch", "numpy", "pillow", "pyarrow", "scikit-learn")
-# Which packages an engine's results depend on: only those of a pipeline's own targets enter its keys.
-ENGINE_PACKAGES = {
-    "openvino": ("openvino",),
-    "onnxruntime": PACKAGES,
-    "tensorrt": ("tensorrt",),
-    "tensorrt_rtx": ("tensorrt-rtx",),
-}
 
 
 @dataclass(frozen=True)

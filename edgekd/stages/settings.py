@@ -207,6 +207,9 @@ class TargetSettings(Settings):
     one is named, and with TensorRT f16. f16: TensorRT, ONNX Runtime, and OpenVINO's devices that have it (GPU, NPU).
     bf16: TensorRT (from compute capability 8.0 on), and OpenVINO's devices that have it (CPUs with AVX512-BF16 or AMX).
     """
+    host: str | None = None
+    """The device that measures the builds, over ssh: ssh://user@host:port, or a name of `edgekd target add`. Builds are
+    made and evaluated on this machine (runtimes openvino and onnxruntime)."""
     compute_capabilities: tuple[Annotated[str, AfterValidator(_capability)], ...] = ()
     """GPU architectures to build for, e.g. ["8.6", "8.9"] (tensorrt_rtx only; empty: 8.0 and all later ones)."""
     max_batch: int = Field(default=64, ge=1)
@@ -264,6 +267,7 @@ class TargetSettings(Settings):
         self._owns({"max_batch", "opt_batch", "workspace_bytes", "optimization_level", "residual"}, *_TENSORRT)
         self._owns({"timing_cache", "hardware_compatibility", "version_compatible"}, "tensorrt")
         self._owns({"compute_capabilities"}, "tensorrt_rtx")
+        self._owns({"host"}, "openvino", "onnxruntime")
         if self.opt_batch is not None and self.opt_batch > self.max_batch:
             raise ValueError(f"opt_batch {self.opt_batch} is above max_batch {self.max_batch} | raise max_batch")
         if self.residual == "skip" and "int8" not in self.precision:

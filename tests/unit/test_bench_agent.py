@@ -16,9 +16,10 @@ import pytest
 
 from edgekd.bench import agent, loop, machine
 from edgekd.bench.measure import Subject, measure
-from edgekd.bench.process import run_agent
+from edgekd.bench.pack import agent_bytes, carried
 from edgekd.bench.rows import Measured, latency_row
 from edgekd.bench.settings import BenchSettings
+from edgekd.bench.targets.local import Local
 from edgekd.errors import BenchError, UnavailableError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,9 +29,11 @@ AGENT_MODULES = {
     "edgekd.errors",
     "edgekd.bench",
     "edgekd.bench.agent",
+    "edgekd.bench.entry",
     "edgekd.bench.loop",
     "edgekd.bench.machine",
     "edgekd.runtimes",
+    "edgekd.runtimes.onnxruntime_providers",
     "edgekd.runtimes.protocol",
     "edgekd.runtimes.registry",
 }
@@ -227,7 +230,8 @@ def test_interrupt_kills_the_agent(bench, subject, tmp_path):
 
 def test_agent_ends_when_its_input_closes(subject, tmp_path):
     told = job(tmp_path, subject("student", sleep_ms=600_000))
-    command = [sys.executable, "-m", "edgekd.bench.agent"]
+    (tmp_path / "agent.pyz").write_bytes(agent_bytes())
+    command = [sys.executable, "agent.pyz"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=tmp_path) as process:
         process.stdin.write(json.dumps(told).encode() + b"\n")
@@ -240,23 +244,20 @@ def test_agent_ends_when_its_input_closes(subject, tmp_path):
 
 
 def test_result_is_the_only_thing_on_standard_output(subject, tmp_path):
-    result = run_agent(job(tmp_path, subject("student")), limit_s=60, progress=lambda line: None)
+    with Local().open([]) as place:
+        result = place.run(job(tmp_path, subject("student")), limit_s=60, progress=lambda line: None)
     assert set(result) == {"name", "rss_before_load_bytes", "peak_rss_bytes", "engine_memory_bytes"}
 
 
 def test_agent_loads_nothing_but_its_own_few_files():
-    script = "import sys, edgekd.bench.agent; print(*sys.modules)"
+    script = "import sys, edgekd.bench.entry, edgekd.bench.agent; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded = set(run.stdout.split())
     assert {name for name in loaded if name.partition(".")[0] == "edgekd"} == AGENT_MODULES
     assert not loaded & {"torch", "pydantic", "onnx", "ruamel"}
 
 
-CARRIED = [
-    *(ROOT / "edgekd" / name for name in ("__init__.py", "errors.py", "bench/__init__.py")),
-    *(ROOT / "edgekd" / "bench" / f"{name}.py" for name in ("agent", "loop", "machine")),
-    *sorted((ROOT / "edgekd" / "runtimes").glob("*.py")),
-]
+CARRIED = [*carried(), ROOT / "edgekd" / "bench" / "targets" / "keeper.py"]
 # Methods of str and Path, and names of modules, that came after 3.8.
 LATER = {"removeprefix", "removesuffix", "is_relative_to", "with_stem", "readlink", "hardlink_to", "bit_count",
          "to_thread", "pairwise", "batched", "randbytes", "cache"}  # fmt: skip

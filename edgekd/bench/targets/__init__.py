@@ -1,0 +1,1 @@
+"""Where latency is measured: this machine, or a device over ssh, behind one protocol."""

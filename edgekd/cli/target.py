@@ -75,8 +75,6 @@ def check(
     quiet: QuietOption = False,
 ) -> int:
     """Connect, and show what the device is, what it has, what is missing, and the command for it."""
-    import os
-
     from edgekd.bench.targets.book import target_for
     from edgekd.config.settings import did_you_mean
     from edgekd.runtimes.registry import RUNTIMES
@@ -84,9 +82,7 @@ def check(
     for wanted in runtime or ():
         if wanted not in RUNTIMES:
             raise ConfigError(f"--runtime {wanted}: is not known", hint=did_you_mean(wanted, RUNTIMES))
-    if file is not None:
-        os.environ["EDGEKD_TARGETS"] = str(file)
-    facts = target_for(name).probe(runtime or list(RUNTIMES))
+    facts = target_for(name, file).probe(runtime or list(RUNTIMES))
     lacking = [row["what"] for row in facts["missing"]]
     ready = not lacking if runtime else facts["numpy"] is not None and any(facts["engines"].values())
     if json_:

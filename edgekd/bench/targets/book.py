@@ -63,8 +63,8 @@ def add_device(path: Path, name: str, device: Device) -> None:
     write_atomic(path, json.dumps(rows, indent=1) + "\n")
 
 
-def target_for(host: str) -> SshTarget:
-    """The device behind ssh://user@host:port or a name of the user's.
+def target_for(host: str, book: Path | None = None) -> SshTarget:
+    """The device behind ssh://user@host:port, or behind a name in the file `book` (by default the user's).
 
     Raises:
         ConfigError: it is neither.
@@ -73,7 +73,7 @@ def target_for(host: str) -> SshTarget:
     own = Path(config) if config else None
     if "://" in host:
         return SshTarget(parse_address(host), config=own)
-    devices = read_book(book_path())
+    devices = read_book(book or book_path())
     if host not in devices:
         from edgekd.config.settings import did_you_mean
 

@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +81,9 @@ def draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float)
     report = Report.model_validate_json(json.dumps(document))
     outcome.report = report.model_dump(mode="json")  # kept also when the disk is too full to write it
     draw(report, out)
-    _write_manifest(pipeline, out, outcome, document)
+    files = _write_manifest(pipeline, out, outcome, document)
+    if not outcome.exit_code:
+        _remove_others(out, files)
 
 
 def measured(row: Mapping[str, Any]) -> str:
@@ -125,8 +127,18 @@ def _data(pipeline: Pipeline, outcome: Outcome) -> dict[str, Any] | None:
     }
 
 
-def _write_manifest(pipeline: Pipeline, out: Path, outcome: Outcome, document: Mapping[str, Any]) -> None:
-    """manifest.json: what each file is made of, by sha256."""
+def _remove_others(out: Path, files: Collection[str]) -> None:
+    """What an earlier run left among the artefacts, made with other settings: nobody shall ship it by mistake."""
+    for path in sorted((out / ARTIFACTS).rglob("*"), reverse=True):  # what is inside comes before its folder
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path.relative_to(out).as_posix() not in files:
+            path.unlink()
+
+
+def _write_manifest(pipeline: Pipeline, out: Path, outcome: Outcome, document: Mapping[str, Any]) -> Collection[str]:
+    """manifest.json: what each file is made of, by sha256. Returns the files' paths."""
     files = {
         f"{ARTIFACTS}/{target}": {"sha256": artifact.files[name], "stage": stage, "key": artifact.key}
         for stage, artifact in outcome.done.items()
@@ -145,3 +157,4 @@ def _write_manifest(pipeline: Pipeline, out: Path, outcome: Outcome, document: M
         "files": dict(sorted(files.items())),
     }
     write_atomic(out / "manifest.json", json.dumps(manifest, indent=1))
+    return files.keys()

@@ -244,7 +244,8 @@ def _whole(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree)
             if name not in outputs:
                 words = f"no output is called {name!r}", did_you_mean(name, outputs)
                 problems.append(Problem((*place, index), *words))
-        if "teacher" in stage.settings.guides and "teacher" not in names and settings.model is None:
+        taught = settings.model is not None and "distill" in names  # a network alone is no teacher of itself
+        if "teacher" in stage.settings.guides and "teacher" not in names and not taught:
             missing = "there is no teacher in this pipeline"
             problems.append(Problem((*location, "guides"), missing, "write guides: [original], or add a teacher"))
     for name, target in settings.targets.items():

@@ -118,7 +118,7 @@ class Placement(Quantizer):
         if node in self._floats:
             return "float"
         name = module_of(node)
-        fitting = [choice for pattern, choice in self._settings.layers.items() if fnmatchcase(name, pattern)]
+        fitting = [choice for pattern, choice in self._settings.layers.items() if fits(name, pattern)]
         return fitting[-1] if fitting else LayerBits()
 
     def _inputs(self, node: Node) -> dict[Node, QuantizationSpec]:
@@ -163,10 +163,16 @@ def module_of(node: Node) -> str:
     return str(stack[-1][0]) if stack else node.name
 
 
+def fits(layer: str, pattern: str) -> bool:
+    """Whether a pattern is of a layer, or of a module that it lies in: `block1` is all that `block1` holds."""
+    parts = layer.split(".")
+    return any(fnmatchcase(".".join(parts[: n + 1]), pattern) for n in range(len(parts)))
+
+
 def check_names(patterns: Iterable[str], names: Collection[str]) -> None:
     """Raise ConfigError for a pattern that fits no layer."""
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(fits(name, pattern) for name in names):
             raise ConfigError(f"quantize.layers: no layer fits {pattern!r}", hint=did_you_mean(pattern, names))
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch.fx import Node
@@ -20,7 +19,7 @@ from torch.fx import Node
 from edgekd.quantize.calibration import Answers
 from edgekd.quantize.fake_quant import FakeQuant
 from edgekd.quantize.graph import input_quant, layers_of, weight_quant
-from edgekd.quantize.placement import module_of
+from edgekd.quantize.placement import fits, module_of
 from edgekd.quantize.quantizer import QuantizedNetwork
 from edgekd.quantize.settings import LayerBits, LayerChoice, MixedSettings
 
@@ -174,7 +173,7 @@ def choose(
 
 
 def _given(layer: str, given: Mapping[str, LayerChoice]) -> bool:
-    return any(fnmatchcase(layer, pattern) for pattern in given)
+    return any(fits(layer, pattern) for pattern in given)
 
 
 def _weighted(network: QuantizedNetwork) -> list[tuple[Node, FakeQuant, int]]:

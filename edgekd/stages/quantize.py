@@ -71,6 +71,8 @@ class _Lesson:
         if options.qkd is not None and options.passes():
             tutor = self.teachers[0]
             return qkd(recipe, self._edit(recipe), tutor, options.qkd.epochs(options.passes()))
+        if options.task_weight and options.passes():
+            recipe.needs_targets("quantize.task_weight")
         return quantization_aware(recipe, self._edit(recipe), self.teachers)
 
     def _recipe(self, task_weight: float, *, epochs: int | None = None) -> Recipe:
@@ -226,7 +228,10 @@ def _answers(context: Context, temperature: float) -> tuple[KnowledgeSettings, .
 def _tell(context: Context, network: QuantizedNetwork) -> None:
     calibration = network.calibration
     assert calibration is not None
+    # Ranges are chosen in two steps: the last that was kept says it all.
     kept = [str(trial["what"]) for trial in calibration.tried if trial["kept"]]
+    ranges = [what for what in kept if what.startswith("activations ")]
+    kept = [what for what in kept if what not in ranges[:-1]]
     options = context.options(QuantizeStage)
     context.tell(f"{context.stage}: calibrated on {calibration.samples:,} samples with " + ", ".join(kept))
     if calibration.samples < options.calibration:

@@ -125,6 +125,49 @@ def test_a_guide_that_is_not_there_is_a_mistake_in_one_line(tmp_path: Path) -> N
     assert "there is no teacher in this pipeline" in result.err
 
 
+def test_a_network_alone_is_no_teacher_of_itself(tmp_path: Path) -> None:
+    place = Workshop(tmp_path)
+    place.write(
+        "name: alone\ndata: {digits: {}, limit: {train: 64}}\nmodel: convnet\nstages:\n"
+        "  - quantize: {self_distillation: true, guides: [teacher]}\n"
+    )
+    result = place.run()
+    assert result.code == 2
+    assert "there is no teacher in this pipeline" in result.err
+
+
+@pytest.mark.slow
+def test_what_an_earlier_run_made_with_other_settings_does_not_stay_among_the_artefacts(tmp_path: Path) -> None:
+    place = Workshop(tmp_path)
+    file = (
+        "name: stale\ndata: {digits: {}, limit: {train: 64}}\nmodel: convnet\nargs: {width: 8}\nstages:\n"
+        "  - quantize: {calibration: 32}\n  - export: {}\n"
+    )
+    place.write(file)
+    assert place.run().code == 0
+    assert list((place.out / "artifacts").glob("*.onnx"))
+    (place.out / "artifacts" / "builds" / "old.int8").mkdir(parents=True)
+    (place.out / "artifacts" / "builds" / "old.int8" / "model.xml").write_text("old")
+    assert place.run("--to", "quantize", "--set", "quantize.calibration=16").code == 0
+    left = {path.relative_to(place.out).as_posix() for path in (place.out / "artifacts").rglob("*") if path.is_file()}
+    assert left == set(json.loads((place.out / "manifest.json").read_text())["files"])
+    assert not [name for name in left if name.endswith(".onnx")]
+    assert not (place.out / "artifacts" / "builds").exists()
+
+
+@pytest.mark.slow
+def test_targets_that_are_not_there_cannot_be_learned_from(tmp_path: Path) -> None:
+    place = Workshop(tmp_path)
+    np.savez(tmp_path / "frames.npz", x=np.random.default_rng(0).integers(0, 255, (96, 1, 8, 8), dtype=np.uint8))
+    place.write(
+        "name: unlabelled\ndata: {npz: {path: frames.npz, inputs: [x], targets: []}}\nmodel: convnet\n"
+        "args: {num_classes: 4}\nstages:\n  - quantize: {epochs: 1, task_weight: 1.0}\n"
+    )
+    result = place.run()
+    assert result.code == 2, result.err
+    assert "learns from true targets, and the data has none" in result.err
+
+
 @pytest.mark.slow
 def test_training_that_was_killed_ends_with_the_same_bytes_also_in_half_precision(tmp_path: Path) -> None:
     text = FILE.format(options="{self_distillation: true, epochs: 30, lr: 0.001, precision: bf16}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from edgekd.errors import ExportError
 from edgekd.models.weights import load_state, save_state
 from edgekd.quantize.fake_quant import FakeQuant, lsq
+from edgekd.quantize.placement import fits
 from edgekd.quantize.post_training import calibrated
 from edgekd.quantize.quantizer import capture, convert, prepare
 from edgekd.quantize.settings import QuantizationSettings
@@ -176,3 +177,16 @@ def test_a_network_that_branches_on_values_is_refused_with_the_line_of_its_code(
 def test_a_network_without_anything_to_quantize_is_refused() -> None:
     with pytest.raises(ExportError, match="nothing in the network can be quantized"):
         prepare(nn.Flatten(), (example()[:2],), QuantizationSettings())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fitting"),
+    [
+        ("block1", {"block1.conv1", "block1.conv2"}),
+        ("block1.*1", {"block1.conv1"}),
+        ("block*", {"block1.conv1", "block1.conv2", "block2"}),
+        ("head", set()),
+    ],
+)
+def test_a_pattern_may_name_a_module_that_holds_layers(pattern: str, fitting: set[str]) -> None:
+    assert {name for name in ("block1.conv1", "block1.conv2", "block2", "header") if fits(name, pattern)} == fitting

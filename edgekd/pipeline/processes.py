@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from edgekd.pipeline.runner import RunOptions
 
 STATUS = "EDGEKD_STATUS_FILE"
+_LAST_WORDS_S = 60.0
 _BROKEN = re.compile("connection (closed|reset|refused)|broken pipe|timed out|connectFullMesh", re.IGNORECASE)
 
 
@@ -194,7 +196,8 @@ def follow(pipeline: Pipeline, options: RunOptions) -> int:
         while (message := current().shared(None)) is not None:
             _take_part(message, planner, store, rank)
     except (ConfigError, TrainingError) as error:
-        return error.exit_code  # it met rank 0 as well, which says it
+        _wait_for_first()  # it met rank 0 as well, which says it
+        return error.exit_code
     except EdgekdError as error:
         raise type(error)(f"process {rank}: {error.message}", hint=error.hint) from error
     except RuntimeError as error:
@@ -203,6 +206,13 @@ def follow(pipeline: Pipeline, options: RunOptions) -> int:
             raise
         return gone.exit_code
     return 0
+
+
+def _wait_for_first() -> None:
+    """Stay until rank 0 has said what went wrong: torchrun stops it, mid-sentence, when another process ends first."""
+    until = time.monotonic() + _LAST_WORDS_S
+    while time.monotonic() < until and not done():
+        time.sleep(0.05)
 
 
 def _take_part(message: dict[str, Any], planner: Planner, store: Store, rank: int) -> None:

@@ -93,13 +93,14 @@ def _exit_code(words: list[str]) -> int:
         if not launched():
             print("error: interrupted", file=sys.stderr)
         return 130
-    except SystemExit:
-        # typer raises none here: a module that the pipeline file names called exit while it was imported.
+    except SystemExit as ended_by:
+        if isinstance(ended_by.__context__, BrokenPipeError):
+            return 0  # the command line's library ends so when the reader of our output went away (`edgekd list | head`)
+        # It raises no other: a module that the pipeline file names called exit while it was imported.
         ended = ConfigError("code of your own ended the process", hint="take `exit()` out of what the pipeline imports")
         say_error(ended, words)
         return ended.exit_code
     except BrokenPipeError:
-        # The reader of our output went away (`edgekd list | head`): nothing is wrong.
         sys.stderr.close()
         return 0
     except Exception as error:

@@ -206,12 +206,21 @@ def test_real_devices_in_a_name_of_openvino(device: str, named: list[str]) -> No
 
 
 @pytest.mark.parametrize(
-    ("device", "missing"), [("cpu", "cpu"), ("GPU.1", "GPU.1"), ("HETERO:NPU,CPU", "NPU"), ("CPU.0", "CPU.0")]
+    ("device", "missing"), [("gpu", "GPU"), ("GPU.1", "GPU.1"), ("HETERO:NPU,CPU", "NPU"), ("CPU.0", "CPU.0")]
 )
 def test_a_wrong_device_of_openvino_is_named_with_what_is_there(device: str, missing: str) -> None:
     with pytest.raises(UnavailableError, match=rf"no device {missing} here \(it has .*CPU") as caught:
         runtime("openvino").check(device, run=True)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_device_may_be_written_in_small_letters(engine: str, net: Path, tmp_path: Path) -> None:
+    runtime(engine).check("cpu", run=True, precisions=("f32",))
+    path = compiled(engine, net, tmp_path, device="cpu")
+    found = [infer(runtime(engine).load(path, device=name, threads=1), feeds(net))["y"] for name in ("cpu", "CPU")]
+    assert np.array_equal(*found)
+    assert runtime(engine).profile(path, feeds(net), device="cpu", threads=1, runs=1, max_s=1.0)
 
 
 @pytest.mark.parametrize(

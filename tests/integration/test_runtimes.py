@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -253,6 +256,20 @@ def test_a_provider_that_runs_nothing_is_refused(net: Path, tmp_path: Path) -> N
         pytest.skip("this ONNX Runtime has no provider but the CPU's")
     with pytest.raises(UnavailableError, match=r"ran no node of this network on Azure, all \d+ fell back to the CPU"):
         compiled("onnxruntime", net, tmp_path, device="Azure")
+
+
+def test_onnx_runtime_leaves_nothing_in_the_folder_for_temporary_files(net: Path, tmp_path: Path) -> None:
+    """Its telemetry would: it is off."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    code = (
+        "from pathlib import Path; from edgekd.runtimes.registry import runtime; engine = runtime('onnxruntime');"
+        f"engine.compile(Path({str(net)!r}), Path({str(tmp_path)!r}), device='CPU', threads=1, options={{}});"
+        "engine.supports()"
+    )
+    subprocess.run([sys.executable, "-c", code], env=environment | {"TMPDIR": str(scratch)}, check=True)
+    assert list(scratch.iterdir()) == []
 
 
 def test_nodes_that_fell_back_to_the_cpu_say_so(tmp_path: Path) -> None:

@@ -155,6 +155,7 @@ class QuantizeStage(TrainOverrides, QuantizationSettings):
         if self.qkd is not None and self.task_weight:
             raise ValueError("task_weight does nothing in qkd, where the task always counts 1 | remove it")
         idle = self.model_fields_set & {*TrainOverrides.model_fields, "task_weight", "temperature", *learning}
+        idle |= {"arms"} if self.arms else set()
         if idle and "epochs" not in self.model_fields_set and not self.passes():
             raise ValueError(f"{min(idle)} does nothing in calibration alone | add `self_distillation: true`")
         return self

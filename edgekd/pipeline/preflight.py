@@ -146,6 +146,7 @@ def _splits(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) -> N
 
 
 def _engines(pipeline: Pipeline, *, run: bool) -> None:
+    from edgekd.runtimes.protocol import check_capabilities
     from edgekd.runtimes.registry import runtime
 
     for name, target in pipeline.settings.targets.items():
@@ -157,6 +158,8 @@ def _engines(pipeline: Pipeline, *, run: bool) -> None:
             engine.check(target.device_name, run=run)
             key = "precision"
             engine.check(target.device_name, run=run, precisions=target.precisions)
+            key = "compute_capabilities"
+            check_capabilities(engine, target.compute_capabilities)
         except UnavailableError as error:
             raise located(pipeline, ("targets", name, key), error) from None
 

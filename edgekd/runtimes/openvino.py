@@ -63,7 +63,7 @@ class OpenVino:
         return _FLAVOURS[precision]
 
     def check(self, device: str, *, run: bool, precisions: Sequence[str] = ()) -> None:
-        core = _core()
+        core, device = _core(), _in_its_words(device)
         found = list(core.available_devices)
         missing = [name for name in named_devices(device) if not _is_there(name, found)]
         if missing:
@@ -80,7 +80,7 @@ class OpenVino:
                 )
 
     def compile(self, onnx: Path, folder: Path, *, device: str, threads: int, options: Mapping[str, Any]) -> Build:
-        core = _core()
+        core, device = _core(), _in_its_words(device)
         try:
             model = core.read_model(str(onnx))
             _module().save_model(model, str(folder / "model.xml"), compress_to_fp16=False)
@@ -129,7 +129,8 @@ class _Session:
     """One infer request with tensors bound beforehand: `infer([x])` costs 20 us more."""
 
     def __init__(self, path: Path, device: str, threads: int, extra: Mapping[str, Any] = MappingProxyType({})) -> None:
-        core, properties = _core(), {**_properties(device, threads, _hint(path)), **extra}
+        core, device = _core(), _in_its_words(device)
+        properties = {**_properties(device, threads, _hint(path)), **extra}
         # A profile is of the model that is compiled here: what was imported cannot be asked for every counter.
         found = None if extra else openvino_blob.find(core, path, device=device, properties=properties)
         self._compiled = found or core.compile_model(str(path), device, properties)
@@ -200,6 +201,11 @@ def _since(means_ms: Sequence[float], warm: int) -> float:
     half = 0.0005
     total = len(means_ms) * (means_ms[-1] + half) - warm * (means_ms[warm - 1] + half)
     return round(max(half, total / (len(means_ms) - warm)), 4)
+
+
+def _in_its_words(device: str) -> str:
+    """A device as OpenVINO writes it, who knows capitals alone."""
+    return device.upper()
 
 
 def named_devices(device: str) -> list[str]:

@@ -300,6 +300,20 @@ def test_result_table_takes_the_smallest_batch_and_drops_what_nobody_measured() 
     assert result_table(full(builds=bare, latency=[]))[0] == ["target", "model", "precision", "accuracy"]
 
 
+def test_every_metric_of_a_build_has_a_column() -> None:
+    metrics = [metric(0.9, name="kind.accuracy"), metric(2.5, name="size.mean_absolute_error", unit="target unit")]
+    found = full(builds=[build("ov", "student", "f32", 0.9, metrics=metrics), build("ov", "teacher", "f32", 0.8)])
+    header, first, second, *_ = result_table(found)
+    assert header[3:6] == ["kind.accuracy", "size.mean_absolute_error", "accuracy"]
+    assert first[3:6] == ["0.9 [0.897, 0.903]", "2.5 target unit [2.497, 2.503]", ""]
+    assert second[3:6] == ["", "", "0.8 [0.797, 0.803]"]
+    assert "| 2.5 target unit [2.497, 2.503] |" in markdown(found)
+    shown = render_text(found).splitlines()
+    assert "kind.accuracy" in shown[0]
+    assert "2.5 target unit  " in shown[2]
+    assert "[0.897" not in shown[2]
+
+
 def test_measured_file_without_a_build_has_its_row() -> None:
     rows = result_table(full(builds=[]))
     assert [row[1] for row in rows[1:]] == ["quantized", "student", "quantized"]

@@ -76,7 +76,7 @@ def compile_on(place: Place, wish: Wish, onnx: Path, folder: Path, *, limit_s: f
         except BenchError as error:
             raise CompileError(f"{wish.name}: {error.message}", hint=error.hint) from None
         finally:
-            place.forget(TIMINGS, "model.onnx", archive.name)
+            place.forget(TIMINGS, "model.onnx", archive.name, BUILD)
         _unpack(archive, folder, wish.timings)
     layers = tuple(Layer(**layer) for layer in result["layers"])
     inputs, outputs = _tensors(result["inputs"]), _tensors(result["outputs"])
@@ -108,21 +108,21 @@ def answers_on(
     about = {**model, "threads": 1, "path": place.push_build(path, BUILD)}
     with tempfile.TemporaryDirectory(prefix="edgekd-evaluate-") as name:
         feeds, outputs = Path(name) / "feeds.npz", Path(name) / "outputs.npz"
-        for arrays in parts:
-            save_arrays(feeds, arrays)
-            given, left = place.push(feeds, feeds.name), place.where(outputs.name)
-            job = {"mode": "evaluate", "models": [about], "feeds": given, "batch": batch, "outputs": left}
-            try:
+        try:
+            for arrays in parts:
+                save_arrays(feeds, arrays)
+                given, left = place.push(feeds, feeds.name), place.where(outputs.name)
+                job = {"mode": "evaluate", "models": [about], "feeds": given, "batch": batch, "outputs": left}
                 result = place.run(job, limit_s=limit_s, progress=_silent, leaves={outputs.name: outputs})
-            except NoMemoryError as error:
-                raise BenchError(
-                    f"{model['name']}: {error.message}", hint="lower `evaluate.batch`, or free memory there"
-                ) from None
-            except BenchError as error:
-                raise BenchError(f"{model['name']}: {error.message}", hint=error.hint) from None
-            with np.load(outputs, allow_pickle=False) as stored:
-                found.append({name: stored[str(index)] for index, name in enumerate(result["outputs"])})
-        place.forget(feeds.name, outputs.name, BUILD)
+                with np.load(outputs, allow_pickle=False) as stored:
+                    found.append({name: stored[str(index)] for index, name in enumerate(result["outputs"])})
+        except NoMemoryError as error:
+            less = "lower `evaluate.batch`, or free memory there"
+            raise BenchError(f"{model['name']}: {error.message}", hint=less) from None
+        except BenchError as error:
+            raise BenchError(f"{model['name']}: {error.message}", hint=error.hint) from None
+        finally:
+            place.forget(feeds.name, outputs.name, BUILD)
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 

@@ -36,15 +36,23 @@ def onnx(tmp_path, **told):
     return path
 
 
-def built(tmp_path, server, *, wish=WISH, limit_s=120, to="build", waits_s=(), **told):
+@pytest.fixture(scope="module")
+def place(running):
+    """A place on the device that tests share which do not break the connection."""
+    with target(running).open([FAKE]) as opened:
+        yield opened
+        assert {path.name for path in Path(opened.connection.folder).iterdir()} == {"agent.pyz"}
+    assert running.left_behind() == []
+
+
+def built(tmp_path, place, *, wish=WISH, limit_s=120, to="build", **told):
     folder = tmp_path / to
     folder.mkdir()
-    with target(server, waits_s=waits_s).open([FAKE]) as place:
-        return compile_on(place, wish, onnx(tmp_path, **told), folder, limit_s=limit_s), folder
+    return compile_on(place, wish, onnx(tmp_path, **told), folder, limit_s=limit_s), folder
 
 
-def test_build_made_on_the_device_comes_back_whole(server, tmp_path):
-    made, folder = built(tmp_path, server, max_batch=4)
+def test_build_made_on_the_device_comes_back_whole(place, tmp_path):
+    made, folder = built(tmp_path, place, max_batch=4)
     assert sorted(p.name for p in folder.iterdir()) == sorted(NAMES)
     assert json.loads((folder / made.build.file).read_text()) == {"max_batch": 4}
     assert [tensor.shape for tensor in (*made.build.inputs, *made.build.outputs)] == [(-1, 3), (-1, 3)]
@@ -66,24 +74,22 @@ def test_same_agent_compiles_here(tmp_path, monkeypatch):
     assert np.array_equal(answers["file"], np.full((3, 3), 2))
 
 
-def test_timing_cache_stays_here_and_goes_along_with_the_next_build(server, tmp_path):
+def test_timing_cache_stays_here_and_goes_along_with_the_next_build(place, tmp_path):
     file = tmp_path / "timings" / "orin.cache"
     wish = Wish("pi.f32", FAKE, "CPU", "f32", {"workspace_bytes": 1}, file)
     for count in (1, 2):
-        built(tmp_path, server, wish=wish, to=f"build-{count}")
+        built(tmp_path, place, wish=wish, to=f"build-{count}")
         assert file.read_text() == "timed " * count
 
 
 MODEL = {"name": "pi.f32", "runtime": FAKE, "device": "CPU"}
 
 
-def test_build_answers_samples_on_the_device_part_by_part(server, tmp_path):
+def test_build_answers_samples_on_the_device_part_by_part(place, tmp_path):
     (tmp_path / "model.json").write_text(json.dumps({"max_batch": 4}))
     x = np.arange(60, dtype=np.float32).reshape(20, 3)
-    with target(server).open([FAKE]) as place:
-        parts = ({"x": part} for part in (x[:9], x[9:18], x[18:]))
-        found = answers_on(place, MODEL, tmp_path / "model.json", parts, batch=4, limit_s=120)
-        assert {path.name for path in Path(place.connection.folder).iterdir()} == {"agent.pyz"}
+    parts = ({"x": part} for part in (x[:9], x[9:18], x[18:]))
+    found = answers_on(place, MODEL, tmp_path / "model.json", parts, batch=4, limit_s=120)
     assert found.keys() == {"file"}
     assert np.array_equal(found["file"], x * 2)
 
@@ -96,16 +102,16 @@ def test_build_answers_samples_on_the_device_part_by_part(server, tmp_path):
         ("said", "out of memory: .*could not be allocated"),
     ],
 )
-def test_build_that_runs_out_of_memory_there_is_named_as_that(server, tmp_path, how, words):
-    with pytest.raises(CompileError, match=rf"^pi.f32: {server.url}: {words}") as caught:
-        built(tmp_path, server, no_memory=how)
+def test_build_that_runs_out_of_memory_there_is_named_as_that(place, tmp_path, how, words):
+    with pytest.raises(CompileError, match=rf"^pi.f32: {place.target.address}: {words}") as caught:
+        built(tmp_path, place, no_memory=how)
     assert "compile_on: host" in caught.value.hint
     assert caught.value.exit_code == 4
 
 
-def test_lack_of_memory_while_it_answers_says_what_to_do(server, tmp_path):
+def test_lack_of_memory_while_it_answers_says_what_to_do(place, tmp_path):
     (tmp_path / "model.json").write_text(json.dumps({"no_memory_when_run": True}))
-    with target(server).open([FAKE]) as place, pytest.raises(BenchError, match="CUDA out of memory") as caught:
+    with pytest.raises(BenchError, match="CUDA out of memory") as caught:
         answers_on(place, MODEL, tmp_path / "model.json", [{"x": np.ones((3, 3))}], batch=4, limit_s=120)
     assert "evaluate.batch" in caught.value.hint
 
@@ -116,23 +122,35 @@ def test_tensorrt_is_told_what_it_can_do_with_less_memory():
     assert "compile_on" not in remote._lighter(wish)
 
 
-def test_refused_graph_is_the_engines_own_line(server, tmp_path):
+def test_refused_graph_is_the_engines_own_line(place, tmp_path):
     with pytest.raises(CompileError, match=r"^pi.f32: fake refused model.onnx: no such operation$") as caught:
-        built(tmp_path, server, refuse=True)
+        built(tmp_path, place, refuse=True)
     assert caught.value.hint == "use opset 20"
 
 
-def test_device_of_the_engine_that_is_missing_there_is_unavailable(server, tmp_path):
+def test_device_of_the_engine_that_is_missing_there_is_unavailable(place, tmp_path):
     with pytest.raises(UnavailableError, match="fake has no device MISSING"):
-        built(tmp_path, server, wish=Wish("pi.f32", FAKE, "MISSING", "f32"))
+        built(tmp_path, place, wish=Wish("pi.f32", FAKE, "MISSING", "f32"))
 
 
-def test_build_that_takes_too_long_is_ended_on_the_device(server, tmp_path):
+def test_build_that_takes_too_long_is_ended_on_the_device(place, tmp_path):
     mark = tmp_path / "mark"
     with pytest.raises(CompileError, match="ended after 3 s") as caught:
-        built(tmp_path, server, limit_s=3, sleep_unless=str(mark))
+        built(tmp_path, place, limit_s=3, sleep_unless=str(mark))
     assert "time_limit_s" in caught.value.hint
     assert ssh_server.is_gone(int(mark.read_text()))
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A server whose connections may be broken: nobody else has one."""
+    if ssh_server.SSHD is None:
+        pytest.skip(ssh_server.MISSING)
+    server = ssh_server.Server(tmp_path / "device")
+    yield server
+    left = server.left_behind()
+    server.stop()
+    assert left == []
 
 
 @contextlib.contextmanager
@@ -151,18 +169,22 @@ def cut_when(server, mark):
     thread.join()
 
 
-def test_connection_that_is_cut_in_the_middle_of_a_build_is_opened_again(server, tmp_path):
+def test_connection_that_is_cut_in_the_middle_of_a_build_is_opened_again(own, tmp_path):
     mark = tmp_path / "mark"
-    with cut_when(server, mark):
-        made, folder = built(tmp_path, server, waits_s=(0.1,), sleep_unless=str(mark))
+    with cut_when(own, mark), target(own, waits_s=(0.1,)).open([FAKE]) as place:
+        made, folder = built(tmp_path, place, sleep_unless=str(mark))
     assert (folder / made.build.file).is_file()
     assert ssh_server.is_gone(int(mark.read_text()))
 
 
-def test_connection_that_stays_away_is_for_later_and_leaves_nothing(server, tmp_path):
+def test_connection_that_stays_away_is_for_later_and_leaves_nothing(own, tmp_path):
     mark = tmp_path / "mark"
-    with cut_when(server, mark), pytest.raises(TryAgainError, match=r"connection to .* was lost") as caught:
-        built(tmp_path, server, sleep_unless=str(mark))
+    with (
+        cut_when(own, mark),
+        pytest.raises(TryAgainError, match=r"connection to .* was lost") as caught,
+        target(own).open([FAKE]) as place,
+    ):
+        built(tmp_path, place, sleep_unless=str(mark))
     assert caught.value.exit_code == 75
     assert ssh_server.is_gone(int(mark.read_text()))
     assert list((tmp_path / "build").iterdir()) == []
@@ -173,8 +195,9 @@ def test_disk_that_a_build_fills_is_a_failure_in_words(tmp_path):
     with ssh_server.small_disk(tmp_path / "disk", "2m") as disk:
         server = ssh_server.Server(tmp_path / "device", tmp=disk)
         try:
-            with pytest.raises(StageError, match="no space left on the disk of the device"):
-                built(tmp_path, server, large_bytes=3_000_000)
+            with pytest.raises(StageError, match="no space left on the disk of the device"):  # noqa: SIM117
+                with target(server).open([FAKE]) as place:
+                    built(tmp_path, place, large_bytes=3_000_000)
             assert server.left_behind() == []
         finally:
             server.stop()
@@ -191,11 +214,11 @@ def test_names_that_a_device_gives_stay_in_the_builds_folder(tmp_path, name):
     assert list((tmp_path / "to").iterdir()) == []
 
 
-def test_python_with_a_nasty_name_is_one_word_of_a_command(server, tmp_path):
+def test_python_with_a_nasty_name_is_one_word_of_a_command(running, tmp_path):
     odd = tmp_path / "a b;$(touch pwned) 'x'"
-    odd.write_text((server.folder / "bin" / "device-python").read_text())
+    odd.write_text((running.folder / "bin" / "device-python").read_text())
     odd.chmod(0o755)
-    with target(server, python=str(odd)).open([FAKE]) as place:
+    with target(running, python=str(odd)).open([FAKE]) as place:
         assert place.python.path == str(odd)
         place.run({"mode": "probe", "runtimes": [FAKE]}, limit_s=60, progress=lambda line: None)
     assert not list(tmp_path.rglob("pwned"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +15,10 @@ from edgekd.bench.pack import AGENT, agent_bytes
 from edgekd.bench.process import AgentDiedError, NoMemoryError, StoppedError, run_agent
 from edgekd.bench.targets.address import Address
 from edgekd.bench.targets.connection import PYTHONS, Connection, Interpreter
+from edgekd.bench.targets.lacks import missing
 from edgekd.bench.targets.refusals import lost
 from edgekd.errors import BenchError, EdgekdError, TryAgainError, UnavailableError
 from edgekd.files import sha256_file
-from edgekd.runtimes.registry import ENGINE_PACKAGES
 
 _WAITS_S = (1.0, 4.0)
 _PROBE_S = 120.0
@@ -122,7 +121,7 @@ class SshPlace:
                 facts = self._run(job, _PROBE_S, lambda line: None)
             except AgentDiedError:
                 continue  # an interpreter that does not even run a program of the standard library
-            facts["missing"] = self._missing(facts, python)
+            facts["missing"] = missing(self.target.address, facts)
             found.append((len(facts["missing"]), len(found), facts, python))
             if not facts["missing"]:
                 break
@@ -133,15 +132,6 @@ class SshPlace:
         _, _, facts, self.python = min(found, key=lambda one: one[:2])
         self.about = facts
         return facts
-
-    def _missing(self, facts: Mapping[str, Any], python: Interpreter) -> list[dict[str, str]]:
-        wanted = [("numpy", "numpy")] if facts["numpy"] is None else []
-        for name, version in facts["engines"].items():
-            if version is None:
-                wanted.append((name, ENGINE_PACKAGES.get(name, (name.partition(":")[0],))[0]))
-        words = ["ssh", *self.target.address.words[:-2], self.target.address.host]
-        pip = shlex.join([python.path, "-m", "pip", "install"])
-        return [{"what": what, "command": shlex.join([*words, f"{pip} {package}"])} for what, package in wanted]
 
     def _push(self, path: Path, name: str) -> None:
         with path.open("rb") as stream:

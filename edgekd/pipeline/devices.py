@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,20 +50,20 @@ class Devices:
             found[name] = {**facts, "machine": {key: facts["machine"][key] for key in _PROCESSORS}}
         return {"devices": found, "agent": agent_digest()} if found else {}
 
-    def require(self) -> None:
-        """Have every device answer now, and be what it was taken for.
+    def require(self, targets: Iterable[str]) -> None:
+        """Have the devices of these targets answer now, and be what they were taken for.
 
         Raises:
             ConfigError: a name that no device has (file:line:column).
             UnavailableError: a device refuses us, or lacks Python, numpy or the engine (file:line:column).
             TryAgainError: a device cannot be reached, or is not what it last was and work was planned by that.
         """
-        for name, host in self._hosts.items():
-            self._memory(name)
+        for name in targets:
             facts = self._ask(name, patient=True)
+            self.absent.pop(self._hosts[name], None)
             if self._known.setdefault(name, facts) != facts:
                 raise TryAgainError(
-                    f"{host} answers again, and is not what it last was", hint="run the same command again"
+                    f"{self._hosts[name]} answers again, and is not what it last was", hint="run the same command again"
                 )
 
     def notes(self) -> list[str]:
@@ -85,13 +85,14 @@ class Devices:
 
     def _ask(self, name: str, *, patient: bool) -> Mapping[str, Any]:
         host, runtime = self._hosts[name], self._pipeline.settings.targets[name].runtime
+        memory = self._memory(name)
         try:
             answer = _probe(host, runtime, patient)
             require(host, answer)
         except UnavailableError as error:
             raise located(self._pipeline, ("targets", name, "host"), error) from None
         facts = {"machine": answer["machine"], "engine": answer["engines"][runtime], "numpy": answer["numpy"]}
-        self._remember(self._memory(name), facts)
+        self._remember(memory, facts)
         return facts
 
     def _memory(self, name: str) -> str:

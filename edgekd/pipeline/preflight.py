@@ -38,8 +38,8 @@ def preflight(pipeline: Pipeline, planner: Planner, first: StageEntry, stages: l
     names = {entry.name for entry in remaining}
     builds = any(s.name == "compile" for s in stages)
     _engines(pipeline, names, run=builds and bool(names & {"evaluate", "bench"}))
-    if any(works_there(name, target) for name in names for target in pipeline.settings.targets.values()):
-        planner.devices.require()
+    targets = pipeline.settings.targets
+    planner.devices.require(n for n, target in targets.items() if any(works_there(name, target) for name in names))
     free = shutil.disk_usage(planner.store.root if planner.store.root.exists() else pipeline.base).free
     if free < _FREE_BYTES:
         raise StageError(

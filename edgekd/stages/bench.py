@@ -16,6 +16,7 @@ from edgekd.runtimes.protocol import TensorInfo, noise
 from edgekd.stages.context import Context
 from edgekd.stages.settings import BenchStage
 
+_TELLING = threading.Lock()
 Measurement = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 
@@ -108,6 +109,10 @@ def _measure(context: Context, target: str, on: SshTarget | None) -> Measurement
 
 def _teller(context: Context, target: str) -> Callable[[str], None]:
     """One line a launch; what a launch does inside stays out of the log."""
-    return lambda line: (
-        context.tell(f"bench: {target}  {line}") if line.startswith("launch") and ":" not in line else None
-    )
+
+    def tell(line: str) -> None:
+        if line.startswith("launch") and ":" not in line:
+            with _TELLING:
+                context.tell(f"bench: {target}  {line}")
+
+    return tell

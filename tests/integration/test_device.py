@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -209,3 +210,23 @@ def test_measure_on_a_device(server, edgekd, tmp_path):
     (row,) = json.loads(done.out)["latency"]
     assert row["host"] == "pi"
     assert row["p50_ms"] > 0
+
+
+@pytest.mark.slow
+def test_whole_chain_of_the_digits_with_a_device_in_place_of_this_machine(server, edgekd, tmp_path):
+    edgekd("target", "add", "pi", server.url, "--python", "device-python")
+    brief = {"targets.ov.host": "pi", "targets.ort.host": "pi", "targets.ort.compile_on": "host", "gates": "[]"}
+    brief |= {"teacher.epochs": 2, "distill.epochs": 1, "quantize.epochs": 1, "evaluate.device_samples": 200}
+    brief |= {"bench.launches": 1, "bench.min_time_s": 0.2, "bench.min_samples": 20, "bench.quiet_wait_s": 0}
+    sets = [word for key, value in {**brief, "bench.profile": "false"}.items() for word in ("--set", f"{key}={value}")]
+    done = edgekd("run", str(Path(__file__).parents[2] / "pipelines" / "digits.yaml"), *sets, "--out", "out")
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert set(states(report).values()) == {"ran"}
+    assert {row["host"] for row in (*report["latency"], *report["builds"])} == {"pi"}
+    assert len(report["builds"]) == len(report["latency"]) == 6
+    for build in report["builds"]:
+        assert build["parity"]["n"] == build["metrics"][0]["n"] == 200
+        assert build["executed_precision"]["int8" if build["precision"] == "int8" else "f32"] > 0
+    assert "compile: ov.int8 on pi" in done.err
+    assert "compile: ort.int8\n" in done.err

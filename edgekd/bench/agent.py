@@ -53,7 +53,7 @@ def measure_latency(job: Mapping[str, Any]) -> dict[str, Any]:
     """One launch: wait for quiet, load all models in random order, warm each up, and measure them interleaved."""
     started = time.monotonic()
     facts = machine.fingerprint()
-    feeds = _read_feeds(job["feeds"])
+    feeds = read_feeds(job["feeds"])
     quiet = _wait_for_quiet(job["quiet_wait_s"])
     models = list(job["models"])
     random.Random(f"{job['seed']}/{job['launch']}").shuffle(models)  # noqa: S311 (an order, not a secret)
@@ -94,9 +94,9 @@ def measure_latency(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def measure_memory(job: Mapping[str, Any]) -> dict[str, Any]:
     """Peak resident memory before the one model of the job is loaded, and after 20 runs of it."""
-    feeds = _read_feeds(job["feeds"])
+    feeds = read_feeds(job["feeds"])
     (model,) = job["models"]
-    engine = _engine(model)
+    engine = engine_for(model)
     before = machine.peak_rss_bytes()
     session = _open(engine, model, feeds)
     loop.time_runs(session.run, MEMORY_RUNS)
@@ -110,9 +110,9 @@ def measure_memory(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def profile_layers(job: Mapping[str, Any]) -> dict[str, Any]:
     """Time per layer of the one model of the job, in the engine's order. Alone in its process: it slows a network."""
-    feeds = _read_feeds(job["feeds"])
+    feeds = read_feeds(job["feeds"])
     (model,) = job["models"]
-    engine = _engine(model)
+    engine = engine_for(model)
     session = _open(engine, model, feeds)
     bound = {info.name: feeds[info.name].astype(info.dtype, copy=False) for info in session.inputs}
     session.close()
@@ -135,7 +135,7 @@ def _load(model: Mapping[str, Any], feeds: Arrays) -> Loaded:
     _progress(f"loading {model['name']}")
     clock = time.perf_counter
     start = clock()
-    engine = _engine(model)
+    engine = engine_for(model)
     imported = clock()
     session = _open(engine, model, feeds)
     loaded = clock()
@@ -149,7 +149,8 @@ def _load(model: Mapping[str, Any], feeds: Arrays) -> Loaded:
     return Loaded(model["name"], session, facts)
 
 
-def _engine(model: Mapping[str, Any]) -> Runtime:
+def engine_for(model: Mapping[str, Any]) -> Runtime:
+    """The adapter that a job names in "runtime", after it found its engine and the "device" here."""
     name = model["runtime"]
     try:
         if ":" in name:
@@ -178,7 +179,8 @@ def _open(engine: Runtime, model: Mapping[str, Any], feeds: Arrays) -> Session:
     return session
 
 
-def _read_feeds(path: str) -> Arrays:
+def read_feeds(path: str) -> Arrays:
+    """The arrays of an .npz by name."""
     with np.load(path, allow_pickle=False) as stored:
         return {name: np.ascontiguousarray(stored[name]) for name in stored.files}
 

@@ -4,7 +4,7 @@
 
 Progress goes to standard error in lines that start with "progress: ". The program ends when its standard input closes,
 so that a killed parent or a dropped connection leaves nothing running. A job of mode "probe" (see `probe`) needs the
-standard library alone; the others (see `agent`) numpy and the engine. Python 3.8.
+standard library alone; the others (see `agent` and `builds`) numpy and the engine. Python 3.8.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def _work(job: dict[str, Any]) -> dict[str, Any]:
 
         return probe.facts(job)
     try:
-        from edgekd.bench import agent
+        from edgekd.bench import agent, builds
     except ImportError as error:
         hint = f"{sys.executable} -m pip install numpy"
         raise UnavailableError(f"the measuring agent cannot start: {error}", hint=hint) from error
-    return agent.work(job)
+    return builds.MODES[job["mode"]](job) if job.get("mode") in builds.MODES else agent.work(job)
 
 
 def _claim_standard_output() -> IO[str]:

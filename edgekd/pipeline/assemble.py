@@ -13,6 +13,7 @@ from edgekd.store import Artifact
 
 ARTIFACTS = "artifacts"
 _TRAINING = ("teacher", "distill", "quantize")
+_INSIDE = ("better", "evaluated", "same_samples")  # of a metric: what gates need and no reader
 _OF_QUANTIZE = ("arms", "calibration", "sensitivity")
 
 
@@ -20,7 +21,7 @@ def assemble(pipeline: Pipeline, done: Mapping[str, Artifact]) -> dict[str, Any]
     """Models, builds, latency, comparisons, gates and details of what was finished."""
     report: dict[str, Any] = {
         "models": _models(done, pipeline.roles),
-        "builds": _builds(done),
+        "builds": [b | {"host": pipeline.settings.targets[b["target"]].host} for b in _builds(done)],
         "latency": _latency(done),
         "comparisons": list(done["bench"].facts["comparisons"]) if "bench" in done else [],
         "details": _details(done, pipeline.roles),
@@ -29,7 +30,7 @@ def assemble(pipeline: Pipeline, done: Mapping[str, Artifact]) -> dict[str, Any]
     report["gates"] = [judge(gate, report) for gate in pipeline.settings.gates]
     del report["preferred"]
     for row in (*report["models"], *report["builds"]):
-        row["metrics"] = [{k: v for k, v in m.items() if k not in ("better", "evaluated")} for m in row["metrics"]]
+        row["metrics"] = [{k: v for k, v in m.items() if k not in _INSIDE} for m in row["metrics"]]
     return report
 
 

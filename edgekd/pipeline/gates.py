@@ -172,12 +172,16 @@ def _accuracy(
         return (own["value"], _pair(own["ci95"])) if own else (None, None)
     assert gate.against is not None
     other = _metric(report, gate.against, None)
-    return (None, None) if other is None else _drop(own, other)
+    return (None, None) if other is None else _drop(own, other, gate.against)
 
 
-def _drop(own: dict[str, Any], other: dict[str, Any]) -> tuple[float, None]:
-    """How much worse `own` is. Both were scored on the same samples: the drop itself is judged, as a fact of them."""
-    return (other["value"] - own["value"]) * own.get("better", 1), None
+def _drop(own: dict[str, Any], other: dict[str, Any], against: str) -> tuple[float, None]:
+    """How much worse `own` is. Both were scored on the same samples: the drop itself is judged, as a fact of them.
+
+    A device may have answered only some of the samples: of these it also has what the networks in PyTorch score.
+    """
+    value = own.get("same_samples", {}).get(against, other["value"])
+    return (value - own["value"]) * own.get("better", 1), None
 
 
 def _metric(report: dict[str, Any], role: str, target: str | None) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from typing import Any
 from edgekd.config.settings import did_you_mean
 from edgekd.data.source import Data, open_data
 from edgekd.errors import ConfigError
+from edgekd.pipeline.devices import Devices
 from edgekd.pipeline.keys import LastRuns, explain, ingredients, key_of
 from edgekd.pipeline.schema import Pipeline, StageEntry, data_location, located, networks_of, stage_location
 from edgekd.stages.context import Common
@@ -45,6 +46,7 @@ class Planner:
     data: Data
     heads: tuple[HeadSettings, ...]
     last: LastRuns
+    devices: Devices
 
     @classmethod
     def open(cls, pipeline: Pipeline, store: Store) -> Planner:
@@ -57,7 +59,7 @@ class Planner:
         heads = heads_of(settings.task, data.target_names)
         _check_weights(pipeline)
         _check_columns(pipeline, data.input_names)
-        return cls(pipeline, store, data, heads, LastRuns(store, pipeline))
+        return cls(pipeline, store, data, heads, LastRuns(store, pipeline), Devices(pipeline, store))
 
     def common(self) -> Common:
         """What all stages share."""
@@ -82,12 +84,14 @@ class Planner:
         if waits:
             return Step(entry, None, None, None, f"waits for {waits[0]}")
         inputs = {name: done[name] for name in kind.takes if name in done}
-        found = ingredients(self.pipeline, entry, self.heads, self.data, inputs, self.store)
+        found = ingredients(self.pipeline, entry, self.heads, self.data, inputs, self.store, self.devices)
         key = key_of(found)
         if entry.name in force:
             return Step(entry, key, found, None, "forced")
         artifact = self.store.get(key)
         why = "unchanged" if artifact else explain(self.last.get(entry.name), found)
+        if kind.on_targets:
+            why = "; ".join([why, *self.devices.notes()])
         return Step(entry, key, found, artifact, why)
 
     def all(self, *, force: Collection[str] = ()) -> list[Step]:

@@ -166,6 +166,8 @@ class _Run:
                 self.outcome.whole = entry == self.pipeline.stages[-1]
                 break
         self.current = None
+        for note in self.planner.devices.notes():
+            self.log.warning(note)
 
     def _preflight(self, entry: StageEntry) -> None:
         """What can be known before `entry` starts. A wrong file or a missing engine belongs to no stage."""

@@ -198,6 +198,8 @@ class Build(Part):
     """ONNX operator set of the graph that was compiled."""
     built_on: str | None = None
     """Fingerprint of the machine that compiled it."""
+    host: str | None = None
+    """The device that it is for, as the pipeline file names it; null is the machine of `environment`."""
     chosen: bool = False
     """True for the build to use on this target."""
     rejected_because: Text | None = None
@@ -386,8 +388,7 @@ class Report(Part):
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a written report: every field is present in it, those without a value as null."""
-    schema = Report.model_json_schema(mode="serialization")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Report.model_json_schema(mode="serialization")}
 
 
 def schema_text() -> str:

@@ -28,6 +28,7 @@ from edgekd.runtimes.protocol import (
     check_capabilities,
     installed_version,
 )
+from edgekd.runtimes.registry import OLDEST
 from edgekd.runtimes.tensorrt_session import Log, TensorRtSession, inspect
 
 _FLAVOURS = {"f32": "f32", "f16": "f16", "bf16": "bf16", "int8": "int8_f16"}
@@ -50,7 +51,12 @@ class TensorRt:
         return _FLAVOURS[precision]
 
     def check(self, device: str, *, run: bool, precisions: Sequence[str] = ()) -> None:
-        self.version()
+        version, oldest = self.version(), OLDEST[self.name]
+        if int(version.partition(".")[0]) < oldest:
+            raise UnavailableError(
+                f"{self.name} {version} is too old: it has no strongly typed networks",
+                hint=f"install {self.name} {oldest} or later; on a Jetson it comes with JetPack 6.1",
+            )
         if not has_gpu():
             raise UnavailableError(
                 f"{self.name} needs an NVIDIA GPU, and none is here",

@@ -27,7 +27,7 @@ class FakeSession:
 
     def run(self):
         self.calls += 1
-        sleep_ms = self.told.get("sleep_ms", 0)
+        sleep_ms = self.told.get("sleep_ms", 0) + float(os.environ.get("FAKE_LOAD_MS", "0"))
         if self.told.get("slow_every") and self.calls % self.told["slow_every"] == 0:
             sleep_ms = self.told["slow_ms"]
         if sleep_ms:
@@ -66,6 +66,8 @@ class FakeRuntime:
         told = json.loads(Path(path).read_text())
         if told.get("pid_file"):
             Path(told["pid_file"]).write_text(str(os.getpid()))
+        while told.get("wait_for") and not Path(told["wait_for"]).exists():
+            time.sleep(0.02)
         if told.get("refuse"):
             raise CompileError("fake cannot read this file", hint="make another")
         if told.get("bug"):

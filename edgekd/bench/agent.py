@@ -3,12 +3,11 @@
 It runs inside agent.pyz (see `entry` and `pack`), in a process of its own. Python 3.8, standard library, numpy, the
 engine.
 
-A job: {"mode": "latency"|"memory"|"profile" (further ones in `load_jobs`),
-"models": [{"name", "runtime", "device", "threads", "path"}], "feeds": the
-path of an .npz with one real batch per input name, "cpu": core to pin to or null}; for latency also "min_time_s",
-"max_time_s", "min_samples", "quiet_wait_s", "warm_window_s", "warm_min_s", "warm_max_s", "seed", "launch", and
-"samples": the .npz to write; for the others see their functions. A runtime is a name of `edgekd.runtimes.registry`, or
-"module:Class".
+A job: {"mode": "latency"|"memory"|"profile" (further ones in `load_jobs`), "models": [{"name", "runtime", "device",
+"threads", "path"}], "feeds": the path of an .npz with one real batch per input name, "cpu": core to pin to or null};
+for latency also "min_time_s", "max_time_s", "min_samples", "quiet_wait_s", "warm_window_s", "warm_min_s", "warm_max_s",
+"seed", "launch", and "samples": the .npz to write; for the others see their functions. A runtime is a name of
+`edgekd.runtimes.registry`, or "module:Class".
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def subjects_of(
             build = engine.compile(one.path, folder, device=where, threads=threads, options={})
             path, inputs = folder / build.file, build.inputs
         elif on is not None:  # a device is sent the folder of a build: here with nothing but the build in it
-            path = [Path(shutil.copy(file, folder)) for file in one.files][0]
+            path = [Path(shutil.copy(file, folder)) for file in one.files][0]  # noqa: RUF015 (all are copied)
         subject = Subject(one.name, place, one.runtime, where, "given", path, threads)
         inputs = inputs or _inputs(subject, on or Local())
         if index and _kinds(inputs) != _kinds(first):

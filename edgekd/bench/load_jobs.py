@@ -1,7 +1,7 @@
 """Jobs of the measuring agent that keep a build busy: its throughput, its latency under a load, a long run of it.
 
-As in `agent`, with these modes: "throughput", "rates", "sustain", and "describe". Python 3.8, standard library, numpy, the
-engine.
+As in `agent`, with these modes: "throughput", "rates", "sustain", and "describe". Python 3.8, standard library, numpy,
+the engine.
 """
 
 from __future__ import annotations

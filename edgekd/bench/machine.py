@@ -200,10 +200,7 @@ class Monitor:
     def note(self) -> None:
         """Note time, frequency, temperature, throttling, power, stolen time and pressure now."""
         before, self._steal = self._steal, _cpu_ticks()
-        gpu = {"gpu_frequency_mhz": None, "gpu_temperature_c": None, "gpu_slowed_now": None, "gpu_power_w": None}
-        if self._gpu is not None:
-            values = (self._gpu.clock_mhz(), self._gpu.temperature_c(), self._gpu.slowed(), self._gpu.power_w())
-            gpu = dict(zip(gpu, values))  # noqa: B905  3.8 has no strict=
+        gpu = self._gpu
         self.notes.append(
             {
                 "t_s": round(time.monotonic() - self._start, 3),
@@ -214,7 +211,10 @@ class Monitor:
                 "steal_share": _steal_share(before, self._steal),
                 "pressure_percent": pressure(),
                 "power_w": self._power_w(),
-                **gpu,
+                "gpu_frequency_mhz": gpu and gpu.clock_mhz(),
+                "gpu_temperature_c": gpu and gpu.temperature_c(),
+                "gpu_slowed_now": gpu and gpu.slowed(),
+                "gpu_power_w": gpu and gpu.power_w(),
             }
         )
 

@@ -84,7 +84,7 @@ def measure_rows(
     on: Target | None = None,
     host: str | None = None,
 ) -> Rows:
-    """Measure all subjects interleaved in one process, over `settings.launches` such processes; then what else is asked.
+    """Measure all subjects interleaved in one process, over `settings.launches` such processes; then all else.
 
     Args:
         subjects: the builds; their names must differ. On another device a build is its folder with all files in it.

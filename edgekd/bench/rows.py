@@ -127,7 +127,7 @@ def _throttled(results: Sequence[Mapping[str, Any]], everyone: Sequence[Measured
 
 
 def _alone(memory: Mapping[str, Any]) -> dict[str, Any]:
-    """What the process with this model alone told; its growth and energy may be unknown, as may a device's own clock."""
+    """What a process with this model alone told; growth, energy and the times of a device's clock may be unknown."""
     device, energy = memory.get("device_times") or {}, memory.get("energy") or {}
     times = {key: device.get(key) for key in ("compute_ms", "graph_ms", "h2d_ms", "d2h_ms")}
     spent = {key: energy.get(key) for key in ("energy_mj_per_inference", "energy_above_idle_mj", "idle_power_w")}

@@ -40,8 +40,8 @@ class ThroughputSettings(Settings):
     brings less than 3%."""
 
     streams: Literal["auto"] | tuple[Annotated[int, Field(ge=1, le=256)], ...] = Field(default="auto", min_length=1)
-    """Calls that are under way at once, each with the threads of `bench.threads`. `auto` doubles from 1 to 64 until that
-    brings less than 3%."""
+    """Calls that are under way at once, each with the threads of `bench.threads`. `auto` doubles from 1 to 64 until
+    that brings less than 3%."""
 
 
 class LoadSettings(Settings):
@@ -108,7 +108,7 @@ class BenchSettings(Settings):
     launches: does it become slower, hotter, larger? 0: none."""
 
     time_limit_s: float = Field(default=900.0, gt=0)
-    """Seconds after which one measuring process (for a long run: beyond its own time) is ended and the measurement fails."""
+    """Seconds after which one measuring process (a long run: beyond its own time) is ended: the measurement failed."""
 
     @model_validator(mode="after")
     def _pin_one_thread(self) -> BenchSettings:
@@ -130,7 +130,7 @@ class BenchSettings(Settings):
             warm_max_s=1.0 if self.quick else 10.0,
             profile_runs=20 if self.quick else 50,
             profile_max_s=0.2 if self.quick else 0.5,
-            leak_s=0.4 if self.quick else 3.0,
+            leak_s=0.3 if self.quick else 3.0,
             energy_s=1.0 if self.quick else 5.0,
             throughput_s=0.5 if self.quick else 2.0,
             requests=1000 if self.quick else 3000,

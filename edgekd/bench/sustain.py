@@ -32,7 +32,8 @@ def sustain(
 
     Returns:
         Lists of one entry per interval: `t_s` (its end), `calls` (of the first model, so far), `rss_bytes`,
-        `frequency_mhz`, `temperature_c`; and of one list per model: `p50_ms`, `cpu_ms`, `disturbed_share` (-1: unknown).
+        `frequency_mhz`, `temperature_c`; and for each model a list of `p50_ms`, `cpu_ms`, `disturbed_share` (-1: not
+        known).
     """
     interval_s = min(INTERVAL_S, seconds / FEWEST_INTERVALS)
     found: dict[str, Any] = {"t_s": [], "calls": [], "rss_bytes": [], "frequency_mhz": [], "temperature_c": []}

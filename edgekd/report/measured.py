@@ -67,7 +67,7 @@ class Latency(Part):
     rss_bytes: int | None = None
     """Its resident memory after the first inferences, in bytes."""
     memory_growth_bytes_per_call: Measured = None
-    """How much its resident memory grew with each inference, in bytes; null when that was not watched for long enough."""
+    """How much its resident memory grew with each inference, in bytes; null when not watched for long enough."""
     leaks: bool | None = None
     """True when it grew nearly all the time, and by more than 1 MiB."""
     compute_ms: Measured = None

@@ -17,7 +17,10 @@ from edgekd.report.values import Interval, Measured, Part, RelativePath, Text
 
 SCHEMA_VERSION = 1
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
-Latency, Comparison, Throughput, Load = measured.Latency, measured.Comparison, measured.Throughput, measured.Load
+Latency = measured.Latency
+Comparison = measured.Comparison
+Throughput = measured.Throughput
+Load = measured.Load
 
 
 class Metric(Part):

@@ -1,7 +1,7 @@
-"""The few calls of CUDA that running an engine takes, through the driver's own library: no toolkit, no torch. Python 3.8.
+"""The few calls of CUDA that running an engine takes, through the driver's library: no toolkit, no torch. Python 3.8.
 
-Streams and pointers are plain integers, as TensorRT takes them. Everything is in the primary context, which TensorRT and
-torch use, too.
+Streams and pointers are plain integers, as TensorRT takes them. Everything is in the primary context, which TensorRT
+and torch use, too.
 """
 
 from __future__ import annotations

@@ -145,12 +145,13 @@ class _Session:
         core, properties = _core(), {**_properties(device, threads, _hint(path), streams), **extra}
         watch = Stopwatch()
         # A profile is of the model that is compiled here: what was imported cannot be asked for every counter.
-        self._compiled = None if extra else openvino_blob.find(core, path, device=device, properties=properties)
+        found = None if extra else openvino_blob.find(core, path, device=device, properties=properties)
         read_ms = None  # what was compiled before is checked, read and made ready in one
-        if self._compiled is None:
+        if found is None:
             model = core.read_model(str(path))
             read_ms = watch.lap_ms()
-            self._compiled = core.compile_model(model, device, properties)
+            found = core.compile_model(model, device, properties)
+        self._compiled = found
         self.phases = Phases(read_ms, watch.lap_ms())
         self._begin()
 

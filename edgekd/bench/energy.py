@@ -87,14 +87,15 @@ class GpuEnergy:
 
 
 def find_meter(*, on_gpu: bool, root: str = "") -> Rapl | Power | GpuEnergy | None:
-    """What counts the energy of this machine, or of its NVIDIA GPU for a build that runs there; None: nothing does."""
+    """What counts the energy of this machine, or of its NVIDIA GPU for a build that runs there; None: nothing does.
+
+    Other accelerators (integrated graphics, an NPU) are in the processor's package.
+    """
     rails = _jetson(root)
     if rails is not None:  # the rail of the whole module, GPU included
         return rails
-    if on_gpu:
-        gpu = nvml.first_gpu()
-        if gpu is None:
-            return None
+    gpu = nvml.first_gpu() if on_gpu else None
+    if gpu is not None:
         if gpu.energy_mj() is not None:
             return GpuEnergy(gpu)
         return Power(lambda: gpu.power_w() or 0.0, "nvml") if gpu.power_w() is not None else None

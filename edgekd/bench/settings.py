@@ -40,8 +40,8 @@ class ThroughputSettings(Settings):
     brings less than 3%."""
 
     streams: Literal["auto"] | tuple[Annotated[int, Field(ge=1, le=256)], ...] = Field(default="auto", min_length=1)
-    """Calls that are under way at once, each with the threads of `bench.threads`. `auto` doubles from 1 to 64 until
-    that brings less than 3%."""
+    """Calls that are under way at once, each with the threads of `bench.threads` (ONNX Runtime: all share them). `auto`
+    doubles from 1 to 64 until that brings less than 3%."""
 
 
 class LoadSettings(Settings):

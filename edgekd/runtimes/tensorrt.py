@@ -109,6 +109,10 @@ class TensorRt:
             )
         return TensorRtSession(self._module(), path, version_compatible=bool(facts.get("version_compatible")))
 
+    def load_streams(self, path: Path, *, device: str, threads: int, streams: int) -> list[TensorRtSession]:
+        first = self.load(path, device=device, threads=threads)
+        return [first, *(first.beside() for _ in range(streams - 1))]
+
     def profile(
         self, path: Path, feeds: Mapping[str, NDArray[Any]], *, device: str, threads: int, runs: int, max_s: float
     ) -> tuple[LayerTime, ...]:

@@ -191,11 +191,14 @@ class BenchStage(BenchSettings):
 
     def problems(self, targets: Mapping[str, TargetSettings]) -> list[tuple[str, str]]:
         """What does not fit the targets: (message, hint)."""
-        small = [name for name, target in targets.items() if target.is_tensorrt and target.max_batch < self.batch]
+        batches = self.throughput.batches if self.throughput and self.throughput.batches != "auto" else ()
+        largest = max(self.batch, *batches) if batches else self.batch
+        small = [name for name, target in targets.items() if target.is_tensorrt and target.max_batch < largest]
         if not small:
             return []
-        words = f"bench.batch {self.batch} is above max_batch {targets[small[0]].max_batch} of target {small[0]}"
-        return [(words, f"give the target max_batch: {self.batch}, or bench a smaller batch")]
+        option = "bench.batch" if largest == self.batch else "bench.throughput.batches"
+        words = f"{option} {largest} is above max_batch {targets[small[0]].max_batch} of target {small[0]}"
+        return [(words, f"give the target max_batch: {largest}, or bench a smaller batch")]
 
 
 class ModelStage(ModelSettings):

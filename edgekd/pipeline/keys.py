@@ -119,12 +119,16 @@ def explain(last: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
     return "changed: " + "; ".join(found[:_SHOWN]) + more
 
 
+def identity(pipeline: Pipeline) -> str:
+    """What tells one pipeline file from others in a store: its name, and where it lies."""
+    return f"{pipeline.settings.name}.{sha256_bytes(str(pipeline.path.resolve()).encode())[:8]}"
+
+
 class LastRuns:
-    """The ingredients that each stage of a pipeline had last time."""
+    """The ingredients that each stage of a pipeline had last time, and how long it took when it last ran."""
 
     def __init__(self, store: Store, pipeline: Pipeline) -> None:
-        name = f"{pipeline.settings.name}.{sha256_bytes(str(pipeline.path.resolve()).encode())[:8]}.json"
-        self._path = store.root / "last" / name
+        self._path = store.root / "last" / f"{identity(pipeline)}.json"
         try:
             self._known: dict[str, Any] = json.loads(self._path.read_text())
         except (OSError, ValueError):
@@ -132,14 +136,24 @@ class LastRuns:
 
     def get(self, stage: str) -> Mapping[str, Any] | None:
         """Last time's ingredients of a stage."""
-        known = self._known.get(stage)
+        known = self._of(stage).get("made_of")
         return known if isinstance(known, dict) else None
 
-    def put(self, stage: str, found: Mapping[str, Any]) -> None:
-        """Remember a stage's ingredients."""
-        if self._known.get(stage) != found:
-            self._known[stage] = dict(found)
+    def seconds(self, stage: str) -> float | None:
+        """How long a stage took when it last ran."""
+        known = self._of(stage).get("seconds")
+        return known if isinstance(known, float) else None
+
+    def put(self, stage: str, found: Mapping[str, Any], seconds: float | None) -> None:
+        """Remember a stage's ingredients, and how long it took."""
+        row = {"made_of": dict(found), "seconds": seconds}
+        if self._known.get(stage) != row:
+            self._known[stage] = row
             write_atomic(self._path, json.dumps(self._known, indent=1, sort_keys=True))
+
+    def _of(self, stage: str) -> dict[str, Any]:
+        known = self._known.get(stage)
+        return known if isinstance(known, dict) else {}
 
 
 class _SourceMemo:

@@ -12,6 +12,7 @@ import pytest
 from edgekd.errors import TryAgainError
 from edgekd.files import lock, write_atomic
 from edgekd.store import Store
+from edgekd.store.collect import collect
 
 KEY = "ab" + "0" * 62
 
@@ -99,7 +100,7 @@ def test_collecting_keeps_the_newest(tmp_path: Path) -> None:
     for key in keys:
         put(store, key)
         time.sleep(0.02)
-    count, size = store.collect(keep=2)
+    count, size = collect(store, keep=2)
     assert (count, size > 0) == (2, True)
     assert [store.get(key) is not None for key in keys] == [False, False, True, True]
 
@@ -110,7 +111,7 @@ def test_collecting_deletes_caches_that_were_not_used_lately(tmp_path: Path) -> 
         store.cache("teacher", str(i)).mkdir(parents=True)
         (store.cache("teacher", str(i)) / "values.bin").write_bytes(b"x" * 5000)
         time.sleep(0.02)
-    assert store.collect(keep=1)[0] == 2
+    assert collect(store, keep=1)[0] == 2
     assert [path.name for path in tmp_path.glob("caches/*/*")] == ["2"]
 
 

@@ -32,7 +32,9 @@ StoreOption = Annotated[
 StoreModeOption = Annotated[
     Literal["ro", "rw"],
     typer.Option(
-        "--store-mode", envvar="EDGEKD_STORE_MODE", help="ro: read the store, never write to it; results stay with --out."
+        "--store-mode",
+        envvar="EDGEKD_STORE_MODE",
+        help="ro: read the store, never write to it; results stay in --out.",
     ),
 ]
 RemoteStoreOption = Annotated[
@@ -42,7 +44,8 @@ RemoteStoreOption = Annotated[
     ),
 ]
 OfflineOption = Annotated[
-    bool, typer.Option("--offline", envvar="EDGEKD_OFFLINE", help="Use no remote store; no stage uses a network anyway.")
+    bool,
+    typer.Option("--offline", envvar="EDGEKD_OFFLINE", help="Use no remote store; no stage uses a network."),
 ]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A pipeline file.")]
 SetOption = Annotated[

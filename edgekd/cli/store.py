@@ -73,7 +73,9 @@ def _bytes(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?\s*", text)
     if found is None:
         raise ConfigError(f"--max-size {text}: is no size", hint="write e.g. --max-size 10GB")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** ("", "k", "M", "G", "T").index(found[2].replace("K", "k")))
+    return int(
+        float(found[1]) * (1024 if found[3] else 1000) ** ("", "k", "M", "G", "T").index(found[2].replace("K", "k"))
+    )
 
 
 @app.command("verify")

@@ -20,8 +20,8 @@ from edgekd.pipeline.failures import check_folders, explain_os_error
 from edgekd.pipeline.gates import broken
 from edgekd.pipeline.keys import identity
 from edgekd.pipeline.log import Log
-from edgekd.pipeline.plan import Planner, Step
 from edgekd.pipeline.manifest import MANIFEST
+from edgekd.pipeline.plan import Planner, Step
 from edgekd.pipeline.preflight import preflight
 from edgekd.pipeline.processes import Team, lost
 from edgekd.pipeline.schema import Pipeline, StageEntry, data_location, located, stage_location
@@ -70,6 +70,7 @@ class Outcome:
     report: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     fingerprint: str | None = None
+    data_files: dict[str, str] = field(default_factory=dict)
     whole: bool = True
 
 
@@ -134,6 +135,7 @@ class _Run:
             self.planner = Planner.open(self.pipeline, self.store)
             check_board(self.pipeline)
             self.outcome.fingerprint = self.planner.data.fingerprint
+            self.outcome.data_files = self.planner.data.digests
             with self.store.in_use_by(identity(self.pipeline)) as usage:
                 self._stages()
                 usage.finish()

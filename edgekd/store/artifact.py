@@ -1,4 +1,4 @@
-"""An artefact: a folder of files, the sha256 of each, the facts that its stage stated, and the reading of its meta.json."""
+"""An artefact: a folder of files, the sha256 of each, and facts; how its meta.json is written, read and checked."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
 <url>/v1/artifacts/ab/abcd...json   meta.json of an artefact by its key: the marker, written last
 
 Nothing that comes from there is trusted: names must stay inside the artefact's folder, every byte is held against the
-digests of the marker. The first failure that is none of a single artefact ends the use of the remote store for this run.
+digests of the marker. The first failure that is not of a single artefact ends the use of the remote store for a run.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -44,7 +45,7 @@ class RemoteStore:
             ConfigError: fsspec knows no such protocol, or the URL makes no sense to it.
             UnavailableError: a package that the protocol needs is missing.
         """
-        self.shown, self.tell, self._stall_s = _without_secrets(url), tell, stall_s
+        self.shown, self.tell, self._stall_s = without_secrets(url), tell, stall_s
         self._fs, root = _open(url, self.shown)
         self._root = f"{root.rstrip('/')}/v1"
         protocols = (self._fs.protocol,) if isinstance(self._fs.protocol, str) else self._fs.protocol
@@ -76,7 +77,7 @@ class RemoteStore:
             for name, sha256 in artifact.files.items():
                 source, place = artifact.path(name), self._blob(sha256)
                 if afresh or self._size(place) != source.stat().st_size:
-                    self._put(place, lambda to, source=source: self._fs.put_file(str(source), to, callback=self._pulse()))  # type: ignore[misc]
+                    self._put(place, partial(self._fs.put_file, str(source), callback=self._pulse()))
             text = meta_text(artifact.key, artifact.files, artifact.facts, artifact.record)
             self._put(self._place(artifact.key), lambda to: self._fs.pipe_file(to, text.encode()))
 
@@ -179,7 +180,8 @@ def _open(url: str, shown: str) -> tuple[Any, str]:
         fs, root = fsspec.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         raise UnavailableError(
-            f"remote store {shown}: {first_line(error)}", hint='pip install "edgekd[remote]", or the package named there'
+            f"remote store {shown}: {first_line(error)}",
+            hint='pip install "edgekd[remote]", or the package named there',
         ) from None
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(
@@ -188,7 +190,7 @@ def _open(url: str, shown: str) -> tuple[Any, str]:
     return fs, str(root)
 
 
-def _without_secrets(url: str) -> str:
+def without_secrets(url: str) -> str:
     """A URL for messages: no user, no password, no query."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]

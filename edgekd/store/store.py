@@ -104,7 +104,7 @@ class Store:
 
     @contextlib.contextmanager
     def in_use_by(self, pipeline: str) -> Iterator[Usage]:
-        """While a run of a pipeline works, `collect` leaves alone what it uses; afterwards, until its next whole run."""
+        """While a run of a pipeline works, `collect` leaves alone what it uses; afterwards until its next whole run."""
         with Usage.open(self.root, pipeline) as self._usage:
             yield self._usage
         self._usage = None

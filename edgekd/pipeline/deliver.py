@@ -41,7 +41,7 @@ def deliver_stage(out: Path, stage: str, artifact: Artifact, named: Mapping[str,
 
 
 def draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float) -> None:
-    """Write the report in all its forms, the model card and manifest.json; `outcome.report` gets the report's values."""
+    """Write the report in all its forms, the model card and manifest.json; `outcome.report` gets its values."""
     content = assemble(pipeline, outcome.done)
     failed = [
         row

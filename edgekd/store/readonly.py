@@ -46,7 +46,7 @@ class ReadOnlyStore:
         return None if wrong else copied
 
     def lend_notes(self, root: Path) -> None:
-        """Copy what saves work (digests of data and sources) and what tells changes, where `root` has none of its own."""
+        """Copy what saves work (digests of data and sources) and what tells changes, where `root` has none yet."""
         names = ["memo.json", "sources.json", *(f"last/{path.name}" for path in self.root.glob("last/*.json"))]
         for name in names:
             source = self.root / name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +108,16 @@ def changes(before: Any, after: Any, path: str = "") -> list[str]:
     return [] if before == after else [f"{path} {_short(before)} -> {_short(after)}"]
 
 
-def explain(last: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
-    """Why a stage is not in the store: what changed since this pipeline last ran it."""
+def explain(last: Mapping[str, Any] | None, now: Mapping[str, Any], places: Sequence[str] = ()) -> str:
+    """Why a stage is not in the store: what changed since this pipeline last ran it; of the data, in which places."""
     if last is None:
         return "never ran before"
     found = changes(last, now)
     if not found:
         return "its artefact is gone from the store"
+    if places:
+        where = ", ".join(places[:_SHOWN]) + (f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else "")
+        found = [f"{change} (in {where})" if change.startswith("data ") else change for change in found]
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return "changed: " + "; ".join(found[:_SHOWN]) + more
 
@@ -144,9 +147,15 @@ class LastRuns:
         known = self._of(stage).get("seconds")
         return known if isinstance(known, float) else None
 
-    def put(self, stage: str, found: Mapping[str, Any], seconds: float | None) -> None:
-        """Remember a stage's ingredients, and how long it took."""
-        row = {"made_of": dict(found), "seconds": seconds}
+    def changed_places(self, stage: str, files: Mapping[str, str]) -> list[str]:
+        """Files of the data that are not what they were last time; of images the folders. `files`: `Data.digests`."""
+        before = self._of(stage).get("files")
+        changed = [name for name in sorted({*before, *files}) if before.get(name) != files.get(name)] if before else []
+        return list(dict.fromkeys(name.rpartition("/")[0] or name for name in changed))
+
+    def put(self, stage: str, found: Mapping[str, Any], seconds: float | None, files: Mapping[str, str]) -> None:
+        """Remember a stage's ingredients, how long it took, and the digests of the data's files."""
+        row = {"made_of": dict(found), "seconds": seconds, "files": dict(files)}
         if self._known.get(stage) != row:
             self._known[stage] = row
             write_atomic(self._path, json.dumps(self._known, indent=1, sort_keys=True))

@@ -100,8 +100,15 @@ class Planner:
         if artifact is not None:
             return Step(entry, key, found, artifact, "unchanged", artifact.record.get("seconds"))
         damage = self.store.damaged.get(key)
-        why = f"its artefact was damaged: {damage}" if damage else explain(self.last.get(entry.name), found)
+        places = self.last.changed_places(entry.name, self.data.digests) if kind.reads_data else ()
+        why = f"its artefact was damaged: {damage}" if damage else explain(self.last.get(entry.name), found, places)
         return Step(entry, key, found, None, why, self.last.seconds(entry.name))
+
+    def remember(self, step: Step, artifact: Artifact) -> None:
+        """Keep what a finished stage was made of, and how long it took: the next plan says what is other then."""
+        assert step.found is not None
+        files = self.data.digests if KINDS[step.entry.name].reads_data else {}
+        self.last.put(step.entry.name, step.found, artifact.record.get("seconds"), files)
 
     def all(self, *, force: Collection[str] = ()) -> list[Step]:
         """The whole plan as far as it can be known now."""

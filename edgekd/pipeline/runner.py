@@ -221,7 +221,7 @@ class _Run:
                     artifact = self._execute(step, work, board)
         seconds = time.monotonic() - self.started
         self.outcome.done[step.entry.name] = artifact
-        self.planner.last.put(step.entry.name, step.found, artifact.record.get("seconds"))
+        self.planner.remember(step, artifact)
         board.finish(artifact)
         deliver.deliver_stage(self.options.out, step.entry.name, artifact, self.pipeline.roles)
         self._state(step.entry, state, step.key, seconds, step.why)

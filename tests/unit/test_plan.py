@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Finished, Path]]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Finished, Path]:
     """Made once, for that parses all sources; and a copy to begin each test with."""
     folder = tmp_path_factory.mktemp("plan")
     found = Finished(folder / "here")
@@ -99,7 +99,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Finished, P
         patch.setattr(imports, "_bases", [])
         found.make()
     shutil.copytree(found.folder, folder / "copy")
-    yield found, folder / "copy"
+    return found, folder / "copy"
 
 
 @pytest.fixture
@@ -205,6 +205,8 @@ def test_planning_looks_at_a_remote_store_and_takes_nothing_from_it(finished: Fi
     url = f"file://{finished.folder}/remote"
     for artifact in Store(finished.folder / "store").all():
         RemoteStore(url).push(artifact)
+    (finished.folder / "cold").mkdir()
+    shutil.copy(finished.folder / "store" / "sources.json", finished.folder / "cold")  # parsing them takes seconds
     cold = ["--store", str(finished.folder / "cold"), "--remote-store", url]
     assert finished.call(*cold)[1].splitlines()[0] == "teacher    cached     unchanged (remote) [2.5 s last time]"
     assert not (finished.folder / "cold" / "objects").exists()

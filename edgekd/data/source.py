@@ -122,7 +122,7 @@ class Data:
             {
                 "version": _FINGERPRINT_VERSION,
                 "source": settings.source,
-                "files": self._digests,
+                "files": self.digests,
                 "identity": self._reader.identity(),
                 "shares": self._shares,
                 "limit": {split: limit.get(split) for split in SPLITS},
@@ -269,7 +269,8 @@ class Data:
         return found
 
     @cached_property
-    def _digests(self) -> dict[str, str]:
+    def digests(self) -> dict[str, str]:
+        """Hex sha256 of each group of files that the data is read from, by the group's name."""
         return self._memo.digests(self._reader.files())
 
     def _load(self, split: Split) -> Rows:
@@ -286,12 +287,12 @@ class Data:
         targets = self._source_targets(origin)
         before = SPLITS[: SPLITS.index(origin)]
         offset = sum(self._source_rows(earlier) for earlier in before if earlier in self._reader.splits)
-        return self._loader.load(self._reader, origin, rows, targets, offset, lambda: self._digests)
+        return self._loader.load(self._reader, origin, rows, targets, offset, lambda: self.digests)
 
     def _unlabelled(self) -> Rows:
         """The rows of train whose labels are not kept."""
         _, rows = self._by_label
-        return self._loader.load(self._reader, "train", rows, {}, 0, lambda: self._digests)
+        return self._loader.load(self._reader, "train", rows, {}, 0, lambda: self.digests)
 
     @cached_property
     def _by_label(self) -> tuple[Tensor, Tensor]:

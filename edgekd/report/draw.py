@@ -17,6 +17,7 @@ from edgekd.report.markdown import markdown
 from edgekd.report.schema import SCHEMA_VERSION, Report
 
 REPORT_FILE = "report.json"
+DRAWN = (REPORT_FILE, "report.html", "report.md", "junit.xml")
 
 
 def draw(report: Report, folder: Path) -> None:

@@ -27,6 +27,10 @@ COMMANDS = {
     ),
     "target": Command("edgekd.cli.target:app", "Name devices that measure over ssh, and see what they have."),
     "report": Command("edgekd.cli.report:report", "Draw report.html, report.md and junit.xml again from report.json."),
+    "compare": Command(
+        "edgekd.cli.compare:compare",
+        "Compare two runs with intervals: scores, latency, throughput, size, memory, precision; 5 on a regression.",
+    ),
     "list": Command("edgekd.cli.listing:list_", "List what there is, with every option."),
     "doctor": Command(
         "edgekd.cli.doctor:doctor", "Show the machine, and for every engine whether it can build and run here."

@@ -27,7 +27,7 @@ def compare(
             "--threshold",
             metavar="KIND=VALUE",
             help="The smallest change that counts, of metric (0.5pt, or a number in its unit), latency, throughput, "
-            "size, memory (5%) or precision.",
+            "size, memory (2%) or precision.",
         ),
     ] = None,
     run_noise: Annotated[

@@ -106,8 +106,8 @@ def _weighted(label: Any, weights: Mapping[Any, Any]) -> str:
 
 
 def detail_tables(report: Report, folder: Path) -> list[tuple[str, Rows]]:
-    """The first rows of every other detail as a table; the ladder and measured layers are shown otherwise."""
-    kinds = {detail.kind for detail in report.details} - {"loss_curves", "ladder"}
+    """The first rows of every other detail as a table; ladder, long runs and layers are shown elsewhere."""
+    kinds = {detail.kind for detail in report.details} - {"loss_curves", "ladder", "sustain"}
     tables: list[tuple[str, Rows]] = []
     for detail in attachments(report, folder, *kinds):
         records = detail.rows

@@ -19,7 +19,7 @@ noisy two-core machine (wall p50)."""
 INTERLEAVED_SD = 0.009
 """The same of the ratio of two builds that were interleaved."""
 THRESHOLDS: dict[Kind, float] = {
-    "metric": 0.0, "latency": 0.01, "throughput": 0.01, "size": 0.005, "memory": 0.05, "precision": 0.0,
+    "metric": 0.0, "latency": 0.01, "throughput": 0.01, "size": 0.005, "memory": 0.02, "precision": 0.0,
 }  # fmt: skip
 """The smallest change that counts: a share, of a metric in its own unit."""
 _Z2 = 1.959964**2

@@ -156,10 +156,14 @@ def _notes(base: Report, new: Report) -> list[str]:
 
 
 def interval_text(change: Change) -> str:
-    """A change with its interval as a reader wants it: `+2.1% [+0.4%, +3.9%]`, of shares in points."""
+    """A change with its interval as a reader wants it: `+2.1% [+0.4, +3.9]`, of shares in points."""
     scale, unit = (100.0, "%") if change.relative else (100.0, " pt") if change.unit == "fraction" else (1.0, "")
-    value, *ends = (f"{scale * v:+.3g}{unit}" for v in (change.change, *(change.ci95 or ())))
-    return f"{value} [{', '.join(ends)}]" if ends else value
+    value, *ends = (_signed(scale * v) for v in (change.change, *(change.ci95 or ())))
+    return f"{value}{unit} [{', '.join(ends)}]" if ends else f"{value}{unit}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.0f}" if abs(value) >= 1000 else f"{value:+.3g}"
 
 
 def value_text(value: float, ci95: Pair | None, change: Change) -> str:

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgekd.report import charts, quantization, table
+from edgekd.report import charts, latency_charts, lineage, quantization, table, words
 from edgekd.report.attachments import Attachment, attachments, detail_tables, loss_curves
 from edgekd.report.schema import Report
 from edgekd.report.verdict import sentences
-from edgekd.report.words import cell
 
 LARGEST_BYTES = 300_000
 _LARGEST_DATA = 100_000
@@ -57,13 +56,15 @@ def _context(report: Report, folder: Path, most_rows: int) -> dict[str, Any]:
         "more": [line[:_LONGEST_MESSAGE] for line in rest],
         "result": _shape(table.result_table(report), most_rows),
         "ladder": [_ladder(detail, most_rows) for detail in attachments(report, folder, "ladder")],
+        "lineage": lineage.lineage(report, folder),
+        "commands": [words.cell(line) for line in lineage.commands(report, folder)],
         "sections": [(title, _shape(rows, most_rows)) for title, rows in sections if len(rows) > 1],
     }
 
 
 def _ladder(detail: Attachment, most: int) -> dict[str, Any]:
     found = quantization.ladder(detail)
-    rows = [[cell(text) for text in row] for row in found.rows]
+    rows = [[words.cell(text) for text in row] for row in found.rows]
     return _shape(rows, most) | {"marks": found.marks}
 
 
@@ -76,9 +77,15 @@ def _shape(rows: table.Rows, most: int) -> dict[str, Any]:
 
 def _drawings(report: Report, folder: Path) -> list[tuple[str, list[str]]]:
     learning = [drawing for phase in loss_curves(report, folder) for drawing in charts.learning(phase)]
+    by_launch = latency_charts.ratios_by_launch(report, folder)
+    long_runs = attachments(report, folder, "sustain")
+    sustained = [drawing for detail in long_runs for drawing in latency_charts.sustained(detail)]
     groups = [
-        ("Trade-off and comparisons", [charts.trade_off(report), charts.forest(report.comparisons)]),
+        ("Trade-off and comparisons", [charts.trade_off(report), charts.forest(report.comparisons, by_launch)]),
         ("Latency of single inferences", charts.distributions(report, folder)),
+        ("Latency over time", [*latency_charts.over_time(report, folder), *sustained]),
+        ("Throughput", latency_charts.throughput(report)),
+        ("Latency under load", latency_charts.load(report)),
         ("Quantization", _quantization(report, folder)),
         ("Layers by executed precision", _layers(report, folder)),
         ("Learning", learning),

@@ -196,6 +196,8 @@ class Build(Part):
     """Its outputs."""
     opset: int | None = None
     """ONNX operator set of the graph that was compiled."""
+    onnx: RelativePath | None = None
+    """The ONNX file that it was compiled from; null when it is not known."""
     built_on: str | None = None
     """Fingerprint of the machine that compiled it."""
     chosen: bool = False
@@ -266,8 +268,7 @@ class Latency(Part):
     power_mode: str | None = None
     """Power mode of the device; null when it does not say."""
     samples_path: RelativePath | None = None
-    """An .npz with the wall time of every inference: milliseconds under the model's name, or nanoseconds under
-    `<launch>/wall_ns` for each launch."""
+    """An .npz with the wall time of every inference: ms under the model's name, or ns under `<launch>/wall_ns`."""
     cpu_p50_ms: Measured = None
     """Median CPU time of one inference, in milliseconds."""
     p99_9_ms: Measured = None

@@ -80,8 +80,10 @@ def draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float)
     }
     report = Report.model_validate_json(json.dumps(document))
     outcome.report = report.model_dump(mode="json")  # kept also when the disk is too full to write it
-    files = _write_manifest(pipeline, out, outcome, document)  # first: the page shows its digests and the command
-    draw(report, out)
+    try:  # first, for the page shows its digests and the command
+        files = _write_manifest(pipeline, out, outcome, document)
+    finally:
+        draw(report, out)
     if not outcome.exit_code:
         _remove_others(out, files)
 

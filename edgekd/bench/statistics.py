@@ -173,6 +173,11 @@ def cpu_p50_ms(launches: Sequence[Samples]) -> float:
     return float(np.median(np.concatenate([launch.round_cpu_ns() for launch in launches]))) / 1e6
 
 
+def t_975(freedom: int) -> float:
+    """Student's 97.5th percentile for some degrees of freedom."""
+    return T_975.get(freedom, 1.96 + 2.5 / freedom)
+
+
 def _cpu_share(launches: Sequence[Samples]) -> float:
     return float(sum(s.visit_cpu_ns.sum() for s in launches) / max(1, sum(s.wall_ns.sum() for s in launches)))
 
@@ -202,7 +207,7 @@ def _between_launches(middles: Sequence[float]) -> tuple[float, ...]:
     n = len(middles)
     if n < 2:
         return ()
-    half = T_975.get(n - 1, 1.96 + 2.5 / (n - 1)) * float(np.std(middles, ddof=1)) / math.sqrt(n)
+    half = t_975(n - 1) * float(np.std(middles, ddof=1)) / math.sqrt(n)
     return float(np.mean(middles)) - half, float(np.mean(middles)) + half
 
 

@@ -31,6 +31,10 @@ COMMANDS = {
         "edgekd.cli.verify:verify",
         "Check every byte of a run's folder against its manifest; ends with 4 if anything is not as it was written.",
     ),
+    "compare": Command(
+        "edgekd.cli.compare:compare",
+        "Compare two runs with intervals: scores, latency, throughput, size, memory, precision; 5 on a regression.",
+    ),
     "list": Command("edgekd.cli.listing:list_", "List what there is, with every option."),
     "doctor": Command(
         "edgekd.cli.doctor:doctor", "Show the machine, and for every engine whether it can build and run here."

@@ -85,6 +85,7 @@ def _builds(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
         row = {key: value for key, value in build.items() if key not in ("folder", "file", "origin", "max_batch")}
         row |= {
             "path": build_path(build),
+            "onnx": _onnx_path(done, build),
             "sha256": compiled.files[f"{folder}/{build['file']}"],
             "seconds": compiled.record.get(folder, {}).get("seconds"),
             "metrics": _evaluated(done, "builds", folder),
@@ -92,6 +93,14 @@ def _builds(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
         }
         rows.append(row)
     return rows
+
+
+def _onnx_path(done: Mapping[str, Artifact], build: Mapping[str, Any]) -> str | None:
+    """Where the ONNX file that a build was made from lies below the run's folder."""
+    for name, facts in done["export"].facts["files"].items():
+        if (facts["model"], facts["flavour"]) == (build["model"], build["origin"]):
+            return f"{ARTIFACTS}/{name}"
+    return None
 
 
 def _exported_parity(done: Mapping[str, Artifact], build: Mapping[str, Any]) -> dict[str, Any] | None:

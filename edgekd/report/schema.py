@@ -201,6 +201,8 @@ class Build(Part):
     """Its outputs."""
     opset: int | None = None
     """ONNX operator set of the graph that was compiled."""
+    onnx: RelativePath | None = None
+    """The ONNX file that it was compiled from; null when it is not known."""
     built_on: str | None = None
     """Fingerprint of the machine that compiled it."""
     host: str | None = None

@@ -215,6 +215,25 @@ def test_a_mistake_in_a_github_job_marks_its_line(place: Place, monkeypatch: pyt
     assert "::error file=p.yaml,line=5,col=9::unknown key 'bacth' in train" in said.err.splitlines()
 
 
+def test_a_broken_budget_in_a_github_job_marks_its_line_and_leaves_json_one_document(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(place.folder.parent))
+    text = edited(
+        (
+            '{measure: metric_drop, of: quantized, against: teacher, max: "50 pt"}',
+            '{measure: size, of: teacher, max: "1 B"}',
+        )
+    )
+    said = place.run(text, "--to", "teacher", "--json")
+    assert (said.code, json.loads(said.out)["status"]) == (5, "gate_failed")
+    (marked,) = [line for line in said.err.splitlines() if line.startswith("::error ")]
+    assert marked.startswith(
+        f"::error file={place.folder.name}/p.yaml,line=15,col=5::budget broken: size of teacher at most 1 B"
+    )
+
+
 def test_an_engine_that_is_missing_is_named_with_the_command_that_installs_it(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

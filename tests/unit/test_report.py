@@ -15,6 +15,7 @@ from xml.etree import ElementTree as ET
 import jsonschema
 import numpy as np
 import pytest
+import xmlschema
 from pydantic import ValidationError
 
 from edgekd.errors import ConfigError
@@ -375,9 +376,26 @@ def test_undecided_budget_that_ended_the_run_is_named() -> None:
     assert lines[1] == "Undecided: p50 at most 2 ms is not measured, limit 1 pt."
 
 
+JUNIT = xmlschema.XMLSchema(Path(__file__).with_name("junit.xsd"))
+
+
 def junit_of(report: Report, folder: Path) -> ET.Element:
     draw(report, folder)
+    JUNIT.validate(str(folder / "junit.xml"))
     return ET.parse(folder / "junit.xml").getroot()
+
+
+@pytest.mark.parametrize(
+    "broken", ['tests="x"', 'timestamp="2026-01-02T03:04:05+00:00"', 'name=""'], ids=["count", "time zone", "no name"]
+)
+def test_the_schema_of_junit_results_refuses_what_readers_do(broken: str, tmp_path: Path) -> None:
+    draw(full(), tmp_path)
+    name = broken.partition("=")[0]
+    text = re.sub(
+        rf'(<testsuite [^>]*?)\b{name}="[^"]*"', rf"\1{broken}", (tmp_path / "junit.xml").read_text(), count=1
+    )
+    assert not JUNIT.is_valid(text)
+    assert JUNIT.is_valid((tmp_path / "junit.xml").read_text())
 
 
 def counts(suite: ET.Element) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.config.settings import did_you_mean
-from edgekd.data.settings import SPLITS, NpzSettings, Split
+from edgekd.data.sources import SPLITS, NpzSettings, Split
 from edgekd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

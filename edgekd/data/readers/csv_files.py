@@ -61,8 +61,7 @@ class CsvReader:
         for path in self._tables.values():
             if not path.is_file():
                 raise ConfigError(f"data.csv.path: {path} does not exist", hint=_HINT)
-            with _rows(path) as rows:
-                header = next(rows, [])
+            header = header_of(path)
             for option in ("image", "label", "split"):
                 column = getattr(self._settings, option)
                 if column is not None and column not in header:
@@ -167,6 +166,12 @@ class _Inside:
         whole = os.path.join(self._folder, path)
         linked = name in ("", ".", "..") or os.path.islink(whole)
         return self._known[folder] and not (linked and leads_out(whole, self._root))
+
+
+def header_of(path: Path) -> list[str]:
+    """Names of the columns of a CSV file. Raises DataError."""
+    with _rows(path) as rows:
+        return next(rows, [])
 
 
 @contextlib.contextmanager

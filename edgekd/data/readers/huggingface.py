@@ -29,7 +29,7 @@ class HuggingFaceReader(ColumnReader):
     kind = "Arrow"
 
     def __init__(self, settings: HuggingFaceSettings, root: Path, decoder: ImageDecoder) -> None:
-        self._folders = _folders(root)
+        self._folders = folders_of(root)
         files = {split: _arrow_files(folder) for split, folder in self._folders.items()}
         super().__init__(root, files, settings.image, settings.label, decoder)
 
@@ -41,7 +41,7 @@ class HuggingFaceReader(ColumnReader):
             for path in self._files[split]:
                 if not path.is_file():
                     raise ConfigError(f"data.huggingface.path: {path} does not exist", hint=_HINT)
-            columns = _features(folder)
+            columns = features_of(folder)
             for option, column in (("image", self._image), ("label", self._label)):
                 if column is not None and column not in columns:
                     raise ConfigError(
@@ -57,7 +57,7 @@ class HuggingFaceReader(ColumnReader):
 
     def _class_names(self) -> tuple[str, ...] | None:
         """The names of a ClassLabel's classes."""
-        feature = _features(self._folders["train"]).get(self._label or "")
+        feature = features_of(self._folders["train"]).get(self._label or "")
         given = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
         return tuple(map(str, given)) if isinstance(given, list) else None
 
@@ -91,8 +91,8 @@ class HuggingFaceReader(ColumnReader):
             yield from pa.ipc.open_stream(source)
 
 
-def _folders(root: Path) -> dict[Split, Path]:
-    """The folder of each split."""
+def folders_of(root: Path) -> dict[Split, Path]:
+    """The folder of each split. Raises ConfigError and DataError."""
     if (root / "state.json").is_file():
         return {"train": root}
     if not (root / "dataset_dict.json").is_file():
@@ -120,8 +120,8 @@ def _arrow_files(folder: Path) -> Sequence[Path]:
     return [folder / name for name in names]
 
 
-def _features(folder: Path) -> dict[str, Any]:
-    """The features by name, as dataset_info.json has them."""
+def features_of(folder: Path) -> dict[str, Any]:
+    """The features of a split's folder by name, as dataset_info.json has them. Raises ConfigError and DataError."""
     found = _json(folder / "dataset_info.json").get("features")
     if not isinstance(found, dict):
         raise DataError(f"{folder / 'dataset_info.json'}: names no features", hint="save the data set again")

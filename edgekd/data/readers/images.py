@@ -32,8 +32,7 @@ LARGEST_ENCODED_BYTES = 1 << 28
 _VERSION = 2  # a change of what these rules make of an image raises it
 _LISTED = 3  # broken images that a message names
 _LOOKED_FOR = 100  # broken images after which nobody needs to know how many more there are
-# What Pillow raises on damaged files, beside its own UnidentifiedImageError (an OSError) and DecompressionBombError.
-_DAMAGED = (
+DAMAGED = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -48,6 +47,7 @@ _DAMAGED = (
     struct.error,
     zlib.error,
 )
+"""What Pillow raises on damaged files; its UnidentifiedImageError is an OSError."""
 
 Encoded = bytes | Path | None
 """An encoded image: its bytes, the file that holds them, or nothing where there should be one."""
@@ -167,7 +167,11 @@ class ImageDecoder:
             BrokenImageError: it cannot be.
         """
         with self.opened(name, encoded) as image:
-            return self._fitted(self._in_mode(name, upright(image)))
+            return self.prepared(name, image)
+
+    def prepared(self, name: object, image: PillowImage) -> PillowImage:
+        """An opened image, which changes, by the rules. Raises BrokenImageError."""
+        return self._fitted(self._in_mode(name, _upright(image)))
 
     @contextlib.contextmanager
     def opened(self, name: object, encoded: Encoded) -> Iterator[PillowImage]:
@@ -192,7 +196,7 @@ class ImageDecoder:
             raise
         except FileNotFoundError:
             raise _broken(name, "there is no such file", "mend the path, or put the file there") from None
-        except _DAMAGED:
+        except DAMAGED:
             raise _broken(name, "the image cannot be decoded", "replace or remove it") from None
 
     def _same_size(self, name: object, image: PillowImage) -> PillowImage:
@@ -242,11 +246,11 @@ class ImageDecoder:
         return image.resize((width, height), resample)
 
 
-def upright(image: PillowImage) -> PillowImage:
+def _upright(image: PillowImage) -> PillowImage:
     """A loaded image turned as its EXIF orientation says; as it is where that cannot be read."""
     from PIL import ImageOps
 
-    with contextlib.suppress(*_DAMAGED):
+    with contextlib.suppress(*DAMAGED):
         ImageOps.exif_transpose(image, in_place=True)
     return image
 

@@ -201,6 +201,11 @@ class _Name:
             return f"{self.path} at byte {self.start}"
 
 
+def first_extensions(path: Path) -> tuple[str, ...]:
+    """What the first sample of a tar file holds, by extension. Raises DataError."""
+    return next((tuple(members) for _, members in _samples_of(path)), ())
+
+
 def _samples_of(path: Path) -> Iterator[tuple[str, dict[str, _Member]]]:
     """The samples of a tar file: their names, and their members by extension."""
     name, found = "", dict[str, _Member]()

@@ -12,7 +12,7 @@ from edgekd.cli.shared import JsonOption, LogFormatOption, QuietOption, print_js
 from edgekd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from edgekd.data.survey import Survey
+    from edgekd.data.findings import Survey
 
 app = typer.Typer(
     help="See what a data set holds, and what is wrong with it.",
@@ -139,7 +139,8 @@ def _splits(found: Survey) -> list[list[str]]:
         ratios = found.imbalance(split).values() if split in found.classes else ()
         ratio = ", ".join("a class is empty" if one is None else f"{one:g}" for one in ratios)
         given = "drawn by seed" if samples is None else str(samples)
-        rows.append([split, given, str(len(found.broken.get(split, ()))), ratio, str(found.in_a_run.get(split, ""))])
+        broken = str(len(found.broken[split])) if split in found.broken else ""
+        rows.append([split, given, broken, ratio, str(found.in_a_run.get(split, ""))])
     return rows
 
 
@@ -152,12 +153,11 @@ def _classes(found: Survey, target: str) -> list[list[str]]:
 
 def _facts(found: Survey) -> list[str]:
     lines = [f"{name}: {kind}" for name, kind in found.inputs.items()]
-    sizes = found.pictures.get("size")
+    sizes = found.sizes()
     if sizes:
-        by_area = sorted(sizes.elements(), key=lambda size: size[0] * size[1])
-        words = ["x".join(map(str, by_area[place])) for place in (0, len(by_area) // 2, -1)]
-        many = f"{words[0]} to {words[2]}, the middle one {words[1]} ({len(sizes)} sizes)"
-        lines.append(f"height x width: {words[0] if len(sizes) == 1 else many}")
+        low, middle, high = ("x".join(map(str, sizes[name])) for name in ("smallest", "middle", "largest"))
+        many = f"{low} to {high}, the middle one {middle} ({sizes['count']} sizes)"
+        lines.append(f"height x width: {low if sizes['count'] == 1 else many}")
     for name in ("format", "mode", "notes"):
         counts = found.pictures.get(name)
         if counts:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from edgekd.data.readers.sound import listed
 from edgekd.errors import DataError, EdgekdError, StageError, TryAgainError
 from edgekd.files import lock
 from edgekd.pipeline import deliver
@@ -58,6 +59,7 @@ class Outcome:
     report: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     fingerprint: str | None = None
+    broken_images: dict[str, int] = field(default_factory=dict)
     whole: bool = True
 
 
@@ -118,6 +120,7 @@ class _Run:
             self.planner = Planner.open(self.pipeline, self.store)
             check_board(self.pipeline)
             self.outcome.fingerprint = self.planner.data.fingerprint
+            self._left_out()
             self._stages()
             self.team.end()
         except EdgekdError as error:
@@ -234,6 +237,14 @@ class _Run:
         made_by = self._made_by(step)
         said = (log.info, log.epoch, moment, self._warn, board.live)
         return Context(name, settings, common, inputs, draft, work, self.store, made_by, *said)
+
+    def _left_out(self) -> None:
+        """Say which broken images the data is read without."""
+        assert self.planner is not None
+        for split, found in self.planner.data.left_out_images.items():
+            self.outcome.broken_images[split] = len(found)
+            if found:
+                self.log.warning(f"data: {len(found)} broken images of {split} are left out: {listed(found)}")
 
     def _warn(self, text: str) -> None:
         assert self.current is not None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekd.data.survey import Survey, Thumbnail
+from edgekd.data.findings import Survey, Thumbnail
 
 LARGEST_BYTES = 1_000_000
 _MOST_ROWS = 50

@@ -98,6 +98,8 @@ class Data(Part):
     """Licence of the data, where its source names one."""
     n: SplitSizes = SplitSizes()
     """Number of samples in each split."""
+    broken_images: dict[str, int] = Field(default_factory=dict)
+    """Images of each split of the source that were broken and left out."""
 
 
 class Stage(Part):
@@ -386,8 +388,7 @@ class Report(Part):
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a written report: every field is present in it, those without a value as null."""
-    schema = Report.model_json_schema(mode="serialization")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Report.model_json_schema(mode="serialization")}
 
 
 def schema_text() -> str:

@@ -11,6 +11,7 @@ import io
 import math
 import struct
 import warnings
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -45,9 +46,10 @@ DAMAGED = (
     TypeError,
     ValueError,
     struct.error,
+    zipfile.BadZipFile,
     zlib.error,
 )
-"""What Pillow raises on damaged files; its UnidentifiedImageError is an OSError."""
+"""What Pillow, NumPy and zipfile raise on damaged files; Pillow's UnidentifiedImageError is an OSError."""
 
 Encoded = bytes | Path | None
 """An encoded image: its bytes, the file that holds them, or nothing where there should be one."""

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.config.settings import did_you_mean
+from edgekd.data.memory import free_bytes
 from edgekd.data.readers.columns import ColumnReader, readable
 from edgekd.data.readers.images import ImageDecoder
 from edgekd.data.readers.layout import files_of
 from edgekd.data.readers.parquet_footer import read_footer
 from edgekd.data.sources import ParquetSettings
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, DataError
 
 _BATCH_ROWS = 512
 _BUFFER_BYTES = 1 << 20  # without a buffer pyarrow reads the images of a whole row group at once
@@ -48,11 +49,28 @@ class ParquetReader(ColumnReader):
     def _column(self, path: Path, column: str) -> Any:
         import pyarrow.parquet as pq
 
-        return pq.ParquetFile(path).read(columns=[column]).column(0)
+        with pq.ParquetFile(path) as file:
+            _check_sizes(path, file, column)
+            return file.read(columns=[column]).column(0)
 
     def _batches(self, path: Path, column: str) -> Iterator[Any]:
         import pyarrow.parquet as pq
 
         with readable(path, self.kind), pq.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
+            _check_sizes(path, file, column)
             for batch in file.iter_batches(_BATCH_ROWS, columns=[column]):
                 yield batch.column(0)
+
+
+def _check_sizes(path: Path, file: Any, column: str) -> None:
+    """See that each part of a column fits into memory, by what the footer says. Raises DataError."""
+    memory = free_bytes()
+    for group in range(file.metadata.num_row_groups):
+        row_group = file.metadata.row_group(group)
+        chunks = [row_group.column(i) for i in range(row_group.num_columns)]
+        needed = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] == column)
+        if needed > memory:
+            raise DataError(
+                f"{path}: a row group takes {needed / 2**30:.1f} GiB, and {memory / 2**30:.1f} GiB of memory are free",
+                hint="write it with smaller row groups",
+            )

@@ -26,6 +26,7 @@ COMMANDS = {
         "Measure latency in processes of their own; several models are interleaved and compared.",
     ),
     "target": Command("edgekd.cli.target:app", "Name devices that measure over ssh, and see what they have."),
+    "data": Command("edgekd.cli.data:app", "See what a data set holds, and what is wrong with it."),
     "report": Command("edgekd.cli.report:report", "Draw report.html, report.md and junit.xml again from report.json."),
     "verify": Command(
         "edgekd.cli.verify:verify",

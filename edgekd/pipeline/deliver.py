@@ -114,6 +114,7 @@ def _data(pipeline: Pipeline, outcome: Outcome) -> dict[str, Any] | None:
         "fingerprint": outcome.fingerprint,
         "licence": pipeline.settings.data.licence,
         "n": data_facts(outcome.done),
+        "broken_images": outcome.broken_images,
     }
 
 

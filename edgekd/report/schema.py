@@ -103,6 +103,8 @@ class Data(Part):
     """Licence of the data, where its source names one."""
     n: SplitSizes = SplitSizes()
     """Number of samples in each split."""
+    broken_images: dict[str, int] = Field(default_factory=dict)
+    """Images of each split of the source that were broken and left out."""
 
 
 class Stage(Part):

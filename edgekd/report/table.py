@@ -89,6 +89,7 @@ def environment_table(report: Report) -> Rows:
     """Where the run took place, on what data, with what software."""
     e, git, data = report.environment, report.git, report.data
     sizes = data.n.model_dump(exclude_none=True) if data else {}
+    broken = data.broken_images if data else {}
     facts = {
         "run": report.run_id,
         "edgekd": report.edgekd_version,
@@ -105,6 +106,7 @@ def environment_table(report: Report) -> Rows:
         "data": data.fingerprint if data else "",
         "data licence": (data.licence or "") if data else "",
         "samples": ", ".join(f"{n} {split}" for split, n in sizes.items()),
+        "broken images left out": ", ".join(f"{n} {split}" for split, n in broken.items() if n),
         **e.packages,
     }
     return [["what", "value"], *([name, words.cell(value)] for name, value in facts.items() if value)]

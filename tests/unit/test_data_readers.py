@@ -204,11 +204,12 @@ def test_a_missing_image_is_named(tmp_path: Path) -> None:
         opened(tmp_path, parquet=PARQUET).load("test")
 
 
-def test_an_image_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_of_too_many_pixels_is_refused(tmp_path: Path) -> None:
     parquet_set(tmp_path / "set")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    with pytest.raises(DataError, match="more than 50 pixels"):
-        opened(tmp_path, parquet=PARQUET).load("train")
+    assert len(opened(tmp_path, parquet=PARQUET, max_pixels=64).load("test")) == 10
+    with pytest.raises(DataError, match=r"test\.parquet row 0: the image has more than 63 pixels"):
+        opened(tmp_path, parquet=PARQUET, max_pixels=63).load("test")
+    assert Image.MAX_IMAGE_PIXELS == 89478485
 
 
 # Data that makes no sense

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ast
+import math
 import zipfile
-import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from edgekd.config.settings import did_you_mean
-from edgekd.data.settings import SPLITS, NpzSettings, Split
+from edgekd.data.memory import free_bytes
+from edgekd.data.readers.images import DAMAGED
+from edgekd.data.sources import SPLITS, NpzSettings, Split
 from edgekd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_LONGEST_HEADER = 65536
 
 
 class NpzReader:
@@ -129,7 +133,7 @@ def _array_names(path: Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile):
+    except DAMAGED:
         raise _unreadable(path) from None
 
 
@@ -151,9 +155,9 @@ def _header(path: Path, name: str) -> tuple[str, tuple[int, ...]]:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
             version = stream.read(8)[6]
             length = int.from_bytes(stream.read(2 if version == 1 else 4), "little")
-            facts = ast.literal_eval(stream.read(length).decode("latin-1"))
+            facts = ast.literal_eval(stream.read(min(length, _LONGEST_HEADER)).decode("latin-1"))
             return str(facts["descr"]), tuple(facts["shape"])
-    except (OSError, KeyError, IndexError, TypeError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error):
+    except (*DAMAGED, RecursionError):
         return "", ()
 
 
@@ -162,6 +166,7 @@ def _read(path: Path, names: set[str]) -> dict[str, Any]:
 
     arrays: dict[str, Any] = {}
     try:
+        _check_sizes(path, names)
         with np.load(path, allow_pickle=False) as archive:
             for name in sorted(names):
                 try:
@@ -171,7 +176,7 @@ def _read(path: Path, names: set[str]) -> dict[str, Any]:
                         f"{path} array {name!r}: holds Python objects, or is damaged",
                         hint="save numbers: `numpy.savez(path, name=array.astype('float32'))`",
                     ) from None
-    except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+    except DAMAGED:
         raise _unreadable(path) from None
     for name, values in arrays.items():
         if values.ndim == 0:
@@ -179,6 +184,44 @@ def _read(path: Path, names: set[str]) -> dict[str, Any]:
                 f"{path} array {name!r}: is one number", hint="the first axis of every array counts samples"
             )
     return arrays
+
+
+def _check_sizes(path: Path, names: set[str]) -> None:
+    """See that arrays are as large as the archive says, and fit into memory, before any is made: a few bytes can say
+    that they hold terabytes.
+
+    Raises:
+        DataError: they do not.
+    """
+    total = 0
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(names):
+            entry = archive.getinfo(f"{name}.npy")
+            if entry.flag_bits & 1:
+                raise zipfile.BadZipFile("encrypted")
+            with archive.open(entry) as stream:
+                needed = _header_bytes(stream)
+            if needed is not None and needed > entry.file_size:
+                raise zipfile.BadZipFile("an array is cut off")
+            total += entry.file_size
+    memory = free_bytes()
+    if total > memory:
+        raise DataError(
+            f"{path}: its arrays take {total / 2**30:.1f} GiB, and {memory / 2**30:.1f} GiB of memory are free",
+            hint="save fewer samples, smaller types (uint8, float32), or encoded images",
+        )
+
+
+def _header_bytes(stream: IO[bytes]) -> int | None:
+    """Bytes of an array by its own header; None for a version that only NumPy's private parts read."""
+    from numpy.lib import format as npy
+
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    read = readers.get(npy.read_magic(stream))
+    if read is None:
+        return None
+    shape, _, dtype = read(stream)
+    return 0 if dtype.hasobject else math.prod(shape) * int(dtype.itemsize)
 
 
 def _input(values: Any, where: str) -> Tensor:

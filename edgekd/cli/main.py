@@ -16,9 +16,17 @@ from edgekd.files import launched
 
 # The help is the first line of the command's docstring (a test holds it): `edgekd --help` loads no command.
 COMMANDS = {
+    "compress": Command(
+        "edgekd.cli.compress:compress",
+        "Quantize, compile, evaluate and measure a network as it is; with --student distil it first.",
+    ),
     "run": Command(
         "edgekd.cli.run_command:run",
         "Run a pipeline file: every stage from the store or anew, then the report and the budgets.",
+    ),
+    "check": Command(
+        "edgekd.cli.check:check",
+        "See within a minute if a network can be captured, exported and quantized, and which layers stay float.",
     ),
     "plan": Command("edgekd.cli.plan:plan", "Show each stage as cached or to run, and why."),
     "measure": Command(

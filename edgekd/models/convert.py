@@ -1,4 +1,4 @@
-"""python -m edgekd.models.convert FILE NEW.safetensors: the tensors of any PyTorch checkpoint, without running its code.
+"""python -m edgekd.models.convert FILE NEW.safetensors: the tensors of any checkpoint, without running its code.
 
 Unpickling calls whatever a file names. Here nothing but what rebuilds tensors is ever called: every other name in the
 file stands for an empty box that keeps its contents, so that also whole pickled networks give up their tensors.

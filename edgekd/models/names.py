@@ -21,8 +21,8 @@ _RESNETS = (
 _AS_FACTORY = "give `model: package.module:factory`, and the file with its weights as `weights:`"
 _NO_NETWORK = "a file of weights is no network"
 WEIGHTS_ONLY = {
-    ".pt2": "an exported program (.pt2) is refused: its loader has a known hole (CVE) that no version closes, and would "
-    "run what the file says"
+    ".pt2": "an exported program (.pt2) is refused: its loader has a known hole (CVE) that no version closes, by which "
+    "a file can run code"
 }
 
 ZOO: dict[str, str] = {

@@ -22,7 +22,7 @@ def check_onnx(path: Path) -> None:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file", hint="give the path of an ONNX file")
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         model = onnx.load(str(path), load_external_data=False)
@@ -30,7 +30,7 @@ def check_onnx(path: Path) -> None:
         raise ConfigError(f"{path}: not an ONNX file, or damaged", hint="save or copy it again") from error
     if not model.HasField("graph") or not model.opset_import:
         raise ConfigError(f"{path}: not an ONNX file, or damaged", hint="save or copy it again")
-    for name in sorted({place for place in _places(model)}):
+    for name in sorted(set(_places(model))):
         _check_place(path, name)
     try:
         onnx.checker.check_model(str(path))

@@ -83,6 +83,12 @@ def build(reference: str, args: Mapping[str, Any], base: Path, defaults: Mapping
     return network
 
 
+def argument_names(reference: str, base: Path) -> tuple[str, ...]:
+    """Names of the arguments that a factory takes by keyword; none for one that does not tell."""
+    parameters = _parameters(load_factory(reference, base)) or {}
+    return tuple(name for name, parameter in parameters.items() if _by_keyword(parameter))
+
+
 def code_digest(reference: str, base: Path) -> str:
     """What stands for the code of a network in a stage's key; neither torch nor the user's code is imported.
 

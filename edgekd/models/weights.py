@@ -211,7 +211,8 @@ def _without_first(state: Mapping[str, Tensor], expected: Collection[str]) -> Ma
 
 def _nearest_first(missing: list[str], others: list[str]) -> list[str]:
     """Missing keys, those first that an unexpected one is near to, with that one."""
-    near, rest = [], []
+    near: list[str] = []
+    rest: list[str] = []
     for name in missing[:_COMPARED]:
         found = difflib.get_close_matches(name, others[:_COMPARED], n=1, cutoff=0.6)
         (near if found else rest).append(f"{name}, nearest is {found[0]}" if found else name)

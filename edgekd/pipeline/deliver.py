@@ -154,6 +154,7 @@ def _write_manifest(pipeline: Pipeline, out: Path, outcome: Outcome, document: M
         "git": document["git"],
         "seed": pipeline.settings.seed,
         "data": document["data"],
+        "preprocessing": outcome.done["export"].facts["preprocessing"] if "export" in outcome.done else None,
         "files": dict(sorted(files.items())),
     }
     write_atomic(out / "manifest.json", json.dumps(manifest, indent=1))

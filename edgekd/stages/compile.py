@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import CompileError
+from edgekd.export.card import CARD, PREDICT, write_card
 from edgekd.export.flavours import quantize_skips_only, tensorrt_violations
 from edgekd.export.graphs import opset_of
 from edgekd.export.half import Kept, to_half
@@ -19,6 +20,7 @@ from edgekd.export.onnx_file import load, save
 from edgekd.export.preprocessing import raw_inputs, rewrite_behind
 from edgekd.export.stays import Misfits
 from edgekd.runtimes import openvino_blob, tensorrt_manifest
+from edgekd.runtimes.onnxruntime_providers import full_name
 from edgekd.runtimes.openvino import HINT
 from edgekd.runtimes.protocol import Build, Layer
 from edgekd.runtimes.registry import runtime
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 _EIGHT_BIT = {"int8", "uint8"}
 # What lies beside a model without being part of it.
-_BESIDE = {"layers.json", openvino_blob.BLOB, openvino_blob.MANIFEST, HINT, tensorrt_manifest.MANIFEST}
+_BESIDE = {"layers.json", CARD, PREDICT, openvino_blob.BLOB, openvino_blob.MANIFEST, HINT, tensorrt_manifest.MANIFEST}
 ENGINE_OPTIONS = {"compute_capabilities", "max_batch", "opt_batch", "workspace_bytes", "optimization_level",
                   "timing_cache", "hardware_compatibility", "version_compatible"}  # fmt: skip
 
@@ -98,11 +100,24 @@ def _build(context: Context, order: Order, export: Artifact) -> dict[str, Any]:
         source.path, folder, device=order.settings.device_name, threads=1, options=_options(context, order)
     )
     context.draft.record[order.folder] = {"seconds": time.monotonic() - started}
+    write_card(folder, source.path, _engine(order, build))
     if source.path.parent == folder:
         source.path.unlink()
     (folder / "layers.json").write_text(json.dumps([vars(layer) for layer in build.layers], indent=1))
     more = {"opset": source.opset, "kept_float": [vars(one) for one in source.kept]}
     return _facts(order, flavour, build, folder) | more
+
+
+def _engine(order: Order, build: Build) -> dict[str, Any]:
+    """What of a build the one who runs it has to know."""
+    settings, device = order.settings, order.settings.device_name
+    told: dict[str, Any] = {"max_batch": settings.max_batch} if settings.is_tensorrt else {}
+    if settings.runtime == "openvino":
+        told["hint"] = order.precision if order.precision in ("f16", "bf16") else "f32"
+    if settings.runtime == "onnxruntime":
+        device = full_name(device)
+    known = {"runtime": settings.runtime, "device": device, "precision": order.precision, "file": build.file}
+    return {**known, **told, "built_with": dict(build.facts)}
 
 
 def _options(context: Context, order: Order) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from edgekd.export import parity
 from edgekd.export.forks import Fork
 from edgekd.export.settings import ExportSettings
 from edgekd.files import write_atomic
+from edgekd.runtimes import saturation
 from edgekd.runtimes.protocol import Arrays, Session, infer_batched
 from edgekd.runtimes.registry import runtime
 from edgekd.stages.compile import Order, source_of
@@ -139,11 +140,30 @@ def _evaluate_build(
     except ParityError as error:
         fork = _fork(context, build, world, table)
         words = f"; {fork.words()}" if fork is not None else ""
-        raise ParityError(f"{error.message}{words}", hint=error.hint) from None
+        weak = build["precision"] == "int8" and build["device"] == "CPU" and saturation.saturates()
+        raise ParityError(f"{error.message}{words}", hint=saturation.HINT if weak else error.hint) from None
     return {
         "metrics": metrics(_scores(world, result, table.targets, best), options.split),
+        "difference": _difference(context, world, result, table.targets, best),
         "parity": {**same.facts(), "reference": model},
     }
+
+
+def _difference(
+    context: Context,
+    world: World,
+    found: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    best: Mapping[str, Tensor],
+) -> dict[str, Any] | None:
+    """How much better or worse than the reference a build is, sample by sample: of the first head that can say so."""
+    for head in world.heads:
+        difference = task_named(head.task).difference
+        if head.target is not None and head.target in targets and difference is not None:
+            score = difference(found[head.output], best[head.output], targets[head.target])
+            (row,) = metrics({score.name: score}, context.options(EvaluateStage).split)
+            return {**row, "against": _best(context)}
+    return None
 
 
 def _fork(context: Context, build: Mapping[str, Any], world: World, table: Rows) -> Fork | None:

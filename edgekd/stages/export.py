@@ -69,7 +69,9 @@ def run(context: Context) -> None:
         made, own = _quantized(context, samples)
         files.update(made)
         limits["quantized"] = own.limits()
+    prepared = preparation(context.common, context.common.data.input_names, raw=options.raw_input)
     context.draft.facts.update(files=files, opset=options.opset, limits=limits, raw_inputs=sorted(samples.raw))
+    context.draft.facts.update(preprocessing=prepared)
 
 
 def _quantized(context: Context, samples: _Samples) -> tuple[dict[str, dict[str, Any]], ExportSettings]:

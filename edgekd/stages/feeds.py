@@ -69,6 +69,8 @@ def preparation(common: Common, names: Iterable[str], *, raw: bool) -> dict[str,
             decoded = settings.source in ("parquet", "folder")
             facts |= {"pixels": [0, 255], "channels": _channels(x.shape[1], decoded=decoded)}
             facts["resize"] = _RESIZE if decoded and settings.size is not None else None
+        elif settings.source == "digits":
+            facts |= {"pixels": [0, 1], "channels": "grey", "resize": None}
         found[name] = facts
     return found
 

@@ -63,13 +63,17 @@ def fresh_model(
         path = common.base / settings.weights
         notes: list[str] = []
         apply_state(network, load_state(path, notes), path)
-        for note in notes if tell is not None else ():
-            tell(f"note: {path.name}: {note}")
+        for note in notes:
+            (tell or _silent)(f"note: {path.name}: {note}")
     names = _match_inputs(network, columns, settings.model, chosen=settings.inputs is not None)
     outputs = tuple(head.output for head in common.heads)
     model = Model(network, names, outputs, fresh)
     _try(common, model, settings.model)
     return model
+
+
+def _silent(text: str) -> None:
+    """Where nobody listens."""
 
 
 def note_normalization(context: Context, settings: ModelSettings) -> None:
@@ -148,6 +152,14 @@ def metrics(scores: Mapping[str, Score], split: str) -> list[dict[str, Any]]:
 def data_facts(common: Common) -> dict[str, Any]:
     """What a report says of the data, so that a cached run need not open it."""
     return {"n": common.data.counts()}
+
+
+def factory_defaults(common: Common, settings: ModelSettings) -> dict[str, Any]:
+    """What the data says about a network, of that which its factory names as an argument."""
+    from edgekd.models.resolve import argument_names
+
+    known = _defaults(common, settings.inputs or common.data.input_names)
+    return {name: known[name] for name in argument_names(settings.model, common.base) if name in known}
 
 
 def _defaults(common: Common, columns: Sequence[str]) -> dict[str, Any]:

@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgekd.cli.networks import ArgsOption, ModelOption, WeightsOption, network_of, parse_size
-from edgekd.cli.shared import DEFAULT_STORE, JsonOption, LogFormatOption, QuietOption, StoreOption, make_log, print_json
+from edgekd.cli.shared import (
+    DEFAULT_STORE,
+    JsonOption,
+    LogFormatOption,
+    QuietOption,
+    StoreOption,
+    check_stage_names,
+    make_log,
+    print_json,
+)
 from edgekd.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgekd.pipeline.compress import Wish
     from edgekd.pipeline.log import Log
+    from edgekd.pipeline.runner import RunOptions
     from edgekd.pipeline.schema import Pipeline
 
 FILE = "pipeline.yaml"
@@ -54,6 +64,7 @@ def compress(
     out: Annotated[Path, typer.Option("--out", help="Folder for the report, the builds and the pipeline file.")] = Path(
         "runs/compress"
     ),
+    to: Annotated[str | None, typer.Option("--to", metavar="STAGE", help="Stop after this stage.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the pipeline file and stop.")] = False,
     store: StoreOption = DEFAULT_STORE,
     json_: JsonOption = False,
@@ -95,7 +106,10 @@ def compress(
         if json_:
             print_json({"pipeline": str(file)})
         return 0
-    return _run(pipeline, wish, store, log, json_=json_)
+    from edgekd.pipeline.runner import RunOptions
+
+    check_stage_names("--to", [to] if to else [], [stage.name for stage in pipeline.stages])
+    return _run(pipeline, wish, RunOptions(out, store.absolute(), to), log, json_=json_)
 
 
 def _weak(targets: list[str]) -> bool:
@@ -117,14 +131,13 @@ def _write(wish: Wish, text: str) -> Path:
     return file
 
 
-def _run(pipeline: Pipeline, wish: Wish, store: Path, log: Log, *, json_: bool) -> int:
+def _run(pipeline: Pipeline, wish: Wish, options: RunOptions, log: Log, *, json_: bool) -> int:
     from edgekd.pipeline.estimate import tell_duration
-    from edgekd.pipeline.runner import RunOptions, run
+    from edgekd.pipeline.runner import run
     from edgekd.report.kept import verdicts
     from edgekd.report.schema import Report
     from edgekd.report.table import render_text
 
-    options = RunOptions(wish.out, store.absolute())
     seconds = tell_duration(pipeline, options, log)
     outcome = run(pipeline, options, log)
     report = Report.model_validate(outcome.report)

@@ -28,10 +28,23 @@ COMMANDS = {
         "edgekd.cli.check:check",
         "See within a minute if a network can be captured, exported and quantized, and which layers stay float.",
     ),
+    "new": Command(
+        "edgekd.cli.new:new", "Write a commented pipeline file, a tiny network and a thousand images: it runs as it is."
+    ),
     "plan": Command("edgekd.cli.plan:plan", "Show each stage as cached or to run, and why."),
     "measure": Command(
         "edgekd.cli.measure:measure",
         "Measure latency in processes of their own; several models are interleaved and compared.",
+    ),
+    "predict": Command(
+        "edgekd.cli.predict:predict", "Show what a build says of images: classes with their probabilities."
+    ),
+    "evaluate": Command(
+        "edgekd.cli.evaluate_command:evaluate", "Score a build on data of your own: its metric with a 95% interval."
+    ),
+    "bundle": Command(
+        "edgekd.cli.bundle:bundle",
+        "Pack the chosen build with labels, preprocessing, manifest, predict.py and licence into one archive.",
     ),
     "target": Command("edgekd.cli.target:app", "Name devices that measure over ssh, and see what they have."),
     "report": Command("edgekd.cli.report:report", "Draw report.html, report.md and junit.xml again from report.json."),

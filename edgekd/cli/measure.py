@@ -31,6 +31,7 @@ def measure(
 ) -> None:
     """Measure latency in processes of their own; several models are interleaved and compared."""
     from edgekd.bench.settings import BenchSettings
+    from edgekd.models.onnx_safety import check_onnx
     from edgekd.runtimes.registry import RUNTIMES
 
     if runtime not in RUNTIMES:
@@ -42,6 +43,7 @@ def measure(
             raise ConfigError(f"{model}: no such file", hint="give the paths of ONNX files")
         if model.suffix != ".onnx":
             raise ConfigError(f"{model}: not an ONNX file", hint="give the file that it was built of")
+        check_onnx(model)
     log = make_log(log_format, quiet or json_)
     settings = BenchSettings(quick=quick, launches=launches, batch=batch, threads=threads)
     with tempfile.TemporaryDirectory() as scratch:

@@ -58,10 +58,6 @@ class _Unpickler(pickle.Unpickler):
             return getattr(torch, name)
         return type(name if name.isidentifier() else "Box", (_Box,), {})
 
-    def persistent_load(self, pid: Any) -> Any:
-        """Overridden by torch's own, which finds storages."""
-        raise pickle.UnpicklingError("not a PyTorch file")
-
 
 _DTYPES = {"float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}
 

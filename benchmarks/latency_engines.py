@@ -87,8 +87,8 @@ class AskingSession(_Over):
         self.request_ms: list[float] = []
 
     def run(self) -> None:
-        self.inner.run()
-        self.request_ms.append(self.inner._request.latency)  # what benchmark_app reads after each of its calls
+        self.inner._request.infer()  # benchmark_app's own two lines; edgekd's call leaves out the Python layer over it
+        self.request_ms.append(self.inner._request.latency)
 
     def close(self) -> None:
         np.save(self.keep, np.asarray(self.request_ms))

@@ -10,4 +10,9 @@ from scipy import stats  # type: ignore[import-untyped]
 def share(found: int, n: int) -> dict[str, Any]:
     """`found` of `n`, with Wilson's 95% interval of the share."""
     interval = stats.binomtest(found, n).proportion_ci(0.95, method="wilson")
-    return {"found": found, "n": n, "share": found / n, "ci95": [round(interval.low, 4), round(interval.high, 4)]}
+    return {
+        "found": found,
+        "n": n,
+        "share": found / n,
+        "ci95": [round(float(end), 4) for end in (interval.low, interval.high)],
+    }

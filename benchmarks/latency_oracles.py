@@ -9,9 +9,9 @@
 `oracles` (20 minutes): networks of about 30 us, 100 us and 3 ms, the agent of `edgekd measure` and an oracle in turns,
 all on one core; medians over rounds. benchmark_app's p50 against OpenVINO's own clock in our loop, within 3%, and
 against our wall clock, within 5% or 10 us; LoadGen's p50 against our wall clock, within 5% or 10 us; the smallest times
-within 8% (LoadGen's: or 10 us). A round in which an involuntary switch fell into more than 20% of the 20 ms windows on
-either side does not count; after twice as many rounds as wanted the row is skipped, and only the smallest times are
-judged. LoadGen comes with pip install 'edgekd[oracles]'.
+within 8% (LoadGen's: or 10 us).A round does not count if an involuntary switch fell into more than 20% of the 20 ms
+windows on either side, or some task waited for a core in more than 20% of our time (PSI); after twice as many rounds
+as wanted the row is skipped, and only the smallest times are judged. LoadGen comes with pip install 'edgekd[oracles]'.
 
 `trials` (half an hour for 60 on a quiet machine): `edgekd measure --quick` of a network against itself, and against
 itself with a counted amount of work more in every call: 5%, 2% of the CPU time of a call, calibrated once. The kinds
@@ -22,7 +22,7 @@ take turns.
 `coverage`: the intervals and verdicts on invented measurements whose truth is known.
 
 A row or trial is written to the results when it is done and not made again, but for rows that were skipped or made
-under other conditions (rounds, seconds, core, --realtime).
+under other conditions (rounds, seconds, core).
 """
 
 from __future__ import annotations
@@ -120,10 +120,12 @@ def our_side(one: Measured) -> Side:
     (launch,) = one.launches
     assert p50 is not None
     windows = launch.disturbed_visits()
+    waited = [note["pressure_percent"] for note in one.results[0]["monitor"]]
     return {
         "n": launch.wall_ns.size,
         "p50_ms": p50.value,
         "min_ms": int(launch.wall_ns.min()) / 1e6,
+        "pressure": None if None in waited else round(median(waited) / 100, 4),
         "disturbed": None if windows is None else round(float(windows.mean()), 4),
     }
 
@@ -158,7 +160,10 @@ def against_loadgen(place: Place, build: Path, args: argparse.Namespace, number:
 
 
 def disturbed(pair: Side) -> bool:
-    return any((pair[side]["disturbed"] or 0) > BARS["disturbed"] for side in ("ours", "theirs"))
+    """By switches on either side, or by the share of time in which some task waited for a core: those who wait make
+    calls slower on the other core too, where no switch tells of it."""
+    shares = [pair[side].get(key) or 0.0 for side in ("ours", "theirs") for key in ("disturbed", "pressure")]
+    return max(shares) > BARS["disturbed"]
 
 
 def in_turns(take: Callable[[int], Side], rounds: int) -> list[Side]:
@@ -204,7 +209,7 @@ def judge(pairs: list[Side], rounds: int) -> dict[str, Any]:
 
 
 def conditions(args: argparse.Namespace) -> dict[str, Any]:
-    return {"wanted_rounds": args.rounds, "seconds": args.seconds, "cpu": args.cpu, "realtime": args.realtime}
+    return {"wanted_rounds": args.rounds, "seconds": args.seconds, "cpu": args.cpu}
 
 
 def done(row: dict[str, Any] | None, args: argparse.Namespace) -> bool:
@@ -272,7 +277,6 @@ def one_trial(args: argparse.Namespace, build: Path, engine: str, units: int, se
     return {
         **{key: pair[key] for key in keys},
         "contended": any(row["contended"] for row in rows),
-        "realtime": args.realtime,
     }
 
 
@@ -418,15 +422,10 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20, help="of each kind")
     parser.add_argument("--experiments", type=int, default=200)
     parser.add_argument("--cpu", type=int, default=max(os.sched_getaffinity(0)), help="the core of both sides")
-    parser.add_argument(
-        "--realtime", action="store_true", help="both sides before all other work of the machine (root)"
-    )
     parser.add_argument("--json", type=Path, default=OUT)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "latency_oracles")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    if args.realtime:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])  # for the agent
     document: dict[str, Any] = {"bars": BARS, "oracles": {}, "trials": {}, "coverage": {}}
     if args.json.exists():

@@ -183,10 +183,9 @@ def _bare(request: Any) -> Callable[[], object]:
     """One inference on what is bound, without a copy of the outputs, and without the Python method over the engine's:
     it looks for inputs to set, which takes 4 us of a call."""
     for kind in type(request).__mro__:
-        if kind.__module__.endswith("_pyopenvino") and "share_outputs: bool, decode_strings: bool" in (
-            kind.infer.__doc__ or ""
-        ):
-            return partial(kind.infer, request, {}, True, False)
+        infer: Any = getattr(kind, "infer", None) if kind.__module__.endswith("_pyopenvino") else None
+        if infer and "share_outputs: bool, decode_strings: bool" in (infer.__doc__ or ""):
+            return partial(infer, request, {}, True, False)
     return partial(request.infer, share_outputs=True)  # a version that has another
 
 

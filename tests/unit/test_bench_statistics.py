@@ -83,9 +83,9 @@ def test_percentile_interval_is_no_narrower_than_students_between_launches():
 
 
 def test_launches_too_short_for_a_percentile_of_their_own_still_give_one_together():
-    launches = [one_launch(np.arange(1, 61) + shift) for shift in (0, 1)]
+    launches = [one_launch(np.arange(1, 61) + shift) for shift in (0, 100)]
     p90 = statistics.percentiles(launches, seed=0)["p90"]
-    assert 50 < p90.low <= p90.value <= p90.high <= 61
+    assert 35 < p90.low < p90.value < p90.high <= 160  # Student's interval of two such launches starts below 1
 
 
 def test_percentile_interval_knows_that_neighbouring_samples_depend_on_each_other():

@@ -174,6 +174,13 @@ def test_disturbed_rounds_are_skipped_but_the_smallest_times_still_judged(smalle
     assert row["reason"] == "more than 20% disturbed in 4 of 4 rounds"
 
 
+@pytest.mark.parametrize(("key", "share"), [("disturbed", 0.21), ("pressure", 0.21)])
+def test_round_is_disturbed_by_switches_or_by_tasks_that_wait(key, share):
+    quiet = {"ours": side(1.0, 0.2, pressure=0.2), "theirs": side(1.0, None)}
+    assert not latency_oracles.disturbed(quiet)
+    assert latency_oracles.disturbed({**quiet, "ours": {**quiet["ours"], key: share}})
+
+
 def test_disturbed_rounds_are_repeated_at_most_as_often_as_wanted():
     shares = iter([0.5, 0.0, 0.5, 0.0])
     pairs = latency_oracles.in_turns(lambda _: {"ours": side(1.0, next(shares)), "theirs": side(1.0)}, 2)

@@ -201,8 +201,8 @@ class TargetSettings(Settings):
     """The inference engine."""
     device: str | None = Field(default=None, min_length=1)
     """The device in the engine's words, in any case; `edgekd doctor` lists those that are here. OpenVINO: CPU
-    (default), GPU, GPU.1, NPU, AUTO, HETERO:GPU,CPU. ONNX Runtime: its provider, CPU (default), CUDA, TensorRT, OpenVINO,
-    DirectML, CoreML, .. or any by its full name. TensorRT always uses the GPU."""
+    (default), GPU, GPU.1, NPU, AUTO, HETERO:GPU,CPU. ONNX Runtime: its provider, CPU (default), CUDA, TensorRT,
+    OpenVINO, DirectML, CoreML, .. or any by its full name. TensorRT always uses the GPU."""
     precision: tuple[Literal["f32", "f16", "bf16", "int8"], ...] = Field(default=("f32", "int8"), min_length=1)
     """Precisions to build. int8 needs the `quantize` stage; a float build to compare with is then made too: f32 unless
     one is named, and with TensorRT f16. f16: TensorRT, ONNX Runtime, and OpenVINO's devices that have it (GPU, NPU).

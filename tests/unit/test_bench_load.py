@@ -8,14 +8,16 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_runtime
 import numpy as np
 import pytest
 
-from edgekd.bench import load, under_load
+from edgekd.bench import load, loop, statistics, under_load
 from edgekd.bench.measure import Subject, measure_rows
 from edgekd.bench.settings import BenchSettings, LoadSettings, ThroughputSettings
+from edgekd.bench.statistics import Samples
 from edgekd.errors import BenchError
 from edgekd.report.measured import Latency, Load, Throughput
 
@@ -33,6 +35,47 @@ def stalls(ms, *, at, for_ms):
     """1 call of many takes far longer."""
     counted = itertools.count()
     return lambda: time.sleep((for_ms if next(counted) == at else ms) / 1e3)
+
+
+class Clock:
+    """Time that goes on only while a call is made, by what the call is said to take."""
+
+    def __init__(self):
+        self.now_ns = 0
+
+    def perf_counter_ns(self):
+        return self.now_ns
+
+    process_time_ns = perf_counter_ns
+
+    def perf_counter(self):
+        return self.now_ns / 1e9
+
+
+def test_percentiles_of_known_times_are_exact_to_the_clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    times_ns = np.random.default_rng(0).permutation(np.arange(1, 2001)) * 1000
+    given = iter(times_ns.tolist() * 2)  # the first call of a visit brings back the caches and is not recorded
+
+    def run():
+        clock.now_ns += next(given)
+
+    seen = []
+    monkeypatch.setattr(loop, "SETTLE_BELOW_NS", 0)
+    monitor = SimpleNamespace(note_if_due=lambda: seen.append(clock.now_ns), note=lambda: None)
+    (record,) = loop.interleave([run], [1_000_000], min_time_s=0.0, max_time_s=100.0, min_samples=2000, monitor=monitor)
+    arrays = record.arrays()
+    assert sorted(arrays["wall_ns"].reshape(-1)) == sorted(times_ns)
+    samples = Samples(arrays["wall_ns"], arrays["visit_cpu_ns"], arrays["visit_switches"])
+    found = statistics.percentiles([samples], seed=0)
+    assert {name: one.value for name, one in found.items() if one} == {
+        "p50": 1.0,
+        "p90": 1.8,
+        "p95": 1.9,
+        "p99": 1.98,
+    }
+    assert seen
 
 
 def test_closed_loop_calls_from_every_stream_until_there_are_enough():

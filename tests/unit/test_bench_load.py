@@ -178,8 +178,28 @@ def test_a_rate_far_below_the_capacity_is_kept_up_with():
 )
 def test_doubling_ends_where_it_brings_less_than_three_percent(values, measured, saturated):
     given = dict(zip([1, 2, 4, 8], values, strict=False))
-    assert load.until_saturated(list(given), given.__getitem__) == (measured, saturated)
+    assert load.until_saturated(list(given), given.__getitem__, given=False) == (measured, saturated)
     assert list(load.doubled(20)) == [1, 2, 4, 8, 16]
+
+
+def test_numbers_that_were_given_are_all_measured():
+    values = {1: 100, 4: 101, 2: 300, 8: 301}
+    assert load.until_saturated(list(values), values.__getitem__, given=True) == (
+        [1, 4, 2, 8],
+        [False, False, True, True],
+    )
+
+
+def test_doubling_ends_where_the_engine_has_no_room_and_what_was_given_fails_there():
+    def measure(count):
+        if count > 2:
+            raise BenchError("the engine takes no input (4, 3)")
+        return 100.0 * count
+
+    assert load.until_saturated([1, 2, 4, 8], measure, given=False) == ([1, 2], [False, False])
+    for counts, given in (([1, 4], True), ([4], False)):
+        with pytest.raises(BenchError, match="takes no input"):
+            load.until_saturated(counts, measure, given=given)
 
 
 @pytest.mark.parametrize("border", [3.0, 55.0, 400.0, 800.0, 990.0])

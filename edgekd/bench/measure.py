@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.bench import under_load
+from edgekd.bench.process import NoMemoryError
 from edgekd.bench.rows import Measured, comparison_row, latency_row
 from edgekd.bench.settings import BenchSettings
 from edgekd.bench.targets.local import Local
@@ -219,12 +220,15 @@ class _Launcher:
         more_s: float = 0.0,
     ) -> dict[str, Any]:
         self.progress(title)
-        return self.place.run(
-            {**job, "feeds": self.feeds, "cpu": self.settings.cpu},
-            limit_s=self.settings.time_limit_s + more_s,
-            progress=lambda text: self.progress(f"{title}: {text}"),
-            leaves=leaves,
-        )
+        try:
+            return self.place.run(
+                {**job, "feeds": self.feeds, "cpu": self.settings.cpu},
+                limit_s=self.settings.time_limit_s + more_s,
+                progress=lambda text: self.progress(f"{title}: {text}"),
+                leaves=leaves,
+            )
+        except NoMemoryError as error:  # the memory of each build is taken first, alone: it names the one
+            raise BenchError(f"{title}: {error.message}", hint=error.hint) from None
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -16,7 +16,7 @@ from edgekd.files import sha256_bytes
 AGENT = "agent.pyz"
 _ROOT = Path(__file__).resolve().parents[1]
 _OWN = (
-    "__init__", "agent", "energy", "entry", "growth", "load", "load_jobs", "loop", "machine", "nvml", "probe",
+    "__init__", "agent", "builds", "energy", "entry", "growth", "load", "load_jobs", "loop", "machine", "nvml", "probe",
     "sustain",
 )  # fmt: skip
 _MAIN = "from edgekd.bench.entry import main\n\nmain()\n"

@@ -58,8 +58,8 @@ def latency_row(
 ) -> dict[str, Any]:
     """A row of `latency`: `about` names the build and the conditions; `everyone` was interleaved with it."""
     found = statistics.percentiles(one.launches, seed=seed)
-    wall_ms = [launch.wall_ns.sum() / 1e6 for launch in one.launches]
     n = sum(launch.wall_ns.size for launch in one.launches)
+    mean = statistics.mean_ms(one.launches, seed=seed)
     drift, stable = max(one.drifts(), key=abs), all(one.facts("warm_stable"))
     quiet = [result["quiet"]["reached"] for result in one.results]
     return {
@@ -68,12 +68,15 @@ def latency_row(
         "n": n,
         "launches": len(one.launches),
         **{f"{name}_ms": None if estimate is None else _round(estimate.value) for name, estimate in found.items()},
-        "ci95": {f"{name}_ms": _interval(estimate) for name, estimate in found.items() if estimate is not None},
+        "ci95": {
+            **{f"{name}_ms": _interval(estimate) for name, estimate in found.items() if estimate is not None},
+            "throughput_per_s": [round(about["batch"] * 1e3 / end, 3) for end in (mean.high, mean.low)],
+        },
         "min_ms": _round(min(int(launch.wall_ns.min()) for launch in one.launches) / 1e6),
-        "mean_ms": _round(sum(wall_ms) / n),
+        "mean_ms": _round(mean.value),
         "cpu_p50_ms": _round(statistics.cpu_p50_ms(one.launches)),
         "undisturbed": statistics.undisturbed(one.launches),
-        "throughput_per_s": round(about["batch"] * n / sum(wall_ms) * 1e3, 3),
+        "throughput_per_s": round(about["batch"] * 1e3 / mean.value, 3),
         # The first model of an engine in a launch pays for the import: with the order random, that is the maximum.
         "import_ms": _round(max(one.facts("import_ms"))),
         "load_ms": _round(median(one.facts("load_ms"))),

@@ -26,7 +26,16 @@ COMMANDS = {
         "Measure latency in processes of their own; several models are interleaved and compared.",
     ),
     "target": Command("edgekd.cli.target:app", "Name devices that measure over ssh, and see what they have."),
+    "data": Command("edgekd.cli.data:app", "See what a data set holds, and what is wrong with it."),
     "report": Command("edgekd.cli.report:report", "Draw report.html, report.md and junit.xml again from report.json."),
+    "verify": Command(
+        "edgekd.cli.verify:verify",
+        "Check every byte of a run's folder against its manifest; ends with 4 if anything is not as it was written.",
+    ),
+    "compare": Command(
+        "edgekd.cli.compare:compare",
+        "Compare two runs with intervals: scores, latency, throughput, size, memory, precision; 5 on a regression.",
+    ),
     "list": Command("edgekd.cli.listing:list_", "List what there is, with every option."),
     "doctor": Command(
         "edgekd.cli.doctor:doctor", "Show the machine, and for every engine whether it can build and run here."

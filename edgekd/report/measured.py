@@ -47,7 +47,7 @@ class Latency(Part):
     p99_ms: Measured = None
     """99th percentile, in milliseconds."""
     ci95: dict[str, Interval] = Field({})
-    """95% interval of each percentile, by the name of its field."""
+    """95% interval of each percentile and of the throughput, by the name of its field."""
     throughput_per_s: Measured = None
     """Samples per second, one inference after the other."""
     load_ms: Measured = None

@@ -103,6 +103,8 @@ class Data(Part):
     """Licence of the data, where its source names one."""
     n: SplitSizes = SplitSizes()
     """Number of samples in each split."""
+    broken_images: dict[str, int] = Field(default_factory=dict)
+    """Images of each split of the source that were broken and left out."""
 
 
 class Stage(Part):
@@ -201,8 +203,12 @@ class Build(Part):
     """Its outputs."""
     opset: int | None = None
     """ONNX operator set of the graph that was compiled."""
+    onnx: RelativePath | None = None
+    """The ONNX file that it was compiled from; null when it is not known."""
     built_on: str | None = None
     """Fingerprint of the machine that compiled it."""
+    host: str | None = None
+    """The device that it is for, as the pipeline file names it; null is the machine of `environment`."""
     chosen: bool = False
     """True for the build to use on this target."""
     rejected_because: Text | None = None
@@ -306,8 +312,7 @@ class Report(Part):
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a written report: every field is present in it, those without a value as null."""
-    schema = Report.model_json_schema(mode="serialization")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Report.model_json_schema(mode="serialization")}
 
 
 def schema_text() -> str:

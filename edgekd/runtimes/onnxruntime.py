@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -103,10 +104,11 @@ class OnnxRuntime:
 def _tried(path: Path, device: str, threads: int) -> tuple[Any, Any, list[Layer], int]:
     """Inputs, outputs, executed layers, and how many nodes fell back to the CPU though another provider was asked for.
 
-    On the CPU the optimized graph says what runs. Elsewhere only a run does: the profile of one inference on noise.
+    On the CPU the optimized graph says what runs. Elsewhere, and where the package onnx is missing, which reads graphs,
+    only a run does: the profile of one inference on noise.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        if provider_named(device, _module().get_available_providers()) == CPU:
+        if provider_named(device, _module().get_available_providers()) == CPU and importlib.util.find_spec("onnx"):
             optimized = Path(scratch) / "optimized.onnx"
             session = _open(path, device, threads, optimized=optimized)
             layers = _layers(optimized) if optimized.exists() else []
@@ -116,7 +118,7 @@ def _tried(path: Path, device: str, threads: int) -> tuple[Any, Any, list[Layer]
         nodes = tried.nodes()
         tried.close()
     fallen = profiles.fallen_back(nodes, tried.provider)
-    if len(fallen) == len(nodes):
+    if fallen and len(fallen) == len(nodes):
         raise UnavailableError(
             f"ONNX Runtime ran no node of this network on {device}, all {len(nodes)} fell back to the CPU",
             hint="use device: CPU, or check the driver and the libraries of that provider",

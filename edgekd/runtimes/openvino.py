@@ -65,7 +65,7 @@ class OpenVino:
         return _FLAVOURS[precision]
 
     def check(self, device: str, *, run: bool, precisions: Sequence[str] = ()) -> None:
-        core = _core()
+        core, device = _core(), _in_its_words(device)
         found = list(core.available_devices)
         missing = [name for name in named_devices(device) if not _is_there(name, found)]
         if missing:
@@ -82,7 +82,7 @@ class OpenVino:
                 )
 
     def compile(self, onnx: Path, folder: Path, *, device: str, threads: int, options: Mapping[str, Any]) -> Build:
-        core = _core()
+        core, device = _core(), _in_its_words(device)
         try:
             model = core.read_model(str(onnx))
             _module().save_model(model, str(folder / "model.xml"), compress_to_fp16=False)
@@ -142,7 +142,8 @@ class _Session:
         extra: Mapping[str, Any] = MappingProxyType({}),
         streams: int = 1,
     ) -> None:
-        core, properties = _core(), {**_properties(device, threads, _hint(path), streams), **extra}
+        core, device = _core(), _in_its_words(device)
+        properties = {**_properties(device, threads, _hint(path), streams), **extra}
         watch = Stopwatch()
         # A profile is of the model that is compiled here: what was imported cannot be asked for every counter.
         found = None if extra else openvino_blob.find(core, path, device=device, properties=properties)
@@ -230,6 +231,11 @@ def _since(means_ms: Sequence[float], warm: int) -> float:
     half = 0.0005
     total = len(means_ms) * (means_ms[-1] + half) - warm * (means_ms[warm - 1] + half)
     return round(max(half, total / (len(means_ms) - warm)), 4)
+
+
+def _in_its_words(device: str) -> str:
+    """A device as OpenVINO writes it, who knows capitals alone."""
+    return device.upper()
 
 
 def named_devices(device: str) -> list[str]:

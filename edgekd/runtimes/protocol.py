@@ -181,6 +181,21 @@ class Runtime(Protocol):
         """The devices that the engine finds here and what it can build for."""
 
 
+def check_capabilities(engine: Runtime, wanted: Sequence[str]) -> None:
+    """See that an engine builds for these compute capabilities, e.g. "8.6".
+
+    Raises:
+        UnavailableError: the installed version does not; the hint names those that it builds for.
+    """
+    known = engine.supports().compute_capabilities if wanted else ()
+    unknown = [capability for capability in wanted if capability not in known]
+    if unknown:
+        raise UnavailableError(
+            f"{engine.name} {engine.version()} does not build for compute capability {unknown[0]}",
+            hint=f"compute_capabilities may hold: {', '.join(known)}",
+        )
+
+
 class Stopwatch:
     """Milliseconds since it was made or last asked."""
 

@@ -36,7 +36,7 @@ class FakeSession:
             with self.slots:
                 time.sleep(self.told["sleep_ms"] / 1e3)
             return
-        sleep_ms = self.told.get("sleep_ms", 0)
+        sleep_ms = self.told.get("sleep_ms", 0) + float(os.environ.get("FAKE_LOAD_MS", "0"))
         if self.told.get("slow_after") and time.monotonic() - self.born > self.told["slow_after"]:
             sleep_ms = self.told["slow_ms"]
         if self.told.get("slow_every") and self.calls % self.told["slow_every"] == 0:
@@ -82,6 +82,8 @@ class FakeRuntime:
         told = json.loads(Path(path).read_text())
         if told.get("pid_file"):
             Path(told["pid_file"]).write_text(str(os.getpid()))
+        while told.get("wait_for") and not Path(told["wait_for"]).exists():
+            time.sleep(0.02)
         if told.get("refuse"):
             raise CompileError("fake cannot read this file", hint="make another")
         if told.get("bug"):

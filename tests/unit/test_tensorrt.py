@@ -14,7 +14,7 @@ from edgekd.errors import BenchError, CompileError, UnavailableError
 from edgekd.runtimes import nvidia, timing_cache
 from edgekd.runtimes.cuda import Cuda
 from edgekd.runtimes.nvidia import Gpu, dotted
-from edgekd.runtimes.protocol import DeviceTimes, TimedByDevice
+from edgekd.runtimes.protocol import DeviceTimes, TimedByDevice, check_capabilities
 from edgekd.runtimes.registry import runtime
 from edgekd.runtimes.tensorrt_session import tensor_precision
 from edgekd.stages.settings import TargetSettings
@@ -341,6 +341,16 @@ def test_what_the_engines_offer(monkeypatch):
     fake_tensorrt.install(monkeypatch, 11, gpu=AMPERE)
     (device,) = runtime("tensorrt").supports().devices
     assert (device.name, device.full_name, device.compute_capability) == ("GPU", "NVIDIA A10", "8.6")
+
+
+def test_architectures_that_rtx_does_not_know_are_refused_with_those_that_it_does(build, monkeypatch):
+    fake_tensorrt.install(monkeypatch, 1, version="1.7.1", gpu=None, architectures=ARCHITECTURES)
+    check_capabilities(runtime("tensorrt_rtx"), ["8.6", "12.0"])
+    with pytest.raises(UnavailableError, match=r"tensorrt_rtx 1\.7\.1 does not build for .* 8\.7$") as caught:
+        check_capabilities(runtime("tensorrt_rtx"), ["8.6", "8.7"])
+    assert caught.value.hint == "compute_capabilities may hold: 7.5, 8.0, 8.6, 8.9, 12.0, 12.1"
+    with pytest.raises(UnavailableError, match=r"compute capability 9\.0"):
+        build(1, name="tensorrt_rtx", version="1.7.1", gpu=None, compute_capabilities=["9.0"])
 
 
 def test_engines_of_the_other_tensorrt_and_without_a_manifest_are_refused(build, monkeypatch):

@@ -43,7 +43,7 @@ def answer(job_line: bytes) -> dict[str, Any]:
         # Engines write whole pages; what is last in them says why.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         message = f"{type(error).__name__}: {lines[-1] if lines else 'no reason was given'}"
-        return {"error": {"kind": "failed", "message": message, "hint": None}}
+        return {"error": {"kind": "failed", "message": message, "hint": None, "said": str(error)}}
 
 
 def _work(job: dict[str, Any]) -> dict[str, Any]:

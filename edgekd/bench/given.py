@@ -12,6 +12,7 @@ from edgekd.bench.measure import Subject
 from edgekd.bench.targets.local import Local
 from edgekd.bench.targets.protocol import Target
 from edgekd.errors import ConfigError, UnavailableError
+from edgekd.models.onnx_safety import check_onnx
 from edgekd.runtimes import tensorrt_manifest
 from edgekd.runtimes.protocol import TensorInfo
 from edgekd.runtimes.registry import runtime
@@ -120,6 +121,7 @@ def subjects_of(
         where = device or ("GPU" if one.runtime.startswith("tensorrt") else "CPU")
         path, inputs = one.path, None
         if one.is_onnx:
+            check_onnx(one.path)
             engine = runtime(one.runtime)
             engine.version()
             engine.check(where, run=on is None)

@@ -16,14 +16,35 @@ from edgekd.files import launched
 
 # The help is the first line of the command's docstring (a test holds it): `edgekd --help` loads no command.
 COMMANDS = {
+    "compress": Command(
+        "edgekd.cli.compress:compress",
+        "Quantize, compile, evaluate and measure a network as it is; with --student distil it first.",
+    ),
     "run": Command(
         "edgekd.cli.run_command:run",
         "Run a pipeline file: every stage from the store or anew, then the report and the budgets.",
+    ),
+    "check": Command(
+        "edgekd.cli.check:check",
+        "See within a minute if a network can be captured, exported and quantized, and which layers stay float.",
+    ),
+    "new": Command(
+        "edgekd.cli.new:new", "Write a commented pipeline file, a tiny network and a thousand images: it runs as it is."
     ),
     "plan": Command("edgekd.cli.plan:plan", "Show each stage as cached or to run, and why."),
     "measure": Command(
         "edgekd.cli.measure:measure",
         "Measure latency in processes of their own; several models are interleaved and compared.",
+    ),
+    "predict": Command(
+        "edgekd.cli.predict:predict", "Show what a build says of images: classes with their probabilities."
+    ),
+    "evaluate": Command(
+        "edgekd.cli.evaluate_command:evaluate", "Score a build on data of your own: its metric with a 95% interval."
+    ),
+    "bundle": Command(
+        "edgekd.cli.bundle:bundle",
+        "Pack the chosen build with labels, preprocessing, manifest, predict.py and licence into one archive.",
     ),
     "target": Command("edgekd.cli.target:app", "Name devices that measure over ssh, and see what they have."),
     "data": Command("edgekd.cli.data:app", "See what a data set holds, and what is wrong with it."),

@@ -81,7 +81,7 @@ def _builds(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     rows = []
     for build in compiled.facts["builds"]:
         folder = build["folder"]
-        parity = done["evaluate"].facts["builds"].get(folder, {}).get("parity") if "evaluate" in done else None
+        scored = done["evaluate"].facts["builds"].get(folder, {}) if "evaluate" in done else {}
         row = {key: value for key, value in build.items() if key not in ("folder", "file", "origin", "max_batch")}
         row |= {
             "path": build_path(build),
@@ -89,7 +89,10 @@ def _builds(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
             "sha256": compiled.files[f"{folder}/{build['file']}"],
             "seconds": compiled.record.get(folder, {}).get("seconds"),
             "metrics": _evaluated(done, "builds", folder),
-            "parity": parity or _exported_parity(done, build),
+            "difference": {k: v for k, v in found.items() if k not in ("better", "against")}
+            if (found := scored.get("difference"))
+            else None,
+            "parity": scored.get("parity") or _exported_parity(done, build),
         }
         rows.append(row)
     return rows

@@ -66,6 +66,10 @@ class GateSettings(Settings):
     undecided: Literal["fail", "pass"] = "pass"
     """What an interval means that lies on both sides of the limit, or a figure that was not measured."""
 
+    otherwise: Literal["fail", "float"] = "fail"
+    """What a broken accuracy budget of the quantized network means: the run fails with exit code 5, or its float build
+    is chosen and the run goes on."""
+
     @field_validator("max", "min", mode="before")
     @classmethod
     def _number(cls, value: Any) -> Any:
@@ -75,6 +79,8 @@ class GateSettings(Settings):
     def _limits(self) -> GateSettings:
         if (self.max is None) == (self.min is None):
             raise ValueError('a gate has one limit, max or min | e.g. max: "2 ms"')
+        if self.otherwise == "float" and not (self.of == "quantized" and self.measure.startswith("metric")):
+            raise ValueError("otherwise: float is for accuracy of the quantized network | remove it")
         self.limit()
         if "precision" in self.model_fields_set and self.measure != "executed_share":
             raise ValueError(f"precision does nothing for {self.measure} | remove it, or set measure: executed_share")
@@ -178,6 +184,8 @@ def _judged(gate: GateSettings, value: float | None, ci95: tuple[float, float] |
 
 def broken(gate: GateSettings, row: dict[str, Any], *, whole: bool = True) -> bool:
     """Whether a judged gate ends the run. One that was asked to stop early (not `whole`) may leave gates undecided."""
+    if gate.otherwise == "float":
+        return False
     return row["verdict"] == "failed" or (whole and row["verdict"] == "undecided" and gate.undecided == "fail")
 
 

@@ -81,6 +81,7 @@ def manifest_of(
         "seed": pipeline.settings.seed,
         "environment": document["environment"],
         "data": document["data"] and {**document["data"], "files": outcome.data_files},
+        "preprocessing": outcome.done["export"].facts["preprocessing"] if "export" in outcome.done else None,
         "weights": _weights(pipeline),
         "stages": [
             {

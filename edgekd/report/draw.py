@@ -27,7 +27,8 @@ def draw(report: Report, folder: Path, manifest: Mapping[str, Any] | None = None
     """Write the four files; in a GitHub job, also append the Markdown to the job's summary page.
 
     `folder` is the run's folder: loss curves, samples and other details are read from the paths in the report below it,
-    and what is missing there is left out of the drawing. `manifest`: what manifest.json will say, by default what it says.
+    and what is missing there is left out of the drawing. `manifest`: what manifest.json will say; by default what it
+    says.
     """
     write_atomic(folder / REPORT_FILE, report.model_dump_json(indent=2) + "\n")
     text = markdown(report, folder)

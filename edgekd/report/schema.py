@@ -215,6 +215,8 @@ class Build(Part):
     """Why it is not the build to use; null for the chosen one."""
     metrics: tuple[Metric, ...] = ()
     """Its numbers, measured on its target with its engine."""
+    difference: Metric | None = None
+    """By how much it is better than the teacher (else than the float network) on the same samples, in pairs."""
     parity: Parity | None = None
     """Agreement with a reference; null when it was not checked."""
     executed_precision: dict[str, int] = Field({})

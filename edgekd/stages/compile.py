@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.bench.remote import Made, Wish, compile_on
 from edgekd.bench.targets.protocol import Place
 from edgekd.errors import CompileError
+from edgekd.export.card import CARD, PREDICT, write_card
 from edgekd.export.flavours import quantize_skips_only, tensorrt_violations
 from edgekd.export.graphs import opset_of
 from edgekd.export.half import Kept, to_half
@@ -21,8 +22,9 @@ from edgekd.export.onnx_file import load, save
 from edgekd.export.preprocessing import raw_inputs, rewrite_behind
 from edgekd.export.stays import Misfits
 from edgekd.runtimes import openvino_blob, tensorrt_manifest
+from edgekd.runtimes.onnxruntime_providers import full_name
 from edgekd.runtimes.openvino import HINT
-from edgekd.runtimes.protocol import Layer
+from edgekd.runtimes.protocol import Build, Layer
 from edgekd.runtimes.registry import runtime
 from edgekd.runtimes.timing_cache import usual_place
 from edgekd.stages.context import Context, shipped_by
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 _EIGHT_BIT = {"int8", "uint8"}
 # What lies beside a model without being part of it.
-_BESIDE = {"layers.json", openvino_blob.BLOB, openvino_blob.MANIFEST, HINT, tensorrt_manifest.MANIFEST}
+_BESIDE = {"layers.json", CARD, PREDICT, openvino_blob.BLOB, openvino_blob.MANIFEST, HINT, tensorrt_manifest.MANIFEST}
 ENGINE_OPTIONS = {"compute_capabilities", "max_batch", "opt_batch", "workspace_bytes", "optimization_level",
                   "timing_cache", "hardware_compatibility", "version_compatible"}  # fmt: skip
 
@@ -101,6 +103,7 @@ def _build(context: Context, order: Order, export: Artifact, places: Places) -> 
     source = source_of(order, flavour, export, folder)
     made = _made(context, order, source, folder, places.of(order.target) if order.settings.compiles_there else None)
     context.draft.record[order.folder] = {"seconds": made.seconds}
+    write_card(folder, source.path, _engine(order, made.build))
     if source.path.parent == folder:
         source.path.unlink()
     (folder / "layers.json").write_text(json.dumps([vars(layer) for layer in made.build.layers], indent=1))
@@ -127,6 +130,18 @@ def _made_there(context: Context, order: Order, source: Source, folder: Path, pl
     settings, limit_s = order.settings, context.options(CompileStage).time_limit_s
     wish = Wish(order.folder, settings.runtime, settings.device_name, order.precision, options, timings)
     return compile_on(place, wish, source.path, folder, limit_s=limit_s)
+
+
+def _engine(order: Order, build: Build) -> dict[str, Any]:
+    """What of a build the one who runs it has to know."""
+    settings, device = order.settings, order.settings.device_name
+    told: dict[str, Any] = {"max_batch": settings.max_batch} if settings.is_tensorrt else {}
+    if settings.runtime == "openvino":
+        told["hint"] = order.precision if order.precision in ("f16", "bf16") else "f32"
+    if settings.runtime == "onnxruntime":
+        device = full_name(device)
+    known = {"runtime": settings.runtime, "device": device, "precision": order.precision, "file": build.file}
+    return {**known, **told, "built_with": dict(build.facts)}
 
 
 def _options(context: Context, order: Order) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from edgekd.export import parity
 from edgekd.export.forks import Fork
 from edgekd.export.settings import ExportSettings
 from edgekd.files import write_atomic
+from edgekd.runtimes import saturation
 from edgekd.runtimes.protocol import Arrays, Session, infer_batched
 from edgekd.runtimes.registry import runtime
 from edgekd.stages.compile import Order, source_of
@@ -144,14 +145,19 @@ def _evaluate_build(
     except ParityError as error:
         fork = _fork(context, build, world, table) if place is None else None
         words = f"; {fork.words()}" if fork is not None else ""
-        raise ParityError(f"{error.message}{words}", hint=error.hint) from None
+        weak = place is None and build["precision"] == "int8" and build["device"] == "CPU" and saturation.saturates()
+        raise ParityError(f"{error.message}{words}", hint=saturation.HINT if weak else error.hint) from None
     best = right[_best(context)]
     scored = metrics(_scores(world, result, targets, best), split)
     if rows is not None:  # a drop is judged on the same samples
         others = {role: _scores(world, outputs, targets, best) for role, outputs in right.items()}
         for row in scored:
             row["same_samples"] = {role: scores[row["name"]].value for role, scores in others.items()}
-    return {"metrics": scored, "parity": {**same.facts(), "reference": model}}
+    return {
+        "metrics": scored,
+        "difference": _difference(context, world, result, targets, best),
+        "parity": {**same.facts(), "reference": model},
+    }
 
 
 def _sample(context: Context, table: Rows) -> Tensor | None:
@@ -186,6 +192,23 @@ def _answers(
     model = {"name": build["folder"], "runtime": build["runtime"], "device": build["device"]}
     fed = (feeds_of(world, inputs, part, raw) for part in parts)
     return answers_on(place, model, path, fed, batch=batch, limit_s=options.time_limit_s)
+
+
+def _difference(
+    context: Context,
+    world: World,
+    found: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    best: Mapping[str, Tensor],
+) -> dict[str, Any] | None:
+    """How much better or worse than the reference a build is, sample by sample: of the first head that can say so."""
+    for head in world.heads:
+        difference = task_named(head.task).difference
+        if head.target is not None and head.target in targets and difference is not None:
+            score = difference(found[head.output], best[head.output], targets[head.target])
+            (row,) = metrics({score.name: score}, context.options(EvaluateStage).split)
+            return {**row, "against": _best(context)}
+    return None
 
 
 def _fork(context: Context, build: Mapping[str, Any], world: World, table: Rows) -> Fork | None:

@@ -72,6 +72,8 @@ def preparation(common: Common, names: Iterable[str], *, raw: bool) -> dict[str,
             facts |= {"pixels": [0, 255], "channels": _channels(x.shape[1], decoded=decoded)}
             facts["background"] = settings.background if decoded else None
             facts["resize"] = _resize(settings) if decoded and settings.size is not None else None
+        elif settings.source == "digits":
+            facts |= {"pixels": [0, 1], "channels": "grey", "resize": None}
         found[name] = facts
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -13,6 +13,7 @@ from edgekd.config import Settings
 from edgekd.distill.knowledge_settings import KnowledgeSettings
 from edgekd.distill.settings import SCHEMES, DistillationSettings
 from edgekd.export.settings import ExportSettings
+from edgekd.models.names import elsewhere
 from edgekd.models.settings import Columns, ModelReference, ModelSettings
 from edgekd.quantize.settings import QuantizationSettings
 from edgekd.runtimes.nvidia import dotted
@@ -53,9 +54,25 @@ class TeacherStage(TrainOverrides, ModelSettings):
     select: Select = "last"
     """Which weights go on: those of the last epoch, or of the best one on the validation split."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_onnx(cls, given: Any) -> Any:
+        """`{onnx: file.onnx}` is `{model: file.onnx}`."""
+        if isinstance(given, dict) and isinstance(given.get("onnx"), str) and "model" not in given:
+            return {"model": given["onnx"], **{key: value for key, value in given.items() if key != "onnx"}}
+        return given
+
+    @model_validator(mode="after")
+    def _nothing_to_train(self) -> TeacherStage:
+        if elsewhere(self.model) == "onnx" and (self.epochs or self.weights):
+            idle = "epochs" if self.epochs else "weights"
+            raise ValueError(f"{idle} of an ONNX file, which is trained already | remove it")
+        return self
+
     def passes(self) -> int:
         """Epochs with the default filled in."""
-        return self.epochs if self.epochs is not None else (0 if self.weights else 60)
+        trained = self.weights or elsewhere(self.model) in ("onnx", "hf")
+        return self.epochs if self.epochs is not None else (0 if trained else 60)
 
 
 class DistillStage(TrainOverrides, DistillationSettings):
@@ -211,9 +228,9 @@ class TargetSettings(Settings):
     runtime: Literal["openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"]
     """The inference engine."""
     device: str | None = Field(default=None, min_length=1)
-    """The device in the engine's words, in any case; `edgekd doctor` lists those that are here. OpenVINO: CPU (default),
-    GPU, GPU.1, NPU, AUTO, HETERO:GPU,CPU. ONNX Runtime: its provider, CPU (default), CUDA, TensorRT, OpenVINO, DirectML, CoreML, ..
-    or any by its full name. TensorRT always uses the GPU."""
+    """The device in the engine's words, in any case; `edgekd doctor` lists those that are here. OpenVINO: CPU
+    (default), GPU, GPU.1, NPU, AUTO, HETERO:GPU,CPU. ONNX Runtime: its provider, CPU (default), CUDA, TensorRT,
+    OpenVINO, DirectML, CoreML, .. or any by its full name. TensorRT always uses the GPU."""
     precision: tuple[Literal["f32", "f16", "bf16", "int8"], ...] = Field(default=("f32", "int8"), min_length=1)
     """Precisions to build. int8 needs the `quantize` stage; a float build to compare with is then made too: f32 unless
     one is named, and with TensorRT f16. f16: TensorRT, ONNX Runtime, and OpenVINO's devices that have it (GPU, NPU).

@@ -294,7 +294,8 @@ def test_images_with_their_channels_last_are_asked_about_and_can_be_declared(
 
 def test_arrays_of_four_axes_that_are_no_images_need_no_layout(tmp_path: Path) -> None:
     npz_set(tmp_path / "set", x=np.zeros((30, 16, 100, 1), np.float32))
-    assert opened(tmp_path, npz={"path": "set"}, validation=0, test=0).load("train").inputs["x"].shape[1:] == (16, 100, 1)
+    found = opened(tmp_path, npz={"path": "set"}, validation=0, test=0).load("train")
+    assert found.inputs["x"].shape[1:] == (16, 100, 1)
 
 
 def test_splits_of_other_shapes_are_refused(tmp_path: Path) -> None:

@@ -30,7 +30,10 @@ def main() -> None:
 
 
 def answer(job_line: bytes) -> dict[str, Any]:
-    """The result of a job, or {"error": {"kind": "unavailable"|"failed", "message", "hint"}}."""
+    """The result of a job, or {"error": {"kind": "unavailable"|"failed", "message", "hint"}}.
+
+    An engine's own words are in "said" as a whole; the message has their last line.
+    """
     try:
         return _work(json.loads(job_line))
     except EdgekdError as error:

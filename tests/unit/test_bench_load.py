@@ -37,23 +37,8 @@ def stalls(ms, *, at, for_ms):
     return lambda: time.sleep((for_ms if next(counted) == at else ms) / 1e3)
 
 
-class Clock:
-    """Time that goes on only while a call is made, by what the call is said to take."""
-
-    def __init__(self):
-        self.now_ns = 0
-
-    def perf_counter_ns(self):
-        return self.now_ns
-
-    process_time_ns = perf_counter_ns
-
-    def perf_counter(self):
-        return self.now_ns / 1e9
-
-
 def test_percentiles_of_known_times_are_exact_to_the_clock(monkeypatch):
-    clock = Clock()
+    clock = fake_runtime.Clock()
     monkeypatch.setattr(loop, "time", clock)
     times_ns = np.random.default_rng(0).permutation(np.arange(1, 2001)) * 1000
     given = iter(times_ns.tolist() * 2)  # the first call of a visit brings back the caches and is not recorded

@@ -205,9 +205,12 @@ def test_measure_on_a_device(server, edgekd, tmp_path):
     )
     onnx.save(model, tmp_path / "model.onnx")
     edgekd("target", "add", "pi", server.url, "--python", "device-python")
-    done = edgekd("measure", "model.onnx", "--host", "pi", "--quick", "--launches", "1", "--json")
+    more = ["--throughput", "--streams", "2", "--rate", "1000"]
+    done = edgekd("measure", "model.onnx", "--host", "pi", "--quick", "--launches", "1", *more, "--json")
     assert done.code == 0, done.err
-    (row,) = json.loads(done.out)["latency"]
+    found = json.loads(done.out)
+    assert [(row["host"], row["streams"]) for row in (*found["throughput"], *found["load"])] == [("pi", 2)] * 2
+    (row,) = found["latency"]
     assert row["host"] == "pi"
     assert row["p50_ms"] > 0
 

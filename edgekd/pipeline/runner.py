@@ -138,7 +138,8 @@ class _Run:
             self.outcome.data_files = self.planner.data.digests
             with self.store.in_use_by(identity(self.pipeline)) as usage:
                 self._stages()
-                usage.finish()
+                if self.outcome.whole:
+                    usage.finish()
             self.team.end()
         except EdgekdError as error:
             self._failed(error.exit_code, self._located(error), error.hint)

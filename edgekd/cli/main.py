@@ -16,20 +16,46 @@ from edgekd.files import launched
 
 # The help is the first line of the command's docstring (a test holds it): `edgekd --help` loads no command.
 COMMANDS = {
+    "compress": Command(
+        "edgekd.cli.compress:compress",
+        "Quantize, compile, evaluate and measure a network as it is; with --student distil it first.",
+    ),
     "run": Command(
         "edgekd.cli.run_command:run",
         "Run a pipeline file: every stage from the store or anew, then the report and the budgets.",
+    ),
+    "check": Command(
+        "edgekd.cli.check:check",
+        "See within a minute if a network can be captured, exported and quantized, and which layers stay float.",
+    ),
+    "new": Command(
+        "edgekd.cli.new:new", "Write a commented pipeline file, a tiny network and a thousand images: it runs as it is."
     ),
     "plan": Command("edgekd.cli.plan:plan", "Show each stage as cached or to run, and why."),
     "measure": Command(
         "edgekd.cli.measure:measure",
         "Measure latency in processes of their own; several models are interleaved and compared.",
     ),
+    "predict": Command(
+        "edgekd.cli.predict:predict", "Show what a build says of images: classes with their probabilities."
+    ),
+    "evaluate": Command(
+        "edgekd.cli.evaluate_command:evaluate", "Score a build on data of your own: its metric with a 95% interval."
+    ),
+    "bundle": Command(
+        "edgekd.cli.bundle:bundle",
+        "Pack the chosen build with labels, preprocessing, manifest, predict.py and licence into one archive.",
+    ),
     "target": Command("edgekd.cli.target:app", "Name devices that measure over ssh, and see what they have."),
+    "data": Command("edgekd.cli.data:app", "See what a data set holds, and what is wrong with it."),
     "report": Command("edgekd.cli.report:report", "Draw report.html, report.md and junit.xml again from report.json."),
     "verify": Command(
         "edgekd.cli.verify:verify",
         "Check every byte of a run's folder against its manifest; ends with 4 if anything is not as it was written.",
+    ),
+    "compare": Command(
+        "edgekd.cli.compare:compare",
+        "Compare two runs with intervals: scores, latency, throughput, size, memory, precision; 5 on a regression.",
     ),
     "list": Command("edgekd.cli.listing:list_", "List what there is, with every option."),
     "doctor": Command(
@@ -97,18 +123,24 @@ def _exit_code(words: list[str]) -> int:
         if not launched():
             print("error: interrupted", file=sys.stderr)
         return 130
-    except SystemExit:
-        # typer raises none here: a module that the pipeline file names called exit while it was imported.
-        ended = ConfigError("code of your own ended the process", hint="take `exit()` out of what the pipeline imports")
-        say_error(ended, words)
-        return ended.exit_code
+    except SystemExit as stop:
+        return _stopped(stop, words)
     except BrokenPipeError:
-        # The reader of our output went away (`edgekd list | head`): nothing is wrong.
         sys.stderr.close()
         return 0
     except Exception as error:
         return _usage_or_bug(error, words)
     return code if isinstance(code, int) else 0
+
+
+def _stopped(stop: SystemExit, words: Sequence[str]) -> int:
+    """Exit code for what the library of the command line, or code of the user's own, ended the process with."""
+    if isinstance(stop.__context__, BrokenPipeError):
+        return 0  # the reader of our output went away (`edgekd list | head`): nothing is wrong
+    # The library raises no other: a module that the pipeline file names called exit while it was imported.
+    ended = ConfigError("code of your own ended the process", hint="take `exit()` out of what the pipeline imports")
+    say_error(ended, words)
+    return ended.exit_code
 
 
 def _usage_or_bug(error: Exception, words: Sequence[str]) -> int:

@@ -12,7 +12,9 @@ from edgekd.data.fingerprint import Memo
 from edgekd.data.further import FurtherTable, open_table
 from edgekd.data.loading import Loader
 from edgekd.data.readers import Reader, open_reader
-from edgekd.data.settings import SPLITS, DataSettings, MeanStd, Split, unknown_table
+from edgekd.data.readers.sound import Broken, SoundReader
+from edgekd.data.settings import DataSettings, MeanStd, unknown_table
+from edgekd.data.sources import SPLITS, Split
 from edgekd.errors import ConfigError, DataError
 from edgekd.files import sha256_json
 
@@ -48,11 +50,11 @@ def open_data(
         ConfigError: a path, a file, a column or an array is missing.
         DataError: a file is not what its name says.
     """
-    reader = open_reader(settings, base, channels=settings.channels, size=settings.size)
+    kept = Memo(memo)
+    reader = open_reader(settings, base, settings, kept)
     if settings.labelled is not None and not reader.target_names:
         raise ConfigError("data.labelled: the data has no labels to keep", hint="remove `labelled:`")
     names = reader.input_names, reader.target_names
-    kept = Memo(memo)
     tables = {
         name: open_table(name, table, settings, *names, base=base, seed=seed, memo=kept)
         for name, table in settings.tables.items()
@@ -142,6 +144,15 @@ class Data:
         self._reader.check()
         for table in self._further.values():
             table.check()
+
+    @property
+    def left_out_images(self) -> dict[Split, list[Broken]]:
+        """The broken images of each split of the source that `skip_broken` leaves out.
+
+        Raises:
+            DataError: there are more than may be.
+        """
+        return self._reader.broken if isinstance(self._reader, SoundReader) else {}
 
     def table(self, name: str) -> Rows:
         """A further table: all its rows, with targets as far as it has those of the data.

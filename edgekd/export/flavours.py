@@ -23,7 +23,10 @@ _NOT_NEGATIVE = {"Relu", "Sigmoid", "Softmax", "HardSigmoid"}
 
 
 def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The int8 flavour with uint8 activations: same scales, stored values shifted by their zero point."""
+    """The int8 flavour with uint8 activations: same scales, stored values shifted by their zero point.
+
+    Weights get zero points of their own: ONNX Runtime's way around saturating processors fails on shared ones.
+    """
     model = copied(model)
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -37,6 +40,11 @@ def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in shifted:
             node.input[2] = _zero_point(graph, np.uint8(shifted[node.input[0]]))
+        elif node.op_type == "DequantizeLinear" and node.input[0] in constants and len(node.input) > 2:
+            own = copied(constants[node.input[2]])
+            own.name = f"{node.input[0]}.zero_point"
+            graph.initializer.append(own)
+            node.input[2] = own.name
     drop_unused(graph)
     del graph.value_info[:]
     return onnx.shape_inference.infer_shapes(model, strict_mode=True)

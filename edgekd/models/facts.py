@@ -10,13 +10,31 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+def stated(model: nn.Module) -> dict[str, int]:
+    """What a network says of itself that cannot be counted on its modules (an ONNX file's parameters and bytes)."""
+    facts = getattr(model, "facts", None)
+    return dict(facts) if is_file(model) and isinstance(facts, dict) else {}
+
+
+def is_file(model: nn.Module) -> bool:
+    """Whether a network is an ONNX file that an engine answers for: nothing in it can be seen, learned or exported."""
+    return type(model).__name__ == "OnnxNetwork" and type(model).__module__ == "edgekd.models.onnx_network"
+
+
+def size_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers as they are."""
+    return stated(model).get("size_bytes") or sum(t.numel() * t.element_size() for t in model.state_dict().values())
+
+
 def parameter_count(model: nn.Module) -> int:
     """How many numbers are learned; a tensor that is used twice counts once, buffers do not count."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return stated(model).get("parameters") or sum(parameter.numel() for parameter in model.parameters())
 
 
-def macs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> int:
+def macs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> int | None:
     """Multiply-accumulates for one sample: of convolutions (plain and transposed, 1d to 3d) and linear layers.
+
+    None for a network that is an ONNX file.
 
     One pass in eval mode counts them; the network is left as it was. Products that are no such layer (attention written
     with matmul), biases, normalization and activations are not counted.
@@ -27,6 +45,8 @@ def macs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> int:
     """
     import torch
 
+    if is_file(model):
+        return None
     total = 0
 
     def count(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -49,7 +69,10 @@ def macs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> int:
 
 
 def input_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of the positional parameters of forward, in order."""
+    """Names of the positional parameters of forward, in order; of an ONNX file, of its inputs."""
+    if is_file(model):
+        names: tuple[str, ...] = model.input_names  # type: ignore[assignment]
+        return names
     parameters = inspect.signature(model.forward).parameters.values()
     return tuple(p.name for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD})
 

@@ -1,4 +1,4 @@
-"""How a network is named: a name of the zoo, or "package.module:factory" for everyone else's. Loads no torch."""
+"""How a network is named: a name of the zoo, package.module:factory, or a name of another library. Loads no torch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ _RESNETS = (
     "resnet32x4",
 )
 
+_AS_FACTORY = "give `model: package.module:factory`, and the file with its weights as `weights:`"
+_NO_NETWORK = "a file of weights is no network"
+WEIGHTS_ONLY = {
+    ".pt2": "an exported program (.pt2) is refused: its loader has a known hole (CVE) that no version closes, by which "
+    "a file can run code"
+}
+
 ZOO: dict[str, str] = {
     "convnet": f"{_HOME}.convnet:convnet",
     **{name: f"{_HOME}.resnet:{name}" for name in _RESNETS},
@@ -30,12 +37,28 @@ ZOO: dict[str, str] = {
 """Name of a built-in network to the "module:function" that makes it."""
 
 
+HUBS = ("timm", "torchvision", "hf")
+"""Libraries whose networks have names of their own: `timm:resnet18`, `torchvision:resnet18`, `hf:FOLDER`."""
+
+
+def elsewhere(reference: str) -> str | None:
+    """Which kind of network from elsewhere a reference names: timm, torchvision, hf or onnx; None for the others."""
+    if reference.endswith(".onnx"):
+        return "onnx"
+    kind, colon, name = reference.partition(":")
+    return kind if colon and name and kind in HUBS else None
+
+
 def check_name(reference: str) -> None:
     """Look at a reference without importing anything.
 
     Raises:
         ConfigError: a name that the zoo does not know, or a reference that is no "package.module:factory".
     """
+    if elsewhere(reference) is not None:
+        return
+    if reference.endswith((".pt2", ".pt", ".pth", ".bin", ".safetensors")):
+        raise ConfigError(f"{reference}: {WEIGHTS_ONLY.get(reference[-4:], _NO_NETWORK)}", hint=_AS_FACTORY)
     module, colon, attribute = reference.partition(":")
     if not colon:
         if reference not in ZOO:

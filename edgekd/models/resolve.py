@@ -14,9 +14,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from edgekd.config.settings import did_you_mean
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, EdgekdError
+from edgekd.models.elsewhere import digest_elsewhere, factory_of
 from edgekd.models.imports import blame, digest_of, load
-from edgekd.models.names import ZOO, check_name
+from edgekd.models.names import ZOO, check_name, elsewhere
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +29,8 @@ def load_factory(reference: str, base: Path) -> Callable[..., nn.Module]:
     """The function or class that makes a network.
 
     Args:
-        reference: A zoo name or "package.module:factory"; the attribute may be dotted ("nets:Small.make").
+        reference: A zoo name, "package.module:factory" (the attribute may be dotted, "nets:Small.make"), or a network
+            from elsewhere (elsewhere.py).
         base: Folder of the pipeline file; for a user's reference it goes to the front of `sys.path` and stays there.
 
     Raises:
@@ -39,6 +41,8 @@ def load_factory(reference: str, base: Path) -> Callable[..., nn.Module]:
         module_name, _, attribute = ZOO[reference].partition(":")
         zoo_factory: Callable[..., nn.Module] = getattr(importlib.import_module(module_name), attribute)
         return zoo_factory
+    if elsewhere(reference) is not None:
+        return factory_of(reference, base)
     factory = load(reference, base, otherwise="define a function or class there that makes the network")
     _check_callable(factory, reference)
     return factory  # type: ignore[no-any-return]
@@ -67,6 +71,8 @@ def build(reference: str, args: Mapping[str, Any], base: Path, defaults: Mapping
         _check_args(reference, parameters, given)
     try:
         network = factory(**given)
+    except EdgekdError:
+        raise
     except (Exception, SystemExit) as error:
         written = ", ".join(f"{name}={value!r}" for name, value in given.items())
         message = f"{reference} with ({written}) failed: {blame(error, base.resolve())}"
@@ -75,6 +81,12 @@ def build(reference: str, args: Mapping[str, Any], base: Path, defaults: Mapping
         message = f"{reference} gave a value of type {type(network).__name__}, not a torch.nn.Module"
         raise ConfigError(message, hint="a factory returns the network itself")
     return network
+
+
+def argument_names(reference: str, base: Path) -> tuple[str, ...]:
+    """Names of the arguments that a factory takes by keyword; none for one that does not tell."""
+    parameters = _parameters(load_factory(reference, base)) or {}
+    return tuple(name for name, parameter in parameters.items() if _by_keyword(parameter))
 
 
 def code_digest(reference: str, base: Path) -> str:
@@ -90,6 +102,8 @@ def code_digest(reference: str, base: Path) -> str:
     check_name(reference)
     if reference in ZOO:
         return reference
+    if elsewhere(reference) is not None:
+        return digest_elsewhere(reference, base)
     return digest_of(reference, base)
 
 

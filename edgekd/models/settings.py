@@ -39,7 +39,8 @@ class ModelSettings(Settings):
 
     model: ModelReference
     """Name of a built-in network (`edgekd list models`), or `package.module:factory` of your own; the folder of the
-    pipeline file is on the import path."""
+    pipeline file is on the import path. Also `timm:resnet18`, `torchvision:resnet18`, `hf:FOLDER` of save_pretrained,
+    and as a teacher an ONNX file (`file.onnx`), which ONNX Runtime runs and whose answers alone can be taught."""
 
     args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for the factory. `num_classes`, `in_channels` and `image_size` come from the data where the

@@ -10,19 +10,22 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from edgekd.errors import ConfigError, first_line
 from edgekd.files import write_atomic
+from edgekd.models.names import WEIGHTS_ONLY
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _PICKLES = (".pt", ".pth", ".bin")
-_WRAPPINGS = ("state_dict", "model", "model_state_dict", "net", "ema", "state_dict_ema")
+_EMA = ("ema", "model_ema", "state_dict_ema", "ema_state_dict", "params_ema")
+_WRAPPINGS = ("state_dict", "model", "model_state_dict", "net", "network", "params", "weights", *_EMA)
 _PREFIXES = ("module.", "_orig_mod.")
+_COUNTER = "n_averaged"  # what torch's AveragedModel keeps beside `module.`
 _SAFE_WAY = 'save the tensors alone: torch.save(model.state_dict(), "weights.pt"), or safetensors'
 # What torch.load was seen to raise, or can raise, on bytes that are not what they claim to be.
 _DAMAGED = (
@@ -39,13 +42,14 @@ _DAMAGED = (
     struct.error,
 )
 _SHOWN = 3
+_COMPARED = 200
 
 
-def load_state(path: Path) -> dict[str, Tensor]:
+def load_state(path: Path, notes: list[str] | None = None) -> dict[str, Tensor]:
     """The tensors of a .safetensors, .pt, .pth or .bin file by name, on the CPU.
 
     What training scripts wrap around a state dict (`state_dict`, `model`, `ema`, ..) is unpacked, and the prefixes that
-    wrappers of a network leave (`module.`, `_orig_mod.`) are taken off.
+    wrappers of a network leave (`module.`, `_orig_mod.`) are taken off; `notes` gets a line about each.
 
     Raises:
         ConfigError: the file is missing, damaged, of another kind, wants more than tensors, or holds no state dict.
@@ -57,27 +61,32 @@ def load_state(path: Path) -> dict[str, Tensor]:
         loaded = _load_safetensors(path)
     elif path.suffix in _PICKLES:
         loaded = _load_pickle(path)
+    elif path.suffix in WEIGHTS_ONLY:
+        raise ConfigError(f"{path}: {WEIGHTS_ONLY[path.suffix]}", hint=_SAFE_WAY)
     else:
         known = ", ".join((".safetensors", *_PICKLES))
         raise ConfigError(f"{path}: not a file of weights that edgekd reads ({known})", hint=_SAFE_WAY)
-    return _without_prefixes(_unwrapped(loaded, path))
+    notes = [] if notes is None else notes
+    return without_prefixes(_checked(unwrapped(loaded, notes), path), notes)
 
 
 def apply_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Put a state into a network, all of it and nothing else; `path` names the file in messages.
 
-    The counters of batch normalization (`num_batches_tracked`) may be missing, as in files of old.
+    The counters of batch normalization (`num_batches_tracked`) may be missing, as in files of old. A first name that
+    all keys share, and the network has not, is that of a module around it (`model.`, `backbone.`): it is taken off.
 
     Raises:
         ConfigError: keys are missing, unexpected or of another shape; the network is then unchanged.
     """
+    state = _without_first(state, model.state_dict().keys())
     expected = {name: value for name, value in model.state_dict().items() if hasattr(value, "shape")}
     missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
     unexpected = [n for n in state if n not in expected]
     reshaped = [n for n in expected if n in state and expected[n].shape != state[n].shape]
     faults = []
     if missing:
-        faults.append(f"{len(missing)} missing ({_listed([_with_nearest(n, unexpected) for n in missing])})")
+        faults.append(f"{len(missing)} missing ({_listed(_nearest_first(missing, unexpected))})")
     if unexpected:
         faults.append(f"{len(unexpected)} unexpected ({_listed(unexpected)})")
     if reshaped:
@@ -140,7 +149,9 @@ def _load_pickle(path: Path) -> Any:
         what = "it holds more than tensors, or is damaged"
         if wanted:
             what = f"it wants to load {wanted.group(1)}, and loading code from a file of weights can run anything"
-        raise ConfigError(f"{path}: refused, for {what}", hint=_SAFE_WAY) from None
+        convert = f"python -m edgekd.models.convert {path} {path.with_suffix('.safetensors')}"
+        hint = f"take its tensors alone, without running it: {convert}; or {_SAFE_WAY}"
+        raise ConfigError(f"{path}: refused, for {what}", hint=hint) from None
     except _DAMAGED as error:
         # What PyTorch says of TorchScript ends in the advice to load without any safety: not passed on.
         torchscript = "TorchScript" in str(error)
@@ -149,14 +160,34 @@ def _load_pickle(path: Path) -> Any:
         raise ConfigError(f"{path}: {message}", hint=_SAFE_WAY) from None
 
 
-def _unwrapped(loaded: Any, path: Path) -> dict[str, Tensor]:
+def unwrapped(loaded: Any, notes: list[str]) -> Any:
+    """What training scripts wrap around a state dict, taken off; anything else as it is."""
+    while isinstance(loaded, Mapping):
+        found = [key for key in _WRAPPINGS if isinstance(loaded.get(key), Mapping)]
+        if not found:
+            break
+        notes.append(f"its {found[0]!r} is taken")
+        averaged = [key for key in found[1:] if key in _EMA]
+        if averaged:
+            notes.append(f"its averaged weights {averaged[0]!r} are not; save these alone to take them")
+        loaded = loaded[found[0]]
+    return loaded
+
+
+def without_prefixes(state: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+    """A state without the prefixes that wrappers of a network leave."""
+    inside = [name for name in state if name != _COUNTER]
+    if _COUNTER in state and inside and all(name.startswith("module.") for name in inside):
+        state = {name: state[name] for name in inside}
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None):
+        notes.append(f"the prefix {prefix!r} of its keys is taken off")
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _checked(loaded: Any, path: Path) -> dict[str, Tensor]:
     import torch
 
-    while isinstance(loaded, Mapping):
-        inner = next((loaded[key] for key in _WRAPPINGS if isinstance(loaded.get(key), Mapping)), None)
-        if inner is None:
-            break
-        loaded = inner
     if not isinstance(loaded, Mapping):
         raise ConfigError(f"{path}: holds a {type(loaded).__name__}, not a state dict", hint=_SAFE_WAY)
     others = [
@@ -168,15 +199,24 @@ def _unwrapped(loaded: Any, path: Path) -> dict[str, Tensor]:
     return cast("dict[str, Tensor]", dict(loaded))
 
 
-def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
+def _without_first(state: Mapping[str, Tensor], expected: Collection[str]) -> Mapping[str, Tensor]:
+    """The state without a first name that all its keys share, where only then they are those of the network."""
+    first = {name.partition(".")[0] for name in state}
+    if len(first) != 1 or any(name in state for name in expected):
+        return state
+    inner = {name.partition(".")[2]: value for name, value in state.items()}
+    fits = all(name in inner for name in expected if not name.endswith("num_batches_tracked"))
+    return inner if fits and all(name in expected for name in inner) else state
 
 
-def _with_nearest(name: str, others: list[str]) -> str:
-    near = difflib.get_close_matches(name, others, n=1, cutoff=0.6)
-    return f"{name}, nearest is {near[0]}" if near else name
+def _nearest_first(missing: list[str], others: list[str]) -> list[str]:
+    """Missing keys, those first that an unexpected one is near to, with that one."""
+    near: list[str] = []
+    rest: list[str] = []
+    for name in missing[:_COMPARED]:
+        found = difflib.get_close_matches(name, others[:_COMPARED], n=1, cutoff=0.6)
+        (near if found else rest).append(f"{name}, nearest is {found[0]}" if found else name)
+    return [*near, *rest, *missing[_COMPARED:]]
 
 
 def _listed(names: list[Any]) -> str:

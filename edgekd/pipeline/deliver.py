@@ -15,7 +15,15 @@ from edgekd.bench.machine import environment
 from edgekd.files import replace_atomic, sha256_file, sha256_json, write_atomic
 from edgekd.pipeline.assemble import ARTIFACTS, assemble, data_facts
 from edgekd.pipeline.gates import broken
-from edgekd.pipeline.manifest import MANIFEST, MODEL_CARD, delivered, lineage, places, write_manifest
+from edgekd.pipeline.manifest import (
+    MANIFEST,
+    MODEL_CARD,
+    delivered,
+    lineage,
+    manifest_of,
+    places,
+    write_manifest,
+)
 from edgekd.pipeline.schema import Pipeline
 from edgekd.report.draw import DRAWN, draw
 from edgekd.report.model_card import CardFacts, model_card
@@ -67,10 +75,11 @@ def draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float)
     }
     report = Report.model_validate_json(json.dumps(document))
     outcome.report = report.model_dump(mode="json")  # kept also when the disk is too full to write it
-    draw(report, out)
     files = delivered(outcome.done, pipeline.roles)
+    manifest = manifest_of(pipeline, outcome, document, files)
+    draw(report, out, manifest)
     write_atomic(out / MODEL_CARD, model_card(report, _card_facts(pipeline, outcome, files)))
-    write_manifest(pipeline, out, outcome, document, files)
+    write_manifest(out, manifest)
     if not outcome.exit_code:
         _remove_others(out, files)
 
@@ -113,6 +122,7 @@ def _data(pipeline: Pipeline, outcome: Outcome) -> dict[str, Any] | None:
         "fingerprint": outcome.fingerprint,
         "licence": pipeline.settings.data.licence,
         "n": data_facts(outcome.done),
+        "broken_images": outcome.broken_images,
     }
 
 

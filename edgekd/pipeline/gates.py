@@ -66,6 +66,10 @@ class GateSettings(Settings):
     undecided: Literal["fail", "pass"] = "pass"
     """What an interval means that lies on both sides of the limit, or a figure that was not measured."""
 
+    otherwise: Literal["fail", "float"] = "fail"
+    """What a broken accuracy budget of the quantized network means: the run fails with exit code 5, or its float build
+    is chosen and the run goes on."""
+
     @field_validator("max", "min", mode="before")
     @classmethod
     def _number(cls, value: Any) -> Any:
@@ -75,6 +79,8 @@ class GateSettings(Settings):
     def _limits(self) -> GateSettings:
         if (self.max is None) == (self.min is None):
             raise ValueError('a gate has one limit, max or min | e.g. max: "2 ms"')
+        if self.otherwise == "float" and not (self.of == "quantized" and self.measure.startswith("metric")):
+            raise ValueError("otherwise: float is for accuracy of the quantized network | remove it")
         self.limit()
         if "precision" in self.model_fields_set and self.measure != "executed_share":
             raise ValueError(f"precision does nothing for {self.measure} | remove it, or set measure: executed_share")
@@ -178,6 +184,8 @@ def _judged(gate: GateSettings, value: float | None, ci95: tuple[float, float] |
 
 def broken(gate: GateSettings, row: dict[str, Any], *, whole: bool = True) -> bool:
     """Whether a judged gate ends the run. One that was asked to stop early (not `whole`) may leave gates undecided."""
+    if gate.otherwise == "float":
+        return False
     return row["verdict"] == "failed" or (whole and row["verdict"] == "undecided" and gate.undecided == "fail")
 
 
@@ -198,13 +206,18 @@ def _accuracy(
     if gate.measure == "metric" or own is None:
         return (own["value"], _pair(own["ci95"])) if own else (None, None)
     assert gate.against is not None
-    other = _metric(report, _named(gate.against, report), None)
-    return (None, None) if other is None else _drop(own, other)
+    against = _named(gate.against, report)
+    other = _metric(report, against, None)
+    return (None, None) if other is None else _drop(own, other, against)
 
 
-def _drop(own: dict[str, Any], other: dict[str, Any]) -> tuple[float, None]:
-    """How much worse `own` is. Both were scored on the same samples: the drop itself is judged, as a fact of them."""
-    return (other["value"] - own["value"]) * own.get("better", 1), None
+def _drop(own: dict[str, Any], other: dict[str, Any], against: str) -> tuple[float, None]:
+    """How much worse `own` is. Both were scored on the same samples: the drop itself is judged, as a fact of them.
+
+    A device may have answered only some of the samples: of these it also has what the networks in PyTorch score.
+    """
+    value = own.get("same_samples", {}).get(against, other["value"])
+    return (value - own["value"]) * own.get("better", 1), None
 
 
 def _metric(report: dict[str, Any], role: str, target: str | None) -> dict[str, Any] | None:

@@ -18,10 +18,10 @@ from edgekd.errors import ConfigError
 from edgekd.files import sha256_bytes, sha256_file, sha256_json, write_atomic
 from edgekd.models.resolve import code_digest
 from edgekd.models.source import source_digest
-from edgekd.pipeline.devices import measured_on
+from edgekd.pipeline.devices import Devices
 from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, networks_of
 from edgekd.runtimes.registry import ENGINE_PACKAGES
-from edgekd.stages.kinds import KINDS, StageKind
+from edgekd.stages.kinds import KINDS, StageKind, works_there
 from edgekd.stages.precision import searched
 from edgekd.stages.settings import DistillStage, QuantizeStage, tables_of
 from edgekd.store import Artifact, Store
@@ -40,6 +40,7 @@ def ingredients(
     data: Data,
     inputs: Mapping[str, Artifact],
     store: Store,
+    devices: Devices,
 ) -> dict[str, Any]:
     """Everything that enters a stage's key, as plain values: `plan` compares them to say why a stage runs again."""
     kind = KINDS[entry.name]
@@ -67,23 +68,35 @@ def ingredients(
         found["train"] = _acting(pipeline.settings.train, asks=entry.name != "teacher")
         found["augment"] = augment.canonical() if augment else None
     if kind.on_targets:
-        targets = pipeline.settings.targets
-        engines = {package for target in targets.values() for package in ENGINE_PACKAGES[target.runtime]}
-        found["packages"] |= {name: package_version(name) for name in sorted(engines)}
-        # Where timings are kept changes how long a build takes, not what is asked for; and builds are the same wherever
-        # they are measured.
-        idle = {"timing_cache": None} | ({} if kind.on_device else {"host": None})
-        found["targets"] = {name: {**target.canonical(), **idle} for name, target in targets.items()}
-        found["machine"] = _processors()
+        found |= _targets(pipeline, kind, devices, found["packages"])
     if kind.on_device:
         found["agent"] = agent_digest()
-        found |= measured_on(pipeline)
+        found |= devices.measured_on()
     return found | _weights(pipeline, entry) | _networks(pipeline, kind) | _own_code(pipeline, entry)
 
 
 def key_of(found: Mapping[str, Any]) -> str:
     """The key: sha256 of the ingredients' canonical JSON."""
     return sha256_json(found)
+
+
+def _targets(
+    pipeline: Pipeline, kind: StageKind, devices: Devices, packages: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """What enters a key of targets, of the engines and processors here, and of the devices that work for a stage."""
+    targets = pipeline.settings.targets
+    there = {name for name, target in targets.items() if works_there(kind.name, target)}
+    engines = {package for name, t in targets.items() if name not in there for package in ENGINE_PACKAGES[t.runtime]}
+    # Where timings are kept changes how long a build takes, not what is asked for; and builds are the same on every
+    # device of one kind.
+    idle = {"timing_cache": None, "compile_on": None} | ({} if kind.on_device else {"host": None})
+    asked = {name: {**target.canonical(), **idle, "there": name in there} for name, target in targets.items()}
+    found: dict[str, Any] = {
+        "packages": {**packages, **{name: package_version(name) for name in sorted(engines)}},
+        "targets": asked,
+        "machine": _processors() if kind.reads_data or len(there) < len(targets) else None,
+    }
+    return found if kind.on_device else found | devices.built_for(sorted(there))
 
 
 def _sources(kind: StageKind, store: Store) -> dict[str, str]:

@@ -65,11 +65,11 @@ def lineage(path: str, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return chain
 
 
-def write_manifest(
-    pipeline: Pipeline, out: Path, outcome: Outcome, document: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Write manifest.json, the last file of a run: it has the digests of all others."""
-    manifest = {
+def manifest_of(
+    pipeline: Pipeline, outcome: Outcome, document: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """All that a manifest says but the digests of the report, which shows some of it."""
+    return {
         "schema_version": SCHEMA_VERSION,
         "edgekd_version": document["edgekd_version"],
         "run_id": document["run_id"],
@@ -81,6 +81,7 @@ def write_manifest(
         "seed": pipeline.settings.seed,
         "environment": document["environment"],
         "data": document["data"] and {**document["data"], "files": outcome.data_files},
+        "preprocessing": outcome.done["export"].facts["preprocessing"] if "export" in outcome.done else None,
         "weights": _weights(pipeline),
         "stages": [
             {
@@ -93,12 +94,15 @@ def write_manifest(
             for name, artifact in outcome.done.items()
         ],
         "files": files,
-        "documents": {
-            name: {"sha256": sha256_file(out / name), "bytes": (out / name).stat().st_size}
-            for name in (*DRAWN, MODEL_CARD)
-        },
     }
-    write_atomic(out / MANIFEST, manifest_text(manifest))
+
+
+def write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
+    """Write manifest.json, the last file of a run: it has the digests of all others."""
+    documents = {
+        name: {"sha256": sha256_file(out / name), "bytes": (out / name).stat().st_size} for name in (*DRAWN, MODEL_CARD)
+    }
+    write_atomic(out / MANIFEST, manifest_text({**manifest, "documents": documents}))
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from edgekd.config.settings import did_you_mean
 from edgekd.data.source import Data, open_data
 from edgekd.errors import ConfigError
+from edgekd.pipeline.devices import Devices
 from edgekd.pipeline.keys import LastRuns, explain, ingredients, key_of
 from edgekd.pipeline.schema import Pipeline, StageEntry, data_location, located, networks_of, stage_location
 from edgekd.stages.context import Common
@@ -52,6 +53,7 @@ class Planner:
     data: Data
     heads: tuple[HeadSettings, ...]
     last: LastRuns
+    devices: Devices
     fetch: bool = True
 
     @classmethod
@@ -65,7 +67,7 @@ class Planner:
         heads = heads_of(settings.task, data.target_names)
         _check_weights(pipeline)
         _check_columns(pipeline, data.input_names)
-        return cls(pipeline, store, data, heads, LastRuns(store, pipeline))
+        return cls(pipeline, store, data, heads, LastRuns(store, pipeline), Devices(pipeline, store))
 
     def common(self) -> Common:
         """What all stages share."""
@@ -90,19 +92,20 @@ class Planner:
         if waits:
             return Step(entry, None, None, None, f"waits for {waits[0]}", self.last.seconds(entry.name))
         inputs = {name: done[name] for name in kind.takes if name in done}
-        found = ingredients(self.pipeline, entry, self.heads, self.data, inputs, self.store)
+        found = ingredients(self.pipeline, entry, self.heads, self.data, inputs, self.store, self.devices)
         key = key_of(found)
         if entry.name in force:
             return Step(entry, key, found, None, "forced", self.last.seconds(entry.name))
         # Another machine's latency is not this one's, however alike the two are.
         look = self.store.find if self.fetch else self.store.peek
         artifact = look(key, far=not kind.on_device)
+        notes = self.devices.notes() if kind.on_targets else []
         if artifact is not None:
-            return Step(entry, key, found, artifact, "unchanged", artifact.record.get("seconds"))
+            return Step(entry, key, found, artifact, "; ".join(["unchanged", *notes]), artifact.record.get("seconds"))
         damage = self.store.damaged.get(key)
         places = self.last.changed_places(entry.name, self.data.digests) if kind.reads_data else ()
         why = f"its artefact was damaged: {damage}" if damage else explain(self.last.get(entry.name), found, places)
-        return Step(entry, key, found, None, why, self.last.seconds(entry.name))
+        return Step(entry, key, found, None, "; ".join([why, *notes]), self.last.seconds(entry.name))
 
     def remember(self, step: Step, artifact: Artifact) -> None:
         """Keep what a finished stage was made of, and how long it took: the next plan says what is other then."""

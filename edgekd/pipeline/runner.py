@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from edgekd.data.readers.sound import listed
 from edgekd.errors import DataError, EdgekdError, StageError, TryAgainError
 from edgekd.files import lock
 from edgekd.pipeline import deliver
@@ -71,6 +72,7 @@ class Outcome:
     seconds: float = 0.0
     fingerprint: str | None = None
     data_files: dict[str, str] = field(default_factory=dict)
+    broken_images: dict[str, int] = field(default_factory=dict)
     whole: bool = True
 
 
@@ -136,6 +138,7 @@ class _Run:
             check_board(self.pipeline)
             self.outcome.fingerprint = self.planner.data.fingerprint
             self.outcome.data_files = self.planner.data.digests
+            self._left_out()
             with self.store.in_use_by(identity(self.pipeline)) as usage:
                 self._stages()
                 if self.outcome.whole:
@@ -187,6 +190,8 @@ class _Run:
                 self.outcome.whole = entry == self.pipeline.stages[-1]
                 break
         self.current = None
+        for note in self.planner.devices.notes():
+            self.log.warning(note)
 
     def _preflight(self, entry: StageEntry) -> None:
         """What can be known before `entry` starts. A wrong file or a missing engine belongs to no stage."""
@@ -261,6 +266,14 @@ class _Run:
         made_by = self._made_by(step)
         said = (log.info, log.epoch, moment, self._warn, board.live)
         return Context(name, settings, common, inputs, draft, work, self.store, made_by, *said)
+
+    def _left_out(self) -> None:
+        """Say which broken images the data is read without."""
+        assert self.planner is not None
+        for split, found in self.planner.data.left_out_images.items():
+            self.outcome.broken_images[split] = len(found)
+            if found:
+                self.log.warning(f"data: {len(found)} broken images of {split} are left out: {listed(found)}")
 
     def _warn(self, text: str) -> None:
         assert self.current is not None

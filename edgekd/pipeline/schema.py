@@ -22,6 +22,7 @@ from edgekd.distill.settings import SCHEMES
 from edgekd.errors import ConfigError, EdgekdError
 from edgekd.models.settings import Columns, ModelReference, ModelSettings
 from edgekd.pipeline.gates import GateSettings
+from edgekd.pipeline.onnx_teachers import onnx_problems
 from edgekd.pipeline.overrides import apply_override
 from edgekd.runtimes.registry import RUNTIMES, runtime
 from edgekd.stages.context import roles
@@ -39,8 +40,6 @@ from edgekd.tasks.settings import TaskName, heads_of
 from edgekd.train.settings import TrainSettings
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
-
-
 E = TypeVar("E", bound=EdgekdError)
 
 
@@ -53,9 +52,8 @@ def _checked_target(name: str) -> str:
 
 def _checked_name(name: str) -> str:
     if re.fullmatch(NAME_PATTERN, name) is None:
-        raise ValueError(
-            f"{name!r} cannot name a folder | use at most 64 letters, digits, `_`, `-` and `.`, no mark first"
-        )
+        rule = "use at most 64 letters, digits, `_`, `-` and `.`, no mark first"
+        raise ValueError(f"{name!r} cannot name a folder | {rule}")
     return name
 
 
@@ -86,6 +84,10 @@ class PipelineSettings(Settings):
     """Devices and engines to build for, by a name of your own: letters, digits, `_` and `-`."""
     gates: tuple[GateSettings, ...] = ()
     """Budgets; a broken one ends the run with exit code 5."""
+
+    def given(self) -> ModelStage | None:
+        """The network at the top of the file, as the stage that it becomes."""
+        return ModelStage(**{n: getattr(self, n) for n in ModelSettings.model_fields}) if self.model else None
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,8 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     for override in overrides:
         apply_override(tree, override, known=PipelineSettings.model_fields)
     top = {key: value for key, value in tree.value.items() if key != "stages"}
-    settings, problems = validate(PipelineSettings, top)
-    problems = [_top_level(p) for p in problems]
+    settings, found = validate(PipelineSettings, top)
+    problems = [_top_level(p) for p in found]
     stages, stage_problems = _stages(tree)
     if any(problem.hint == "did you mean 'stages'?" for problem in problems):
         stage_problems = []  # the key is there, only misspelt
@@ -140,8 +142,7 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     _extend_import_path(path, settings, tree)
     raise_problems(tree, _own(stages, tree, path.parent))
     raise_problems(tree, _whole(settings, stages, tree))
-    if settings.model is not None:
-        given = ModelStage(model=settings.model, args=settings.args, weights=settings.weights, inputs=settings.inputs)
+    if (given := settings.given()) is not None:
         stages.insert(0, StageEntry("model", given))
     return Pipeline(path, settings, tuple(stages), tree)
 
@@ -229,6 +230,7 @@ def _whole(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree)
     names = {stage.name for stage in stages}
     if "compile" in names and not settings.targets:
         problems.append(Problem((), "compile has no targets", "add `targets: {cpu: {runtime: openvino}}`"))
+    problems += onnx_problems(settings.given(), stages, _listed(tree))
     problems += _knowledge(settings, stages, tree)
     problems += _scheme(settings, stages, tree)
     for stage in stages:

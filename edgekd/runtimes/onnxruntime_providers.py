@@ -42,9 +42,7 @@ def provider_named(device: str, found: Sequence[str]) -> str:
     Raises:
         UnavailableError: it is not among `found`; the message names those, the hint the package that brings it.
     """
-    wanted = device.lower()
-    wanted = wanted[: -len(_ENDING)] if wanted.endswith(_ENDING.lower()) else wanted
-    wanted = _SHORT.get(wanted, wanted).lower()
+    wanted = _plain(device)
     for name in found:
         if name.lower() == wanted + _ENDING.lower():
             return name
@@ -55,6 +53,20 @@ def provider_named(device: str, found: Sequence[str]) -> str:
         if package
         else "use device: CPU, or install the build of ONNX Runtime that has it",
     )
+
+
+def full_name(device: str) -> str:
+    """The full name of a provider of ours, whatever people call it; a name that is not known stays as it is."""
+    known = {name.lower(): name for name in _PACKAGES}
+    name = known.get(_plain(device))
+    return device if name is None else f"{name}{_ENDING}"
+
+
+def _plain(device: str) -> str:
+    """A device as people write it, in lower case and without the ending of a provider."""
+    wanted = device.lower()
+    wanted = wanted[: -len(_ENDING)] if wanted.endswith(_ENDING.lower()) else wanted
+    return _SHORT.get(wanted, wanted).lower()
 
 
 def short(provider: str) -> str:

@@ -19,6 +19,7 @@ from edgekd.export.misfits import find_misfits
 from edgekd.export.onnx_file import check_file, load, save, write_onnx
 from edgekd.export.preprocessing import Affine, affine
 from edgekd.export.settings import ExportSettings
+from edgekd.models.facts import is_file
 from edgekd.quantize.quantizer import QuantizedNetwork, convert
 from edgekd.stages.context import Context
 from edgekd.stages.feeds import feeds_of, preparation, raw_images
@@ -58,6 +59,9 @@ def run(context: Context) -> None:
     limits = {"float": options.limits()}
     for role, artifact in context.networks().items():
         model = load_model(context.common, artifact)
+        if is_file(model.network):
+            context.tell(f"export: the {role} is an ONNX file already; `edgekd measure` times it")
+            continue
         path = context.draft.folder / f"{role}.f32.onnx"
         _write(context, model, model.network, path, _facts(context, role, artifact, model, "f32"), samples)
         files[path.name] = _checked(context, path, role, "f32", model, samples)
@@ -65,7 +69,9 @@ def run(context: Context) -> None:
         made, own = _quantized(context, samples)
         files.update(made)
         limits["quantized"] = own.limits()
+    prepared = preparation(context.common, context.common.data.input_names, raw=options.raw_input)
     context.draft.facts.update(files=files, opset=options.opset, limits=limits, raw_inputs=sorted(samples.raw))
+    context.draft.facts.update(preprocessing=prepared)
 
 
 def _quantized(context: Context, samples: _Samples) -> tuple[dict[str, dict[str, Any]], ExportSettings]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from edgekd.data.table import Rows
 from edgekd.errors import ConfigError, first_line
 from edgekd.files import write_atomic
-from edgekd.models.facts import input_names, macs, parameter_count
+from edgekd.models.facts import input_names, macs, parameter_count, size_bytes
 from edgekd.models.resolve import build
 from edgekd.models.settings import ModelSettings
 from edgekd.models.weights import apply_state, load_state, save_state
@@ -40,8 +40,12 @@ def training_tables(common: Common, names: Iterable[str] = ()) -> dict[str, Rows
     return tables | {name: common.data.table(name) for name in names}
 
 
-def fresh_model(common: Common, settings: ModelSettings, *, seed: int) -> Model:
+def fresh_model(
+    common: Common, settings: ModelSettings, *, seed: int, tell: Callable[[str], None] | None = None
+) -> Model:
     """Build a network from its recipe with seeded weights (or the given ones), and try it on real samples.
+
+    `tell` gets a line about each wrapping of the weights that was taken off.
 
     Raises:
         ConfigError: the factory, its arguments or the weights do not work with this data.
@@ -57,12 +61,19 @@ def fresh_model(common: Common, settings: ModelSettings, *, seed: int) -> Model:
     network = fresh()
     if settings.weights is not None:
         path = common.base / settings.weights
-        apply_state(network, load_state(path), path)
+        notes: list[str] = []
+        apply_state(network, load_state(path, notes), path)
+        for note in notes:
+            (tell or _silent)(f"note: {path.name}: {note}")
     names = _match_inputs(network, columns, settings.model, chosen=settings.inputs is not None)
     outputs = tuple(head.output for head in common.heads)
     model = Model(network, names, outputs, fresh)
     _try(common, model, settings.model)
     return model
+
+
+def _silent(text: str) -> None:
+    """Where nobody listens."""
 
 
 def note_normalization(context: Context, settings: ModelSettings) -> None:
@@ -102,7 +113,7 @@ def save_model(
         outputs=model.outputs,
         parameters=parameter_count(network),
         macs=macs(network, tuple(x[:1] for x in example.values())),
-        size_bytes=sum(t.numel() * t.element_size() for t in network.state_dict().values()),
+        size_bytes=size_bytes(network),
         metrics=metrics(scores, split),
         data=data_facts(context.common),
     )
@@ -141,6 +152,14 @@ def metrics(scores: Mapping[str, Score], split: str) -> list[dict[str, Any]]:
 def data_facts(common: Common) -> dict[str, Any]:
     """What a report says of the data, so that a cached run need not open it."""
     return {"n": common.data.counts()}
+
+
+def factory_defaults(common: Common, settings: ModelSettings) -> dict[str, Any]:
+    """What the data says about a network, of that which its factory names as an argument."""
+    from edgekd.models.resolve import argument_names
+
+    known = _defaults(common, settings.inputs or common.data.input_names)
+    return {name: known[name] for name in argument_names(settings.model, common.base) if name in known}
 
 
 def _defaults(common: Common, columns: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def run(context: Context) -> None:
     options = context.options(TeacherStage)
     note_normalization(context, options)
     settings = stage_train_settings(context)
-    model = fresh_model(context.common, options, seed=context.common.seed)
+    model = fresh_model(context.common, options, seed=context.common.seed, tell=context.tell)
     phases: list[Phase] = []
     if options.passes():
         if not any(head.target for head in context.common.heads):
@@ -37,7 +37,7 @@ def run_model(context: Context) -> None:
     """Take the given network as it is."""
     options = context.options(ModelStage)
     note_normalization(context, options)
-    model = fresh_model(context.common, options, seed=context.common.seed)
+    model = fresh_model(context.common, options, seed=context.common.seed, tell=context.tell)
     world = make_world(context.common, tables=training_tables(context.common))
     world.models["model"] = model
     save_trained(context, world, model, "model", options)

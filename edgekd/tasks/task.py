@@ -32,6 +32,7 @@ class Task:
     metric: Callable[[Tensor, Tensor], Score]
     agreement: Callable[[Tensor, Tensor], Score]
     check: Callable[[Tensor, Tensor, str], None]
+    difference: Callable[[Tensor, Tensor, Tensor], Score] | None = None
 
 
 _TASKS = {
@@ -42,6 +43,7 @@ _TASKS = {
         lambda output, target: Score(*classification.accuracy(output, target)),
         lambda output, reference: Score(*classification.agreement(output, reference)),
         classification.check,
+        lambda output, reference, target: Score(*classification.accuracy_difference(output, reference, target)),
     ),
     "regression": Task(
         "regression",

@@ -65,6 +65,8 @@ def test_every_file_of_the_report_is_there_with_its_digest(workshop: Workshop, f
     manifest = json.loads((workshop.out / "manifest.json").read_text())
     for name, facts in manifest["files"].items():
         assert sha256_file(workshop.out / name) == facts["sha256"]
+    builds = json.loads((workshop.out / "report.json").read_text())["builds"]
+    assert builds and {build["onnx"] for build in builds} <= set(manifest["files"])
     names = {"report.json", "report.html", "report.md", "junit.xml", "manifest.json", "log.jsonl"}
     assert names <= {p.name for p in workshop.out.iterdir()}
 

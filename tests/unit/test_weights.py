@@ -67,6 +67,7 @@ def test_malicious_pickle_runs_nothing_and_is_refused(tmp_path, legacy):
     assert not proof.exists()
     assert "mkdir" in caught.value.message
     assert "torch.save(model.state_dict()" in caught.value.hint
+    assert f"python -m edgekd.models.convert {path} {path.with_suffix('.safetensors')}" in caught.value.hint
     assert "\n" not in caught.value.message
 
 
@@ -199,3 +200,42 @@ def test_state_with_more_than_tensors_is_not_saved(tmp_path):
     with pytest.raises(ConfigError, match="_extra_state"):
         save_state(Extra(), tmp_path / "w.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_unpacked_is_noted(tmp_path):
+    state = {f"module.{name}": value for name, value in small().state_dict().items()}
+    torch.save({"state_dict": state, "ema": state, "epoch": 3}, tmp_path / "w.pt")
+    notes = []
+    assert_same(load_state(tmp_path / "w.pt", notes), {n.removeprefix("module."): v for n, v in state.items()})
+    assert notes[0] == "its 'state_dict' is taken"
+    assert notes[1].startswith("its averaged weights 'ema' are not")
+    assert notes[2] == "the prefix 'module.' of its keys is taken off"
+
+
+def test_an_averaged_model_of_torch_is_unpacked(tmp_path):
+    net = small()
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    torch.save(averaged.state_dict(), tmp_path / "w.pt")
+    assert_same(load_state(tmp_path / "w.pt"), net.state_dict())
+
+
+def test_the_name_of_a_module_around_the_network_is_taken_off(tmp_path):
+    net, other = small(), small()
+    apply_state(other, {f"backbone.{name}": value for name, value in net.state_dict().items()}, tmp_path / "w.pt")
+    assert_same(other.state_dict(), net.state_dict())
+    with pytest.raises(ConfigError, match="missing"):
+        apply_state(other, {f"backbone.{n}": v for n, v in net.state_dict().items() if n != "0.bias"}, tmp_path / "w")
+
+
+def test_missing_keys_that_have_a_near_one_come_first(tmp_path):
+    net = nn.ModuleDict({name: nn.Linear(1, 1, bias=False) for name in ("zebra", "qqq", "classifier")})
+    state = {"zebra.weight": torch.zeros(1, 1), "clasifier.weight": torch.zeros(1, 1)}
+    with pytest.raises(ConfigError) as caught:
+        apply_state(net, state, tmp_path / "w.pt")
+    assert "2 missing (classifier.weight, nearest is clasifier.weight, qqq.weight)" in caught.value.message
+
+
+def test_an_exported_program_is_refused_with_the_reason(tmp_path):
+    (tmp_path / "w.pt2").write_bytes(b"PK")
+    with pytest.raises(ConfigError, match="refused: its loader has a known hole"):
+        load_state(tmp_path / "w.pt2")

@@ -1,0 +1,75 @@
+"""What lies beside a build so that it can be used as it is: model.json, which says all of it, and predict.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekd.errors import ConfigError
+from edgekd.export.metadata import read_metadata
+from edgekd.files import write_atomic
+
+CARD, PREDICT = "model.json", "predict.py"
+_TEMPLATE = Path(__file__).with_name(PREDICT)
+
+
+def write_card(folder: Path, source: Path, engine: Mapping[str, Any]) -> None:
+    """Write model.json and, for a model of one image, predict.py.
+
+    Args:
+        source: the ONNX file that the build is made of; its metadata says how inputs are prepared and answers named.
+        engine: runtime, device and file of the build, and what else the engine must be told.
+    """
+    known = read_metadata(source)
+    heads = known.get("heads", {})
+    labels = {out: known["labels"][head["target"]] for out, head in heads.items() if head["target"] in known["labels"]}
+    card = {
+        "schema_version": 1,
+        "edgekd_version": known["version"],
+        "pipeline": known["pipeline"],
+        "role": known["role"],
+        "key": known["key"],
+        **engine,
+        "inputs": known["preprocessing"],
+        "outputs": heads,
+        "classes": sorted(output for output, head in heads.items() if head["task"] == "classification"),
+        "labels": labels,
+        "accuracy": known["accuracy"],
+    }
+    write_atomic(folder / CARD, json.dumps(card, indent=1, sort_keys=True) + "\n")
+    if takes_an_image(card):
+        write_atomic(folder / PREDICT, _TEMPLATE.read_bytes())
+
+
+def takes_an_image(card: Mapping[str, Any]) -> bool:
+    """Whether the model's one input is an image whose pixels are known."""
+    inputs = list(card["inputs"].values())
+    return len(inputs) == 1 and bool(inputs[0].get("pixels")) and bool(inputs[0].get("channels"))
+
+
+def read_card(build: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder and the model.json of a build, given the folder or a file in it.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    folder = build if build.is_dir() else build.parent
+    hint = "give a folder below artifacts/builds of a run, e.g. runs/NAME/artifacts/builds/openvino.int8"
+    try:
+        card = json.loads((folder / CARD).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{build}: no build of edgekd: there is no {CARD}", hint=hint) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / CARD}: cannot be read: {error}", hint="build it again") from None
+    if not isinstance(card, dict) or not card.keys() >= _NEEDED:
+        raise ConfigError(f"{folder / CARD}: is damaged", hint="build it again")
+    # The name of a file in the folder, and nothing else: a card may come from elsewhere.
+    file = card["file"]
+    if not isinstance(file, str) or Path(file).name != file or not (folder / file).is_file():
+        raise ConfigError(f"{folder / CARD}: names no file beside it: {file!r}", hint="build it again")
+    return folder, card
+
+
+_NEEDED = {"runtime", "device", "file", "inputs", "outputs", "classes", "labels"}

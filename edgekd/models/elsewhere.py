@@ -1,0 +1,153 @@
+"""Networks that come by another name than package.module:factory: timm, torchvision, Hugging Face folders, ONNX files.
+
+`timm:resnet18`, `torchvision:mobilenet_v3_small`, `hf:FOLDER`, `file.onnx`. Nothing is downloaded: weights are files.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.config.settings import did_you_mean
+from edgekd.errors import ConfigError, UnavailableError, first_line
+from edgekd.files import sha256_file, sha256_json
+from edgekd.models.names import elsewhere
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_PACKAGES = {"timm": ("timm", "torchvision"), "torchvision": ("torchvision",), "hf": ("transformers",)}
+
+
+def factory_of(reference: str, base: Path) -> Callable[..., nn.Module]:
+    """What makes the network of a reference that `names.elsewhere` knows; `base` is where paths start.
+
+    Raises:
+        ConfigError: the library has no such network, or the path leads nowhere.
+        UnavailableError: the library is not installed, or does not import.
+    """
+    kind, name = _split(reference)
+    if kind == "onnx":
+        return lambda: _onnx(base / name)
+    if kind == "timm":
+        return _timm(name)
+    return _torchvision(name) if kind == "torchvision" else _hugging_face(_folder(reference, base / name))
+
+
+def digest_elsewhere(reference: str, base: Path) -> str:
+    """What stands for such a network in a stage's key: versions of libraries, and the bytes of files.
+
+    Raises:
+        ConfigError: the path leads nowhere.
+    """
+    kind, name = _split(reference)
+    files = {}
+    if kind == "onnx":
+        if not (base / name).is_file():
+            raise ConfigError(f"{base / name}: no such file", hint="paths are relative to the pipeline file")
+        beside = sorted((base / name).parent.glob(f"{Path(name).name}*"))  # external data is usually called so
+        files = {path.name: sha256_file(path) for path in beside if path.is_file()}
+    elif kind == "hf":
+        folder = _folder(reference, base / name)
+        files = {path.name: sha256_file(path) for path in sorted(folder.glob("*")) if path.suffix in _HF_FILES}
+    versions = {package: _version(package) for package in _PACKAGES.get(kind, ("onnxruntime",))}
+    return sha256_json({"reference": kind if files else reference, "files": files, "versions": versions})
+
+
+_HF_FILES = (".json", ".safetensors")
+
+
+def _split(reference: str) -> tuple[str, str]:
+    kind = elsewhere(reference)
+    assert kind is not None
+    return kind, reference if kind == "onnx" else reference.partition(":")[2]
+
+
+def _onnx(path: Path) -> nn.Module:
+    from edgekd.models.onnx_network import OnnxNetwork
+
+    return OnnxNetwork(path)
+
+
+def _timm(name: str) -> Callable[..., nn.Module]:
+    timm = _library("timm", "pip install 'edgekd[timm]'")
+    known = timm.list_models()
+    if name.partition(".")[0] not in known:
+        raise ConfigError(f"timm has no model {name!r}", hint=did_you_mean(name, known[:10_000]))
+
+    def make(num_classes: int = 1000, in_channels: int = 3, **args: Any) -> nn.Module:
+        network: nn.Module = timm.create_model(
+            name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **args
+        )
+        return network
+
+    return make
+
+
+def _torchvision(name: str) -> Callable[..., nn.Module]:
+    models = _library("torchvision.models", "install the torchvision that was built for this torch")
+    known = models.list_models()
+    if name not in known:
+        raise ConfigError(f"torchvision has no model {name!r}", hint=did_you_mean(name, known))
+
+    def make(num_classes: int = 1000, **args: Any) -> nn.Module:
+        network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **args)
+        return network
+
+    return make
+
+
+def _hugging_face(folder: Path) -> Callable[..., nn.Module]:
+    """The image classifier in a folder of `save_pretrained`, with its weights; forward gives logits (N, classes)."""
+    transformers = _library("transformers", "pip install 'edgekd[hf]'")
+    from torch import nn
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            try:
+                self.network = transformers.AutoModelForImageClassification.from_pretrained(
+                    str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False
+                )
+            except (OSError, ValueError) as error:
+                raise ConfigError(
+                    f"{folder}: transformers finds no image classifier there: {first_line(error)}",
+                    hint="give the folder that `save_pretrained` wrote, with model.safetensors",
+                ) from error
+
+        def forward(self, pixel_values: Tensor) -> Tensor:
+            found: Tensor = self.network(pixel_values=pixel_values).logits
+            return found
+
+    return Logits
+
+
+def _folder(reference: str, folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{reference}: {folder} has no config.json", hint="give a folder that `save_pretrained` wrote"
+        )
+    return folder
+
+
+def _library(name: str, command: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        raise UnavailableError(
+            f"{name.partition('.')[0]} needs {missing}, which is not installed", hint=command
+        ) from None
+    except Exception as error:  # torchvision's wheel raises RuntimeError beside a torch that it was not built for
+        raise UnavailableError(f"{name} does not import: {first_line(error)}", hint=command) from error
+
+
+def _version(package: str) -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,153 @@
+"""What lies at a path that is given as data: which source reads it, and what has to be known to choose by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.config import validate
+from edgekd.config.settings import did_you_mean
+from edgekd.data import DataSettings
+from edgekd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgekd.data.source import Data
+
+_LOOKED_AT = 256  # images whose sizes are compared before all of them are decoded
+_IMAGES = ("image", "img", "images", "pixels", "picture")
+_LABELS = ("label", "labels", "fine_label", "class", "target")
+_HINT = "give a folder of images (CLASS/*.jpg, train/CLASS/*.jpg or just *.jpg), of train*.parquet, or an .npz file"
+
+
+@dataclass(frozen=True)
+class Found:
+    """One source of data. `shape`: height and width of its images; `size`: those that they are resized to, if any."""
+
+    source: str
+    options: Mapping[str, Any]
+    words: str
+    labelled: bool
+    train: int
+    classes: int | None = None
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    shape: tuple[int, int] | None = None
+
+
+def find_data(
+    path: Path, *, size: tuple[int, int] | None = None, channels: int | None = None, seed: int = 0, image: str = "",
+    label: str = "",
+) -> Found:  # fmt: skip
+    """Look at what lies at a path, without decoding more than a few headers of images.
+
+    Raises:
+        ConfigError: nothing that can be read lies there, or its images differ in size and no `size` is given.
+        DataError: a file is not what its name says.
+    """
+    source, options = source_at(path, image, label)
+    shape = size
+    if source in ("folder", "parquet"):
+        shape = size or _shape(path, source, options)
+    elif size is not None or channels is not None:
+        given = "--size" if size is not None else "--channels"
+        raise ConfigError(f"{given} is for images, and {path} holds arrays", hint=f"leave {given} out")
+    data = open_found(source, options, size=size, channels=channels, seed=seed)
+    counts, classes = data.counts(), data.classes()
+    known = next(iter(classes.values())).count if classes else None
+    parts = [f"{counts[split]:,} {split}" for split in ("train", "validation", "test") if counts.get(split)]
+    words = ", ".join([*parts, f"{known} classes" if known else "no labels" if not data.target_names else "values"])
+    return Found(source, options, words, bool(data.target_names), counts["train"], known, size, channels, shape)
+
+
+def open_found(
+    source: str, options: Mapping[str, Any], *, size: Sequence[int] | None, channels: int | None, seed: int, **more: Any
+) -> Data:
+    """The data of a source, opened. Raises ConfigError and DataError as `open_data`."""
+    from edgekd.data.source import open_data
+
+    given = {source: dict(options), "size": list(size) if size else None, **more}
+    given |= {} if channels is None else {"channels": channels}
+    settings, problems = validate(DataSettings, given)
+    if settings is None:
+        raise ConfigError(f"--data: {problems[0].message}", hint=problems[0].hint)
+    return open_data(settings, base=Path.cwd(), seed=seed)
+
+
+def source_at(path: Path, image: str, label: str) -> tuple[str, dict[str, Any]]:
+    """The source that reads a path, and its options. Raises ConfigError where nothing that can be read lies there."""
+    if str(path) == "digits" and not path.exists():
+        return "digits", {}
+    if not path.exists():
+        raise ConfigError(f"--data {path}: there is no such file or folder", hint=_HINT)
+    options = {"path": str(path.absolute())}
+    if path.is_file():
+        if path.suffix == ".npz":
+            return "npz", options | _arrays(path)
+        if path.suffix == ".parquet":
+            raise ConfigError(f"--data {path}: is one Parquet file", hint="give its folder, with train*.parquet in it")
+        raise ConfigError(f"--data {path}: is no kind of data that is read here", hint=_HINT)
+    if tables := sorted(path.glob("train*.parquet")):
+        return "parquet", options | _columns(tables[0], image, label)
+    if (path / "train.npz").is_file():
+        return "npz", options | _arrays(path / "train.npz")
+    return "folder", options
+
+
+def _columns(path: Path, image: str, label: str) -> dict[str, str]:
+    """The columns of images and labels in a Parquet file, by their usual names where nobody says."""
+    from edgekd.data.readers.parquet_footer import read_footer
+
+    columns = read_footer(path).columns
+    found_image = image or next((name for name in _IMAGES if name in columns), "")
+    found_label = label or next((name for name in _LABELS if name in columns), "")
+    if not found_image:
+        raise ConfigError(f"{path}: which column holds the images?", hint=f"--image one of: {', '.join(columns)}")
+    for option, name in (("--image", found_image), ("--label", found_label)):
+        if name and name not in columns:
+            raise ConfigError(f"{option} {name}: {path} has no such column", hint=did_you_mean(name, columns))
+    return {"image": found_image} | ({"label": found_label} if found_label else {})
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    """Names of the arrays: `y` is the target if it is there, what else there is are inputs."""
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile):
+        raise ConfigError(f"{path}: is no .npz archive", hint="write it with numpy.savez") from None
+    targets = [name for name in names if name in ("y", *_LABELS)]
+    return {"inputs": [name for name in names if name not in targets], "targets": targets}
+
+
+def _shape(path: Path, source: str, options: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width of the images of a folder, if those that are looked at share them; None of other sources.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    if source != "folder":
+        return None
+    from PIL import Image
+
+    from edgekd.data.readers.images import IMAGE_SUFFIXES
+
+    sizes: dict[tuple[int, int], Path] = {}
+    images = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    for file in islice(images, _LOOKED_AT):
+        try:
+            with Image.open(file) as opened:
+                sizes.setdefault((opened.height, opened.width), file)
+        except (OSError, ValueError, Image.DecompressionBombError):
+            continue  # who decodes it says so
+    if len(sizes) > 1:
+        (a, first), (b, second) = list(sizes.items())[:2]
+        raise ConfigError(
+            f"--data {path}: images differ in size: {first.name} is {a[0]}x{a[1]}, {second.name} is {b[0]}x{b[1]}",
+            hint="give --size HEIGHTxWIDTH, the size that the network was trained with, e.g. --size 224x224",
+        )
+    return next(iter(sizes), None)

@@ -173,3 +173,15 @@ def test_what_cannot_be_checked_is_explained(
         (place.folder / name).write_bytes(b"x" * 99)
     (place.folder / "nopath.csv").write_text("a,b\n1,2\n")
     place.call("data", "check", *words).is_one_mistake(code, error, hint)
+
+
+def test_frames_of_a_folder_without_labels_calibrate_a_network(place: Place) -> None:
+    for i in range(30):
+        write(place.folder / "frames" / f"{i}.png", 8 * i, (9 + i % 5, 12))
+    done = place.run(
+        "name: frames\ndata: {folder: {path: frames}, size: [8, 8], fit: pad}\nmodel: convnet\n"
+        "args: {num_classes: 3, width: 4, depth: 3}\nstages: [{quantize: {}}]\n"
+    )
+    assert done.code == 0, done.err
+    assert place.states() == {"model": "ran", "quantize": "ran"}
+    assert "calibrated on 22 samples" in done.err

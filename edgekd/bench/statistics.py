@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.bench import loop
+
 Verdict = Literal["faster", "slower", "equivalent", "inconclusive"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -25,7 +27,7 @@ MARGIN = 0.01
 DRAWS = 1000
 DISTURBED_SHARE = 0.2
 DRIFT_LIMIT = 0.1
-SWITCHES_PER_S = 50.0
+FEWEST_BLOCKS = 10
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
@@ -54,8 +56,7 @@ class Samples:
         """Which visits (V,) lost their core at least once, and once per 20 ms if they are longer; None: not counted."""
         if np.any(self.visit_switches < 0):
             return None
-        fewest = np.maximum(1.0, self.wall_ns.sum(axis=1) / 1e9 * SWITCHES_PER_S)
-        return np.asarray(self.visit_switches >= fewest)
+        return np.asarray(loop.disturbed(self.wall_ns, self.visit_switches), dtype=np.bool_)
 
     def undisturbed_ns(self) -> Ints | None:
         """Wall times of the calls without an involuntary switch (of whole visits, where calls were not counted)."""
@@ -153,7 +154,7 @@ def drift(times: Floats) -> float:
 
     +0.2 means that the model became 20% slower at some time and stayed so. 0 for fewer than 10 blocks.
     """
-    if len(times) < 10:
+    if len(times) < FEWEST_BLOCKS:
         return 0.0
     splits = [len(times) * part // 6 for part in range(1, 6)]
     steps = [float(np.median(times[at:]) / np.median(times[:at])) - 1 for at in splits]

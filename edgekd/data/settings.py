@@ -51,9 +51,12 @@ class NpzSettings(Settings):
     path: DataPath
     """Folder with train.npz, and if there are any test.npz and validation.npz; or one .npz file."""
     inputs: Annotated[Names, Field(min_length=1)] = ("x",)
-    """Names of the input arrays. A uint8 array of four axes is images in the order samples, channels, height, width."""
+    """Names of the input arrays. A uint8 array of four axes is images."""
     targets: Names = ("y",)
     """Names of the target arrays, integers for classes, floats for real targets; [] is unlabelled."""
+    layout: Literal["nchw", "nhwc"] | None = None
+    """Order of the axes of input arrays that have four: samples, channels, height, width, or channels last. Without it
+    they are nchw, and what looks like nhwc is refused."""
 
     @model_validator(mode="after")
     def _each_name_once(self) -> NpzSettings:

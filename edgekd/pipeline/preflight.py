@@ -147,6 +147,7 @@ def _splits(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) -> N
 
 def _engines(pipeline: Pipeline, stages: Collection[str], *, run: bool) -> None:
     """Engines that these stages need here; what a device needs it says itself."""
+    from edgekd.runtimes.protocol import check_capabilities
     from edgekd.runtimes.registry import runtime
 
     working = {name for name in stages if KINDS[name].on_targets}
@@ -163,6 +164,8 @@ def _engines(pipeline: Pipeline, stages: Collection[str], *, run: bool) -> None:
             engine.check(target.device_name, run=runs)
             key = "precision"
             engine.check(target.device_name, run=runs, precisions=target.precisions)
+            key = "compute_capabilities"
+            check_capabilities(engine, target.compute_capabilities)
         except UnavailableError as error:
             raise located(pipeline, ("targets", name, key), error) from None
 

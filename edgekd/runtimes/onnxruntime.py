@@ -21,6 +21,8 @@ from edgekd.runtimes.protocol import (
     Device,
     Layer,
     LayerTime,
+    Phases,
+    Stopwatch,
     Support,
     TensorInfo,
     engine_message,
@@ -79,6 +81,10 @@ class OnnxRuntime:
     def load(self, path: Path, *, device: str, threads: int) -> _Session:
         return _Session(path, device, threads)
 
+    def load_streams(self, path: Path, *, device: str, threads: int, streams: int) -> list[_Session]:
+        first = _Session(path, device, threads)
+        return [first, *(first.beside() for _ in range(streams - 1))]
+
     def profile(
         self, path: Path, feeds: Mapping[str, NDArray[Any]], *, device: str, threads: int, runs: int, max_s: float
     ) -> tuple[LayerTime, ...]:
@@ -129,12 +135,24 @@ class _Session:
     """A session with IO binding: inputs stay bound, outputs stay where ONNX Runtime puts them."""
 
     def __init__(self, path: Path, device: str, threads: int, profile: Path | None = None) -> None:
+        watch = Stopwatch()
         self._session = _open(path, device, threads, profile=profile)
+        self.phases = Phases(None, watch.lap_ms())  # one call does both
+        self._begin()
+
+    def _begin(self) -> None:
         self.provider = str(self._session.get_providers()[0])
         self._binding = self._session.io_binding()
         self.inputs, self.outputs = _tensors(self._session.get_inputs()), _tensors(self._session.get_outputs())
         self._bound: dict[str, Any] = {}
         self._rows = -1
+
+    def beside(self) -> _Session:
+        """Another binding over the same loaded network."""
+        other = object.__new__(_Session)
+        other._session, other.phases = self._session, self.phases
+        other._begin()
+        return other
 
     def bind(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         rows = len(next(iter(feeds.values())))

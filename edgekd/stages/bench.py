@@ -6,9 +6,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import replace
-from typing import Any
 
-from edgekd.bench.measure import Subject, measure
+from edgekd.bench.measure import Rows, Subject, measure_rows
 from edgekd.bench.process import StoppedError
 from edgekd.bench.targets.book import target_for
 from edgekd.bench.targets.ssh import SshTarget
@@ -17,7 +16,7 @@ from edgekd.stages.context import Context
 from edgekd.stages.settings import BenchStage
 
 _TELLING = threading.Lock()
-Measurement = tuple[list[dict[str, Any]], list[dict[str, Any]]]
+_TOLD = ("launch", "throughput", "load", "long run")
 
 
 def run(context: Context) -> None:
@@ -26,13 +25,17 @@ def run(context: Context) -> None:
     First what this machine measures, alone: nothing else is to be done on it meanwhile. Then the devices, all at once;
     what is on one device stays one after the other.
     """
-    targets, found = context.common.targets, dict[str, Measurement]()
+    targets, found = context.common.targets, dict[str, Rows]()
     for name in targets:
         if targets[name].host is None:
             found[name] = _measure(context, name, None)
     found |= _measure_devices(context, _by_device(context))
-    rows = [row for name in targets for row in found[name][0]]
-    context.draft.facts.update(latency=rows, comparisons=[pair for name in targets for pair in found[name][1]])
+    context.draft.facts.update(
+        latency=[row for name in targets for row in found[name].latency],
+        comparisons=[{**pair, "target": name} for name in targets for pair in found[name].comparisons],
+        throughput=[row for name in targets for row in found[name].throughput],
+        load=[row for name in targets for row in found[name].load],
+    )
 
 
 def _by_device(context: Context) -> list[list[str]]:
@@ -45,13 +48,13 @@ def _by_device(context: Context) -> list[list[str]]:
     return list(groups.values())
 
 
-def _measure_devices(context: Context, devices: Sequence[Sequence[str]]) -> dict[str, Measurement]:
+def _measure_devices(context: Context, devices: Sequence[Sequence[str]]) -> dict[str, Rows]:
     """Each device in a thread of its own; when one fails, or somebody ends the run, the others are ended, too."""
     if not devices:
         return {}
     stop = threading.Event()
 
-    def on_one(names: Sequence[str]) -> Iterator[tuple[str, Measurement]]:
+    def on_one(names: Sequence[str]) -> Iterator[tuple[str, Rows]]:
         for name in names:
             host = context.common.targets[name].host
             assert host is not None
@@ -69,7 +72,7 @@ def _measure_devices(context: Context, devices: Sequence[Sequence[str]]) -> dict
     return {name: measured for one in working for name, measured in one.result().items()}
 
 
-def _measure(context: Context, target: str, on: SshTarget | None) -> Measurement:
+def _measure(context: Context, target: str, on: SshTarget | None) -> Rows:
     """The builds of one target on its device, or on this machine."""
     options, compiled = context.options(BenchStage), context.inputs["compile"]
     # The quantized build first: comparisons then speak of it, held against the others.
@@ -91,7 +94,7 @@ def _measure(context: Context, target: str, on: SshTarget | None) -> Measurement
     feeds = noise(inputs.values(), options.batch, context.common.seed)
     folder = context.draft.folder / target
     folder.mkdir()
-    rows, pairs = measure(
+    rows = measure_rows(
         subjects,
         feeds,
         settings=options,
@@ -99,19 +102,19 @@ def _measure(context: Context, target: str, on: SshTarget | None) -> Measurement
         seed=context.common.seed,
         progress=_teller(context, target),
         on=on,
+        host=context.common.targets[target].host,
     )
-    for row in rows:
-        row["host"] = context.common.targets[target].host
+    for row in rows.latency:
         if row.get("samples_path"):
             row["samples_path"] = f"{target}/{row['samples_path']}"
-    return rows, [{**pair, "target": target} for pair in pairs]
+    return rows
 
 
 def _teller(context: Context, target: str) -> Callable[[str], None]:
-    """One line a launch; what a launch does inside stays out of the log."""
+    """One line a launch, a load or a long run; what these do inside stays out of the log."""
 
     def tell(line: str) -> None:
-        if line.startswith("launch") and ":" not in line:
+        if line.startswith(_TOLD) and ":" not in line:
             with _TELLING:
                 context.tell(f"bench: {target}  {line}")
 

@@ -62,8 +62,8 @@ def run(context: Context) -> None:
         for build in context.inputs["compile"].facts["builds"] if "compile" in context.inputs else ():
             facts = _evaluate_build(context, build, places.of(build["target"]), world, table, found, ladder)
             context.draft.facts["builds"][build["folder"]] = facts
-            first = facts["metrics"][0]
-            context.tell(f"evaluate: {build['folder']}  {first['name']} {first['value']:.4f}")
+            scored = ", ".join(f"{metric['name']} {metric['value']:.4f}" for metric in facts["metrics"])
+            context.tell(f"evaluate: {build['folder']}  {scored}")
     write_atomic(context.draft.folder / "ladder.json", json.dumps({"rows": ladder.rows}, indent=1))
 
 

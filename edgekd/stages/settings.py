@@ -155,6 +155,7 @@ class QuantizeStage(TrainOverrides, QuantizationSettings):
         if self.qkd is not None and self.task_weight:
             raise ValueError("task_weight does nothing in qkd, where the task always counts 1 | remove it")
         idle = self.model_fields_set & {*TrainOverrides.model_fields, "task_weight", "temperature", *learning}
+        idle |= {"arms"} if self.arms else set()
         if idle and "epochs" not in self.model_fields_set and not self.passes():
             raise ValueError(f"{min(idle)} does nothing in calibration alone | add `self_distillation: true`")
         return self
@@ -190,11 +191,14 @@ class BenchStage(BenchSettings):
 
     def problems(self, targets: Mapping[str, TargetSettings]) -> list[tuple[str, str]]:
         """What does not fit the targets: (message, hint)."""
-        small = [name for name, target in targets.items() if target.is_tensorrt and target.max_batch < self.batch]
+        batches = self.throughput.batches if self.throughput and self.throughput.batches != "auto" else ()
+        largest = max(self.batch, *batches) if batches else self.batch
+        small = [name for name, target in targets.items() if target.is_tensorrt and target.max_batch < largest]
         if not small:
             return []
-        words = f"bench.batch {self.batch} is above max_batch {targets[small[0]].max_batch} of target {small[0]}"
-        return [(words, f"give the target max_batch: {self.batch}, or bench a smaller batch")]
+        option = "bench.batch" if largest == self.batch else "bench.throughput.batches"
+        words = f"{option} {largest} is above max_batch {targets[small[0]].max_batch} of target {small[0]}"
+        return [(words, f"give the target max_batch: {largest}, or bench a smaller batch")]
 
 
 class ModelStage(ModelSettings):
@@ -207,8 +211,8 @@ class TargetSettings(Settings):
     runtime: Literal["openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"]
     """The inference engine."""
     device: str | None = Field(default=None, min_length=1)
-    """The device in the engine's words; `edgekd doctor` lists those that are here. OpenVINO: CPU (default), GPU, GPU.1,
-    NPU, AUTO, HETERO:GPU,CPU. ONNX Runtime: its provider, CPU (default), CUDA, TensorRT, OpenVINO, DirectML, CoreML, ..
+    """The device in the engine's words, in any case; `edgekd doctor` lists those that are here. OpenVINO: CPU (default),
+    GPU, GPU.1, NPU, AUTO, HETERO:GPU,CPU. ONNX Runtime: its provider, CPU (default), CUDA, TensorRT, OpenVINO, DirectML, CoreML, ..
     or any by its full name. TensorRT always uses the GPU."""
     precision: tuple[Literal["f32", "f16", "bf16", "int8"], ...] = Field(default=("f32", "int8"), min_length=1)
     """Precisions to build. int8 needs the `quantize` stage; a float build to compare with is then made too: f32 unless
@@ -272,13 +276,13 @@ class TargetSettings(Settings):
     @property
     def device_name(self) -> str:
         """The device with the engine's default filled in."""
-        return self.device or ("GPU" if self.is_tensorrt else "CPU")
+        return "GPU" if self.is_tensorrt else self.device or "CPU"
 
     @model_validator(mode="after")
     def _fits_the_engine(self) -> TargetSettings:
         if len(set(self.precision)) < len(self.precision):
             raise ValueError("precision names one twice | name each precision once")
-        if self.is_tensorrt and self.device_name != "GPU":
+        if self.is_tensorrt and self.device is not None and self.device.upper() != "GPU":
             raise ValueError(f"{self.runtime} runs on the GPU, not on {self.device} | leave `device:` out")
         self._owns({"max_batch", "opt_batch", "workspace_bytes", "optimization_level", "residual"}, *_TENSORRT)
         self._owns({"timing_cache", "hardware_compatibility", "version_compatible"}, "tensorrt")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,12 @@ if TYPE_CHECKING:
 
 
 class NpzReader:
-    """Named arrays. uint8 of four axes is images (N, C, H, W); every other input becomes float32."""
+    """Named arrays. uint8 of four axes is images; every other input becomes float32."""
 
     def __init__(self, settings: NpzSettings, root: Path) -> None:
         self.input_names = settings.inputs
         self.target_names = settings.targets
+        self._layout = settings.layout
         self._files = _files(root)
         self.splits = tuple(self._files)
         self._inputs: dict[Split, dict[str, Tensor]] = {}
@@ -39,12 +42,16 @@ class NpzReader:
                         raise ConfigError(
                             f"data.npz.{field}: {path} holds no array {name!r}", hint=did_you_mean(name, held)
                         )
+            if self._layout is None:
+                for name in self.input_names:
+                    _check_layout(path, name)
 
     def files(self) -> dict[str, tuple[Path, ...]]:
         return {f"{split}.npz": (path,) for split, path in self._files.items()}
 
     def identity(self) -> dict[str, Any]:
-        return {"inputs": self.input_names, "targets": self.target_names}
+        last = {"layout": self._layout} if self._layout == "nhwc" else {}
+        return {"inputs": self.input_names, "targets": self.target_names, **last}
 
     def rows(self, split: Split) -> int:
         self._load(split)
@@ -75,6 +82,9 @@ class NpzReader:
             raise DataError(
                 f"{path}: the arrays differ in rows: {text}", hint="the first axis of every array counts samples"
             )
+        for name in self.input_names if self._layout == "nhwc" else ():
+            if arrays[name].ndim == 4:
+                arrays[name] = arrays[name].transpose(0, 3, 1, 2)
         inputs = {name: _input(arrays[name], f"{path} array {name!r}") for name in self.input_names}
         for name, values in inputs.items():
             shape = tuple(self._inputs["train"][name].shape[1:]) if split != "train" else tuple(values.shape[1:])
@@ -123,9 +133,31 @@ def _array_names(path: Path) -> set[str]:
         raise _unreadable(path) from None
 
 
-def _read(path: Path, names: set[str]) -> dict[str, Any]:
-    import zlib
+def _check_layout(path: Path, name: str) -> None:
+    """Refuse what looks like images with their channels last, by the header of the array alone."""
+    dtype, shape = _header(path, name)
+    if len(shape) != 4 or shape[3] not in (1, 3) or shape[1] in (1, 3):
+        return
+    if dtype == "|u1" or shape[1] == shape[2]:  # floats of four axes may be anything, squares hardly
+        raise ConfigError(
+            f"data.npz.layout: {path} array {name!r} of the shape {shape} looks like images with their channels last",
+            hint="write `layout: nhwc`, or `layout: nchw` if the second axis is the channels",
+        )
 
+
+def _header(path: Path, name: str) -> tuple[str, tuple[int, ...]]:
+    """Type and shape of an array, without numpy; of no axes where that cannot be read: reading it will say why."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
+            version = stream.read(8)[6]
+            length = int.from_bytes(stream.read(2 if version == 1 else 4), "little")
+            facts = ast.literal_eval(stream.read(length).decode("latin-1"))
+            return str(facts["descr"]), tuple(facts["shape"])
+    except (OSError, KeyError, IndexError, TypeError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error):
+        return "", ()
+
+
+def _read(path: Path, names: set[str]) -> dict[str, Any]:
     import numpy as np
 
     arrays: dict[str, Any] = {}
@@ -158,11 +190,6 @@ def _input(values: Any, where: str) -> Tensor:
     if values.dtype.kind not in "iufb":
         raise DataError(f"{where}: inputs of type {values.dtype} are not known", hint="save numbers, e.g. float32")
     if values.dtype == np.uint8 and values.ndim == 4:
-        if values.shape[3] in (1, 3) and values.shape[1] not in (1, 3):
-            raise DataError(
-                f"{where}: images of the shape {values.shape[1:]} have their channels last",
-                hint="save them as (samples, channels, height, width): `array.transpose(0, 3, 1, 2)`",
-            )
         return torch.from_numpy(np.ascontiguousarray(values))
     return torch.from_numpy(finite_float32(values, where))
 

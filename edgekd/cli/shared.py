@@ -29,6 +29,24 @@ LogFormatOption = Annotated[
 StoreOption = Annotated[
     Path, typer.Option("--store", envvar="EDGEKD_STORE", help="Folder of the store of artefacts.", show_default=True)
 ]
+StoreModeOption = Annotated[
+    Literal["ro", "rw"],
+    typer.Option(
+        "--store-mode",
+        envvar="EDGEKD_STORE_MODE",
+        help="ro: read the store, never write to it; results stay in --out.",
+    ),
+]
+RemoteStoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--remote-store", envvar="EDGEKD_REMOTE_STORE", metavar="URL", help="Second level of the store, any fsspec URL."
+    ),
+]
+OfflineOption = Annotated[
+    bool,
+    typer.Option("--offline", envvar="EDGEKD_OFFLINE", help="Use no remote store; no stage uses a network."),
+]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A pipeline file.")]
 SetOption = Annotated[
     list[str] | None,

@@ -105,9 +105,10 @@ def _weighted(label: Any, weights: Mapping[Any, Any]) -> str:
     return f"{label}, weight {' to '.join(ends)}"
 
 
-def detail_tables(report: Report, folder: Path) -> list[tuple[str, Rows]]:
-    """The first rows of every other detail as a table; ladder, long runs and layers are shown elsewhere."""
-    kinds = {detail.kind for detail in report.details} - {"loss_curves", "ladder", "sustain"}
+def detail_tables(report: Report, folder: Path, *wanted: str) -> list[tuple[str, Rows]]:
+    """The first rows of every other detail (or of some kinds) as a table; ladder, long runs and layers are
+    shown elsewhere."""
+    kinds = set(wanted) or {detail.kind for detail in report.details} - {"loss_curves", "ladder", "sustain"}
     tables: list[tuple[str, Rows]] = []
     for detail in attachments(report, folder, *kinds):
         records = detail.rows
@@ -117,7 +118,9 @@ def detail_tables(report: Report, folder: Path) -> list[tuple[str, Rows]]:
         if columns:
             body = [[_plain(record.get(column)) for column in columns] for record in records[:_MOST_ROWS]]
             left_out = f" (first {_MOST_ROWS} of {len(records)})" if len(records) > _MOST_ROWS else ""
-            tables.append((f"{detail.kind}{detail.of}{left_out}", [columns, *body]))
+            count = detail.content.get("samples")
+            about = f", {count} samples" if isinstance(count, int) else ""
+            tables.append((f"{detail.kind}{detail.of}{about}{left_out}", [columns, *body]))
     return tables
 
 

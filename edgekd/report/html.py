@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ _FITS = ((200, 36), (40, 36), (40, 12), (10, 0))  # rows of a table, drawings of
 _LONGEST_MESSAGE = 4000
 
 
-def html(report: Report, folder: Path) -> str:
+def html(report: Report, folder: Path, manifest: Mapping[str, Any]) -> str:
     """The report as one HTML page of less than 300 kB; `folder` is where its details lie."""
     import jinja2
 
@@ -33,13 +34,13 @@ def html(report: Report, folder: Path) -> str:
     page = ""
     for most_rows, most_drawings in _FITS:
         shown = [(title, found[:most_drawings], len(found[most_drawings:])) for title, found in drawings]
-        page = template.render(**_context(report, folder, most_rows), drawings=shown, data=_embedded(report))
+        page = template.render(**_context(report, folder, manifest, most_rows), drawings=shown, data=_embedded(report))
         if len(page.encode()) < LARGEST_BYTES:
             break
     return page
 
 
-def _context(report: Report, folder: Path, most_rows: int) -> dict[str, Any]:
+def _context(report: Report, folder: Path, manifest: Mapping[str, Any], most_rows: int) -> dict[str, Any]:
     first, *rest = sentences(report)
     sections = [
         ("Budgets", table.gate_table(report)),
@@ -56,8 +57,8 @@ def _context(report: Report, folder: Path, most_rows: int) -> dict[str, Any]:
         "more": [line[:_LONGEST_MESSAGE] for line in rest],
         "result": _shape(table.result_table(report), most_rows),
         "ladder": [_ladder(detail, most_rows) for detail in attachments(report, folder, "ladder")],
-        "lineage": lineage.lineage(report, folder),
-        "commands": [words.cell(line) for line in lineage.commands(report, folder)],
+        "lineage": lineage.lineage(report, manifest),
+        "commands": [words.cell(line) for line in lineage.commands(report, manifest)],
         "sections": [(title, _shape(rows, most_rows)) for title, rows in sections if len(rows) > 1],
     }
 

@@ -28,7 +28,7 @@ class Node:
     children: list[Node] = field(default_factory=list)
 
 
-def manifest(folder: Path) -> Mapping[str, Any]:
+def read_manifest(folder: Path) -> Mapping[str, Any]:
     """A run's manifest.json; empty where there is none that can be read."""
     try:
         content = json.loads((folder / "manifest.json").read_bytes())
@@ -37,9 +37,9 @@ def manifest(folder: Path) -> Mapping[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def lineage(report: Report, folder: Path) -> list[Node]:
+def lineage(report: Report, manifest: Mapping[str, Any]) -> list[Node]:
     """The networks as a tree, each with its ONNX files and the builds made from them."""
-    files = manifest(folder).get("files")
+    files = manifest.get("files")
     digests = {
         path: str(about.get("sha256", ""))
         for path, about in (files.items() if isinstance(files, dict) else ())
@@ -94,9 +94,9 @@ def _build(build: Build) -> Node:
     return Node(f"{build.target} {build.precision}", (build.sha256 or "")[:_DIGITS], note)
 
 
-def commands(report: Report, folder: Path) -> list[str]:
+def commands(report: Report, manifest: Mapping[str, Any]) -> list[str]:
     """The command that made this run, as it was typed, and the commit that it ran on; empty without a manifest."""
-    words_ = manifest(folder).get("command")
+    words_ = manifest.get("command")
     if not isinstance(words_, list) or not all(isinstance(word, str) for word in words_):
         return []
     changed = "  # with local changes" if report.git and report.git.dirty else ""

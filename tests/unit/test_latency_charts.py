@@ -14,7 +14,7 @@ from test_report import HOSTILE, build, comparison, full, latency
 
 from edgekd.report import latency_charts
 from edgekd.report.draw import draw
-from edgekd.report.lineage import Node, commands, lineage
+from edgekd.report.lineage import Node, commands, lineage, read_manifest
 from edgekd.report.schema import Report
 
 NAMES = ("quantized.int8@ov", "student.f32@ov")
@@ -127,7 +127,7 @@ def test_throughput_is_drawn_by_batch_and_by_streams() -> None:
         many(b, s, 100 * b * s, ci95={"throughput_per_s": [90 * b * s, 120 * b * s]}) for b in (1, 8) for s in (1, 2)
     ]
     by_batch, by_streams = latency_charts.throughput(with_rows(throughput=[*rows, many(8, 4, 1700, saturated=True)]))
-    assert {"batch (log)", "streams 1", "streams 4", "A square: saturated, more of it brings no more."} <= set(
+    assert {"batch (log)", "streams 1", "streams 4", "A square: saturated, more streams bring no more."} <= set(
         shown(by_batch)
     )
     assert {"streams (log)", "batch 1", "batch 8"} <= set(shown(by_streams))
@@ -213,7 +213,7 @@ def test_lineage_goes_from_the_teacher_to_the_builds_with_digests(tmp_path: Path
         build("ov", "student", "f32", 0.9, onnx="artifacts/student.f32.onnx"),
         build("ov", "quantized", "int8", 0.9, onnx="artifacts/student.uint8.onnx", chosen=True),
     ]
-    (teacher,) = lineage(full(models=models, builds=builds), tmp_path)
+    (teacher,) = lineage(full(models=models, builds=builds), read_manifest(tmp_path))
     assert names([teacher]) == [
         ("teacher: net", "0" * 12, [
             ("student: net", "", [
@@ -232,17 +232,17 @@ def test_lineage_goes_from_the_teacher_to_the_builds_with_digests(tmp_path: Path
 @pytest.mark.parametrize("content", ["[]", "{", '{"files": [1], "command": 3}', '{"files": {"a": 1}, "command": [2]}'])
 def test_without_a_manifest_that_can_be_read_the_lineage_has_the_builds_alone(content: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(content)
-    (teacher,) = lineage(full(), tmp_path)
+    (teacher,) = lineage(full(), read_manifest(tmp_path))
     assert [child.text for child in teacher.children] == ["quantized: resnet20"]
     assert [child.text for child in teacher.children[0].children] == ["ov int8"]
-    assert commands(full(), tmp_path) == []
+    assert commands(full(), read_manifest(tmp_path)) == []
 
 
 def test_the_page_gives_the_command_as_it_can_be_typed_again(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(
         json.dumps({"command": ["edgekd", "run", "my file.yaml", "--set", HOSTILE]})
     )
-    assert commands(full(), tmp_path)[0] == "git checkout c0ffee  # with local changes"
+    assert commands(full(), read_manifest(tmp_path))[0] == "git checkout c0ffee  # with local changes"
     draw(full(), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "edgekd run &#39;my file.yaml&#39; --set &#39;&lt;script&gt;" in page

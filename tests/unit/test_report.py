@@ -171,7 +171,7 @@ def test_written_report_validates_and_reads_back(report: Report, tmp_path: Path)
 
 def test_report_holds_the_fields_of_the_contract() -> None:
     fields = """schema_version edgekd_version run_id pipeline status exit_code error created seconds seed git
-                environment data stages models builds latency comparisons gates details"""
+                environment data stages models builds latency comparisons throughput load gates details"""
     assert fields.split() == list(Report.model_fields)
 
 
@@ -299,6 +299,20 @@ def test_result_table_takes_the_smallest_batch_and_drops_what_nobody_measured() 
     assert second[-2:] == ["20 int8, 3 f32", "chosen"]
     bare = [build("ov", "student", "f32", 0.9, size_bytes=None, executed_precision={})]
     assert result_table(full(builds=bare, latency=[]))[0] == ["target", "model", "precision", "accuracy"]
+
+
+def test_every_metric_of_a_build_has_a_column() -> None:
+    metrics = [metric(0.9, name="kind.accuracy"), metric(2.5, name="size.mean_absolute_error", unit="target unit")]
+    found = full(builds=[build("ov", "student", "f32", 0.9, metrics=metrics), build("ov", "teacher", "f32", 0.8)])
+    header, first, second, *_ = result_table(found)
+    assert header[3:6] == ["kind.accuracy", "size.mean_absolute_error", "accuracy"]
+    assert first[3:6] == ["0.9 [0.897, 0.903]", "2.5 target unit [2.497, 2.503]", ""]
+    assert second[3:6] == ["", "", "0.8 [0.797, 0.803]"]
+    assert "| 2.5 target unit [2.497, 2.503] |" in markdown(found)
+    shown = render_text(found).splitlines()
+    assert "kind.accuracy" in shown[0]
+    assert "2.5 target unit  " in shown[2]
+    assert "[0.897" not in shown[2]
 
 
 def test_measured_file_without_a_build_has_its_row() -> None:

@@ -150,9 +150,9 @@ def _measure(
     models: list[Path], runtime: str | None, device: str | None, settings: BenchSettings, tell: Any, host: str | None
 ) -> dict[str, Any]:
     """Rows by the names that the report gives them; `sustain` is a row or null."""
-    from edgekd.bench.given import look_at, subjects_of
     from edgekd.bench.measure import measure_rows
     from edgekd.bench.targets.book import target_for
+    from edgekd.cli.given import look_at, subjects_of
     from edgekd.runtimes.protocol import noise
 
     given = look_at(models, runtime)

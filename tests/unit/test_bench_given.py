@@ -12,9 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-from edgekd.bench import given
 from edgekd.bench.settings import BenchSettings
-from edgekd.cli import measured
+from edgekd.cli import given, measured
 from edgekd.cli.main import app
 from edgekd.config.durations import seconds
 from edgekd.errors import BenchError, ConfigError

@@ -117,14 +117,16 @@ def test_a_long_run_finds_an_injected_step_and_what_it_is_of(monkeypatch, refere
     monitor = SimpleNamespace(notes=[{"frequency_mhz": 1800.0, "temperature_c": 60.0}])
     monitor.note = monitor.note_if_due = lambda: None
     found = sustain.sustain(runs, [1e6, 2e6], seconds=24.0, monitor=monitor, progress=lines.append)
-    assert len(lines) == len(found["t_s"]) == 20
+    n = len(found["t_s"])  # an interval ends with a whole round: they are a little longer than a twentieth
+    assert len(lines) == n
+    assert 18 <= n <= 20
     told = {**found, **growth.growth(found["calls"], found["rss_bytes"]), "throttled": None}
     row = under_load.sustain_row(ABOUT, told, reference="r", on_cpu=True)
     assert (row["p50_ms"][0], row["p50_ms"][-1], row["reference_p50_ms"][-1]) == (1.0, 1.3, reference_ms)
     assert row["drift"] == pytest.approx(0.3)
     assert row["reference_drift"] == pytest.approx(reference_ms / 2 - 1)
     assert row["throttled"] is throttled
-    assert (row["frequency_mhz"], row["temperature_c"]) == ([1800.0] * 20, [60.0] * 20)
+    assert (row["frequency_mhz"], row["temperature_c"]) == ([1800.0] * n, [60.0] * n)
     assert row["calls"] == sorted(row["calls"])
 
 

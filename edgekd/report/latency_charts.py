@@ -156,7 +156,8 @@ def _by(title: str, rows: Sequence[Row], x_name: str, other: str) -> str:
     notes = ["A square: saturated, more streams bring no more."] if any(row.get("saturated") for row in kept) else []
     label = f"{x_name} (log)"
     return svg.line_chart(
-        title, series, x_label=label, y_label="per s", log_x=True, also=marks, room=room, notes=notes
+        title, series, x_label=label, y_label="per s", log_x=True, also=marks, room=room, notes=notes,
+        x_ticks=sorted({_number(row[x_name]) for row in kept}),
     )  # fmt: skip
 
 
@@ -229,7 +230,10 @@ def _long_run(row: Row) -> str:
     panels = {_STATE[name]: over(_list(row.get(name))) for name in ("frequency_mhz", "temperature_c")}
     panels["resident memory, MB"] = over(_list(row.get("rss_bytes")), 1e-6)
     drift = _number(row.get("drift"))
-    notes = [f"Drift {100 * drift:+.1f}% against the reference."] if math.isfinite(drift) else []
+    beside = _number(row.get("reference_drift"))
+    notes = [f"Drift {100 * drift:+.1f}%" if math.isfinite(drift) else "Too short to tell a drift"]
+    notes[0] += f", of the reference {100 * beside:+.1f}%." if math.isfinite(beside) else "."
+    notes += ["Its memory grew with every call."] if row.get("leaks") is True else []
     notes += ["It was throttled."] if row.get("throttled") is True else []
     missing = [name.split(",")[0] for name, points in panels.items() if not points]
     notes += [f"This machine does not tell its {' or '.join(missing)}."] if missing else []

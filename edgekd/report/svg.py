@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from types import MappingProxyType
 
@@ -25,6 +25,7 @@ class Scale:
     start: float
     end: float
     log: bool = False
+    marks: tuple[float, ...] = ()
 
     def __call__(self, value: float) -> float:
         if self.log:
@@ -34,7 +35,9 @@ class Scale:
         return self.start + min(1.0, max(0.0, share)) * (self.end - self.start)
 
     def ticks(self, most: int = 6) -> list[float]:
-        """Round values inside the scale, at most about `most`."""
+        """Round values inside the scale, at most about `most`; its own `marks`, if it has some and not more."""
+        if 0 < len(self.marks) <= most:
+            return list(self.marks)
         return _log_ticks(self.low, self.high, most) if self.log else _linear_ticks(self.low, self.high, most)
 
 
@@ -151,6 +154,7 @@ def line_chart(
     panels: Mapping[str, Sequence[Point]] = MappingProxyType({}),
     also: Callable[[Scale, Scale], str] = lambda x, y: "",
     room: Sequence[Point] = (),
+    x_ticks: Sequence[float] = (),
     notes: Sequence[str] = (),
 ) -> str:
     """Curves with a legend below. A point that is not finite (or not positive on a log axis) breaks its curve.
@@ -159,10 +163,11 @@ def line_chart(
         panels: further curves over the same x, each in a low panel of its own under the axis.
         also: what else is drawn on the scales.
         room: points that must lie within the axes, although no curve goes through them.
+        x_ticks: the values to write under the x axis, where they are few; round ones otherwise.
         notes: what else there is to say, a line each, below the legend.
     """
     xs, ys = _scales([*(p for points in series.values() for p in points), *room], log_x=log_x, log_y=log_y)
-    shown = _shown(log_x=log_x, log_y=log_y)
+    xs, shown = replace(xs, marks=tuple(x_ticks)), _shown(log_x=log_x, log_y=log_y)
     body = axes(xs, ys, x_label=x_label, y_label=y_label) + also(xs, ys)
     for i, points in enumerate(series.values()):
         pixels = [(xs(px), ys(py)) if shown((px, py)) else None for px, py in points]

@@ -131,6 +131,7 @@ def test_throughput_is_drawn_by_batch_and_by_streams() -> None:
         shown(by_batch)
     )
     assert {"streams (log)", "batch 1", "batch 8"} <= set(shown(by_streams))
+    assert [text for text in shown(by_streams) if text in ("1", "2", "4", "1.5", "3")] == ["1", "2", "4"]
     assert len(parsed(by_streams).findall("rect")) == 1
 
 
@@ -155,10 +156,22 @@ def sustained(folder: Path, row: dict[str, Any]) -> str:
 
 def test_a_long_run_shows_the_reference_the_machine_and_the_drift(tmp_path: Path) -> None:
     times = {"t_s": [0, 1, 2], "p50_ms": [1, 1, 1.3], "reference_p50_ms": [2, 2, 2], "rss_bytes": [1e8, 1e8, 2e8]}
-    state = {"frequency_mhz": [2400, 2400, 1200], "temperature_c": [None] * 3, "drift": 0.3, "throttled": True}
+    state = {
+        "frequency_mhz": [2400, 2400, 1200],
+        "temperature_c": [None] * 3,
+        "drift": 0.3,
+        "reference_drift": 0.01,
+        "throttled": True,
+        "leaks": True,
+    }
     page = sustained(tmp_path, {"target": "ov", "model": "quantized", "precision": "int8", **times, **state})
     titles = ["Sustained: ov, quantized int8", "p50 of the reference", "frequency, MHz", "resident memory, MB"]
-    notes = ["Drift +30.0% against the reference.", "It was throttled.", "does not tell its temperature"]
+    notes = [
+        "Drift +30.0%, of the reference +1.0%.",
+        "It was throttled.",
+        "Its memory grew with every call.",
+        "does not tell its temperature",
+    ]
     for text in titles + notes:
         assert text in page
     assert "temperature, °C" not in page

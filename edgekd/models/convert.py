@@ -22,6 +22,8 @@ _REBUILDS = {
     "torch._utils": {"_rebuild_tensor_v2", "_rebuild_tensor", "_rebuild_parameter"},
     "collections": {"OrderedDict"},
     "torch": {"Size"},
+    "builtins": {"set", "frozenset"},
+    "__builtin__": {"set", "frozenset"},
 }
 
 
@@ -110,7 +112,7 @@ def _walk(value: Any, name: str) -> list[tuple[str, Tensor]]:
 
 
 def _names(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, Mapping) else list(value or ())
+    return list(value) if isinstance(value, (set, frozenset)) else []
 
 
 def main(words: list[str]) -> int:

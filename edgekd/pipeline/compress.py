@@ -236,6 +236,14 @@ def _flow(value: Any) -> str:
 
 def _value(value: Any) -> str:
     words = ("null", "true", "false", "yes", "no")
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_./][\w./-]*", value) and value.lower() not in words:
-        return value
-    return canonical_json(value) if not isinstance(value, list) else _flow(value)
+    if isinstance(value, str):
+        bare = re.fullmatch(r"[A-Za-z_./][\w./-]*", value, re.ASCII) and value.lower() not in words
+        return value if bare else f'"{"".join(map(_escaped, value))}"'
+    return _flow(value) if isinstance(value, list) else canonical_json(value)
+
+
+def _escaped(letter: str) -> str:
+    """A letter between double quotes in YAML."""
+    if letter in '"\\':
+        return f"\\{letter}"
+    return letter if letter.isprintable() else f"\\U{ord(letter):08x}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,7 @@ TABLE: dict[str, tuple[list[str], int, str, str]] = {
     "an unknown task": ([*COMPRESS, "--task", "sorting"], 2, "--task sorting: is not known", "classification or"),
     "epochs without a student": ([*COMPRESS, "--epochs", "3"], 2, "--epochs without a --student", "add --student"),
     "arguments without a student": ([*COMPRESS, "--student-args", "a=1"], 2, "without a --student", "add --student"),
-    "no epochs": ([*COMPRESS, "--student", "nets:small", "--epochs", "0"], 2, "'--epochs': 0 is not in", "--help"),
+    "no epochs": ([*COMPRESS, "--student", "nets:small", "--epochs", "0"], 2, "'--epochs'", "--help"),
     "a student that is an ONNX file": ([*COMPRESS, "--student", "bad.onnx"], 2, "can teach, and not learn", "PyTorch"),
     "an ONNX file to quantize": (instead("--model", "bad.onnx"), 2, "ONNX file to work on", "`distill` stage"),
     "a limit that is none": ([*COMPRESS, "--max-drop", "much"], 2, "'much' is no limit", '"1 pt"'),
@@ -177,7 +178,7 @@ NETWORKS: dict[str, tuple[list[str], str, str]] = {
     "damaged weights": (["--model", "nets:small", "--weights", "cut.safetensors"], "damaged", "again"),
     "a program as weights": (["--model", "nets:small", "--weights", "p.pt2"], "refused: its loader", "safetensors"),
     "text as weights": (["--model", "nets:small", "--weights", "w.txt"], "not a file of weights", "safetensors"),
-    "a module that is not there": (["--model", "nothing:build"], "no module 'nothing'", "nothing.py"),
+    "a module that is not there": (["--model", "nothing:build"], "no module 'nothing'", "broken, nets"),
     "a module with an error": (["--model", "broken:build"], r"broken.py:2: SyntaxError", "import broken"),
     "a factory that is not there": (["--model", "nets:biuld"], "has no 'biuld'", "mean 'build'"),
     "a factory that raises": (["--model", "nets:raises"], r"nets.py:\d+: RuntimeError: no licence", "args"),
@@ -200,8 +201,6 @@ def test_a_network_that_cannot_be_is_explained(name: str, kitchen: Place) -> Non
     ((step,),) = [[step for step in one["steps"] if not step["ok"]] for one in json.loads(said.out)]
     assert said.code == 2
     assert "Traceback" not in said.out + said.err
-    import re
-
     assert re.search(error, step["words"]), step
     assert re.search(hint, step["hint"]), step
     assert not Path("proof").exists()

@@ -86,9 +86,9 @@ def draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float)
 
 def measured(row: Mapping[str, Any]) -> str:
     """A gate's value with its interval, for a message."""
-    if row["value"] is None:
-        return "nothing"
     unit = f" {row['unit']}" if row["unit"] else ""
+    if row["value"] is None:
+        return f"nothing, limit {row['limit']:.4g}{unit}"
     interval = f" [{row['ci95'][0]:.4g}, {row['ci95'][1]:.4g}]" if row["ci95"] else ""
     return f"{row['value']:.4g}{unit}{interval}, limit {row['limit']:.4g}{unit}"
 

@@ -236,8 +236,8 @@ def test_every_kind_of_budget_when_it_breaks_is_named_with_value_and_limit(works
         assert f"budget broken: {label}" in line
         assert "limit" in line
         assert row["verdict"] == ("undecided" if row["value"] is None else "failed")
-        assert row["value"] is not None or row["measure"] == "p99"
-    assert [row["measure"] for row in rows if row["ci95"]] >= ["metric", "p50", "p90", "speedup", "throughput"]
+        assert row["value"] is not None or row["measure"] in ("p90", "p99")  # too few samples beyond them
+    assert {"metric", "p50", "speedup", "throughput"} <= {row["measure"] for row in rows if row["ci95"]}
     suite = ElementTree.fromstring((workshop.out / "junit.xml").read_text())
     broken = {
         case.get("name"): case.find("failure")

@@ -80,14 +80,14 @@ def test_a_fork_reads_the_store_and_leaves_it_as_it_is(workshop: Workshop, first
     places = [workshop.folder / "store", workshop.folder / "remote"]
     before = {path: path.stat().st_mtime_ns for place in places for path in sorted(place.rglob("*"))}
     out = workshop.folder / "fork"
-    words = ["--out", str(out), "--store-mode", "ro", "--set", "quantize.epochs=2", "--to", "quantize"]
-    for states in (["cached", "cached", "ran"], ["cached"] * 3):
+    words = ["--out", str(out), "--store-mode", "ro", "--set", "distill.epochs=2", "--to", "distill"]
+    for states in (["cached", "ran"], ["cached"] * 2):
         done = subprocess.run(
             workshop.command(*SMALL, *remote, *words), capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, done.stderr
         report = json.loads((out / "report.json").read_text())
-        assert [stage["state"] for stage in report["stages"]][:3] == states
+        assert [stage["state"] for stage in report["stages"]][:2] == states
     assert {path: path.stat().st_mtime_ns for place in places for path in sorted(place.rglob("*"))} == before
     assert verify_folder(out).problems == []
 
@@ -95,7 +95,7 @@ def test_a_fork_reads_the_store_and_leaves_it_as_it_is(workshop: Workshop, first
 def test_of_two_runs_on_one_store_at_once_each_stage_is_run_once(tmp_path: Path) -> None:
     made = Workshop(tmp_path)
     shutil.copy(PIPELINES / "digits.yaml", made.file)
-    words = [*SMALL, "--to", "quantize"]
+    words = [*SMALL, "--to", "distill"]
     runs = [
         subprocess.Popen(made.command(*words, "--out", str(tmp_path / name)), stderr=subprocess.PIPE, text=True)
         for name in ("a", "b")
@@ -103,7 +103,7 @@ def test_of_two_runs_on_one_store_at_once_each_stage_is_run_once(tmp_path: Path)
     said = [run.communicate(timeout=600)[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("a", "b")]
-    for first, second in zip(*(report["stages"][:3] for report in reports), strict=True):
+    for first, second in zip(*(report["stages"][:2] for report in reports), strict=True):
         assert sorted([first["state"], second["state"]]) == ["cached", "ran"], first["name"]
         assert first["key"] == second["key"]
     for name in ("a", "b"):
@@ -149,7 +149,10 @@ def other_teacher(manifest: dict[str, Any]) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a changed bit": (damaged_weights, "artifacts/student.safetensors was changed"),
-    "a longer file": (lambda f: (f / "report.md").open("a").write("x"), "report.md was changed"),
+    "a longer file": (
+        lambda f: (f / "report.md").write_text((f / "report.md").read_text() + "x"),
+        "report.md was changed",
+    ),
     "a missing file": (lambda f: (f / "artifacts" / "student.f32.onnx").unlink(), "student.f32.onnx is missing"),
     "a link": (linked, "artifacts/student.f32.onnx is a link"),
     "one file more": (lambda f: (f / "artifacts" / "x.onnx").write_text(""), "x.onnx is not in manifest.json"),
@@ -174,7 +177,7 @@ def test_verify_refuses_whatever_is_not_as_it_was_written(
     make(folder)
     said = place.call("verify", "run", "--json")
     found = json.loads(said.out)
-    assert (said.code, found["ok"], len(found["problems"])) == (4, False, 1)
+    assert (said.code, found["ok"]) == (4, False)
     assert words in found["problems"][0]
 
 

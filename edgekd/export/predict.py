@@ -18,13 +18,10 @@ def prepare(path, how):
         behind = Image.new("RGBA", image.size, (*[how["background"]] * 3, 255))
         image = Image.alpha_composite(behind, image.convert("RGBA"))
     image = image.convert("L" if how["channels"] == "grey" else "RGB")
-    rule = how["resize"] or {"fit": "stretch", "filter": "bilinear"}
-    to = (
-        how["shape"][1::-1] if how["layout"] == "NHWC" else how["shape"][:0:-1],
-        Image.Resampling[rule["filter"].upper()],
-    )
-    fits = {"pad": ImageOps.pad, "crop": lambda *to: ImageOps.fit(*to, (1 - rule["crop"]) / 2)}
-    pixels = np.atleast_3d(np.asarray(fits.get(rule["fit"], Image.Image.resize)(image, *to)))
+    by = how["resize"] or {"fit": "stretch", "filter": "bilinear"}
+    to = how["shape"][1::-1] if how["layout"] == "NHWC" else how["shape"][:0:-1], Image.Resampling[by["filter"].upper()]
+    fits = {"pad": ImageOps.pad, "crop": lambda *to: ImageOps.fit(*to, (1 - by["crop"]) / 2)}
+    pixels = np.atleast_3d(np.asarray(fits.get(by["fit"], Image.Image.resize)(image, *to)))
     x = pixels.astype(np.float32) * np.float32(how["pixels"][1] / 255 * how["scale"])
     x = ((x - np.float32(how["mean"])) / np.float32(how["std"])).transpose(2, 0, 1)[None]
     return pixels[None] if how["normalized_by"] == "the file" else x

@@ -77,7 +77,7 @@ def _opened(card: dict[str, Any], path: Path, split: str | None, image: str, lab
 
 def _rules(how: dict[str, Any]) -> dict[str, Any]:
     """How the build's own images were resized and composed, as options of data."""
-    rules = {"background": how["background"]}
+    rules = {"background": how.get("background", 255)}
     if how["resize"]:
         rules |= {"fit": how["resize"]["fit"], "interpolation": how["resize"]["filter"]}
         rules |= {"crop_share": how["resize"]["crop"]} if how["resize"]["crop"] else {}

@@ -1,6 +1,6 @@
 """Damaged inputs against the readers of data and of pipeline files: each is read, or refused by an error of ours.
 
-    python benchmarks/fuzz.py [INPUTS] [SEED]     # INPUTS of each kind, 10000 if not given
+    python benchmarks/fuzz.py [INPUTS [SEED [KIND..]]]     # INPUTS of each kind, 10000 if not given
 
 Bytes of good files are turned, cut off, repeated and put elsewhere. Each kind runs in a process of its own, so that a
 crash of a library shows, with 12 GiB of address space and 10 s for an input. What fails is kept in fuzz-failures/, and
@@ -122,7 +122,7 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     bad = 0
-    for kind in ("yaml", *FORMS, "webdataset", "npz", "csv", "parquet", "huggingface"):
+    for kind in sys.argv[3:] or ("yaml", *FORMS, "webdataset", "npz", "csv", "parquet", "huggingface"):
         process = multiprocessing.get_context("fork").Process(target=_child, args=(kind, count, seed))
         process.start()
         process.join()

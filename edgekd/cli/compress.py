@@ -56,8 +56,8 @@ def compress(
         str | None,
         typer.Option("--normalize", help="auto, none, imagenet, or MEAN/STD per channel, as .5,.5,.5/.2,.2,.2."),
     ] = None,
-    image: Annotated[str, typer.Option("--image", help="Column of the images, in Parquet.")] = "",
-    label: Annotated[str, typer.Option("--label", help="Column of the labels, in Parquet.")] = "",
+    image: Annotated[str, typer.Option("--image", help="Column or extension of the images, if not a usual one.")] = "",
+    label: Annotated[str, typer.Option("--label", help="Column or extension of the labels, if not a usual one.")] = "",
     task: Annotated[str, typer.Option("--task", help="classification or regression.")] = "classification",
     max_drop: Annotated[
         str | None, typer.Option("--max-drop", help='What 8 bits may cost, e.g. "0.5 pt"; beyond it float is kept.')

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgekd.cli.shared import JsonOption, LogFormatOption, QuietOption, print_json
+from edgekd.data.sources import IMAGE_SOURCES
 from edgekd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option("--split", help="test, validation or train [default: test if it is there, else all].")
     ] = None,
-    image: Annotated[str, typer.Option("--image", help="Column of the images, in Parquet.")] = "",
-    label: Annotated[str, typer.Option("--label", help="Column of the labels, in Parquet.")] = "",
+    image: Annotated[str, typer.Option("--image", help="Column or extension of the images, if not a usual one.")] = "",
+    label: Annotated[str, typer.Option("--label", help="Column or extension of the labels, if not a usual one.")] = "",
     json_: JsonOption = False,
     log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
@@ -55,14 +56,15 @@ def _opened(card: dict[str, Any], path: Path, split: str | None, image: str, lab
     source, options = source_at(path, image, label)
     how = next(iter(card["inputs"].values()))
     size = channels = None
-    if source in ("folder", "parquet"):
+    given: dict[str, Any] = {"validation": 0.0, "test": 0.0, "normalize": "none"}
+    if source in IMAGE_SOURCES:
         if len(card["inputs"]) != 1 or not how.get("channels"):
             raise ConfigError(
                 f"--data {path}: images, and the build takes none", hint="give the .npz that it was made on"
             )
         sizes = how["shape"][:2] if how["layout"] == "NHWC" else how["shape"][1:]
         size, channels = sizes, 1 if how["channels"] == "grey" else 3
-    given: dict[str, Any] = {"validation": 0.0, "test": 0.0, "normalize": "none"}
+        given |= _rules(how)
     data = open_found(source, options, size=size, channels=channels, seed=0, **given)
     if not data.target_names:
         raise ConfigError(f"--data {path}: has no labels to score against", hint="lay images out as CLASS/*.jpg")
@@ -71,6 +73,15 @@ def _opened(card: dict[str, Any], path: Path, split: str | None, image: str, lab
     if not counts.get(chosen):
         raise ConfigError(f"--split {chosen}: {path} has no such split", hint="leave --split out to score all of it")
     return data, chosen
+
+
+def _rules(how: dict[str, Any]) -> dict[str, Any]:
+    """How the build's own images were resized and composed, as options of data."""
+    rules = {"background": how.get("background", 255)}
+    if how["resize"]:
+        rules |= {"fit": how["resize"]["fit"], "interpolation": how["resize"]["filter"]}
+        rules |= {"crop_share": how["resize"]["crop"]} if how["resize"]["crop"] else {}
+    return rules
 
 
 def _scored(folder: Path, card: dict[str, Any], data: Data, split: Any) -> dict[str, Any]:

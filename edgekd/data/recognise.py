@@ -19,10 +19,9 @@ from edgekd.errors import ConfigError
 KINDS = tuple(name for name in SOURCES if name != "digits")
 _BY_SUFFIX = {".npz": "npz", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".tar": "webdataset"}
 _PATHS = ("path", "image", "file", "filename", "file_name", "filepath", "image_path", "img")
-_IMAGES = ("image", "img", "images", "picture", "photo", "jpg", "png")
+_IMAGES = ("image", "img", "images", "pixels", "picture", "photo", "jpg", "png")
 _LABELS = ("label", "labels", "class", "category", "target", "fine_label", "cls", "y")
 _SPLITS = ("split", "subset", "partition")
-_INPUTS = ("x", "images", "image", "inputs", "data", "x_train")
 _TARGETS = ("y", "labels", "label", "targets", "target", "y_train")
 
 
@@ -45,12 +44,13 @@ def recognise(
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"--kind {kind}: is not known", hint=did_you_mean(kind, KINDS))
     found = kind or _kind(path)
-    named = {"folder": lambda _: {}, "parquet": _parquet, "csv": _csv, "npz": _npz}
-    named |= {"webdataset": _webdataset, "huggingface": _huggingface}
-    options = named[found](path)
-    if found != "folder":
-        options |= _given(found, image, label)
-    return {found: {"path": str(path), **options}}
+    if found == "folder":
+        return {found: {"path": str(path)}}
+    named = {"parquet": _parquet, "csv": _csv, "npz": _npz, "webdataset": _webdataset, "huggingface": _huggingface}
+    options = named[found](path, image)
+    if label is not None:
+        options |= {"targets": [label]} if found == "npz" else {"label": label}
+    return {found: {"path": str(path), **{key: value for key, value in options.items() if key != "image" or value}}}
 
 
 def _kind(path: Path) -> str:
@@ -58,7 +58,8 @@ def _kind(path: Path) -> str:
         found = _BY_SUFFIX.get(path.suffix.lower())
         if found is None:
             raise ConfigError(
-                f"{path}: is no data set that is known", hint=f"a folder, or a file of {', '.join(_BY_SUFFIX)}"
+                f"{path}: is no kind of data that is read here",
+                hint=f"give a folder of images or of data files, or a file of {', '.join(_BY_SUFFIX)}",
             )
         return found
     if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
@@ -68,42 +69,36 @@ def _kind(path: Path) -> str:
     return next((kind for kind, files in by_files.items() if "train" in files), "folder")
 
 
-def _given(kind: str, image: str | None, label: str | None) -> dict[str, Any]:
-    if kind == "npz":
-        return ({"inputs": [image]} if image else {}) | ({"targets": [label]} if label else {})
-    return ({"image": image} if image else {}) | ({"label": label} if label else {})
-
-
-def _parquet(path: Path) -> dict[str, Any]:
+def _parquet(path: Path, image: str | None) -> dict[str, Any]:
     columns = read_footer(_first(path, ".parquet")).columns
-    return {"image": _usual(columns, _IMAGES) or next(iter(columns), "image"), "label": _usual(columns, _LABELS)}
+    return {"image": image or _sure(path, columns, _IMAGES), "label": _usual(columns, _LABELS)}
 
 
-def _csv(path: Path) -> dict[str, Any]:
+def _csv(path: Path, image: str | None) -> dict[str, Any]:
     file = path if not path.is_dir() else _first(path, ".csv", ".tsv")
     columns = header_of(file)
-    found = {"image": _usual(columns, _PATHS) or next(iter(columns), "path"), "label": _usual(columns, _LABELS)}
+    found = {"image": image or _sure(path, columns, _PATHS), "label": _usual(columns, _LABELS)}
     return found | ({"split": _usual(columns, _SPLITS)} if file == path else {})
 
 
-def _npz(path: Path) -> dict[str, Any]:
+def _npz(path: Path, image: str | None) -> dict[str, Any]:
     arrays = sorted(arrays_of(path))
-    image, label = _usual(arrays, _INPUTS) or next(iter(arrays), "x"), _usual(arrays, _TARGETS)
-    return {"inputs": [image], "targets": [label] if label else []}
+    targets = [name for name in arrays if name in _TARGETS]
+    return {"inputs": [image] if image else [name for name in arrays if name not in targets], "targets": targets}
 
 
-def _webdataset(path: Path) -> dict[str, Any]:
-    return {"label": "cls" if "cls" in first_extensions(_first(path, ".tar")) else None}
+def _webdataset(path: Path, image: str | None) -> dict[str, Any]:
+    return {"image": image, "label": "cls" if "cls" in first_extensions(_first(path, ".tar")) else None}
 
 
-def _huggingface(path: Path) -> dict[str, Any]:
+def _huggingface(path: Path, image: str | None) -> dict[str, Any]:
     folders = folders_of(path)
     features = features_of(folders.get("train", path))
     kinds = {name: feature.get("_type") for name, feature in features.items() if isinstance(feature, dict)}
     pictures = [name for name, kind in kinds.items() if kind == "Image"]
     classes = [name for name, kind in kinds.items() if kind == "ClassLabel"]
     label = _usual(classes, _LABELS) or _usual(kinds, _LABELS) or next(iter(classes), None)
-    return {"image": next(iter(pictures), "image"), "label": label}
+    return {"image": image or next(iter(pictures), "image"), "label": label}
 
 
 def _first(path: Path, *suffixes: str) -> Path:
@@ -113,6 +108,16 @@ def _first(path: Path, *suffixes: str) -> Path:
         if files:
             return files[0]
     raise ConfigError(f"{path}: holds no train*{suffixes[0]}", hint=f"give a folder with one, or a {suffixes[0]} file")
+
+
+def _sure(path: Path, columns: Collection[str], usual: Iterable[str]) -> str:
+    """The column of the images. Raises ConfigError where none has a usual name."""
+    found = _usual(columns, usual)
+    if found is None:
+        raise ConfigError(
+            f"{path}: which column holds the images?", hint=f"--image one of: {', '.join(columns) or 'none'}"
+        )
+    return found
 
 
 def _usual(names: Collection[str], usual: Iterable[str]) -> str | None:

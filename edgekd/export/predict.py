@@ -10,24 +10,25 @@ from PIL import Image, ImageOps
 
 def prepare(path, how):
     """One image file as the model takes it, a batch of one; `how` is its input in model.json."""
-    with Image.open(path) as opened:
+    with Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")) as opened:
         image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        elif image.mode == "P" and image.has_transparency_data:
-            image = image.convert("RGBA")
-        image = image.convert("L" if how["channels"] == "grey" else "RGB")
-    height, width = how["shape"][:2] if how["layout"] == "NHWC" else how["shape"][1:]
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).reshape(height, width, -1)
-    if how["normalized_by"] == "the file":
-        return pixels[None]
-    x = pixels.transpose(2, 0, 1)[None].astype(np.float32) * np.float32(how["pixels"][1] / 255 * how["scale"])
-    return (x - np.float32(how["mean"]).reshape(-1, 1, 1)) / np.float32(how["std"]).reshape(-1, 1, 1)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.has_transparency_data:
+        behind = Image.new("RGBA", image.size, (*[how["background"]] * 3, 255))
+        image = Image.alpha_composite(behind, image.convert("RGBA"))
+    image = image.convert("L" if how["channels"] == "grey" else "RGB")
+    by = how["resize"] or {"fit": "stretch", "filter": "bilinear"}
+    to = how["shape"][1::-1] if how["layout"] == "NHWC" else how["shape"][:0:-1], Image.Resampling[by["filter"].upper()]
+    fits = {"pad": ImageOps.pad, "crop": lambda *to: ImageOps.fit(*to, (1 - by["crop"]) / 2)}
+    pixels = np.atleast_3d(np.asarray(fits.get(by["fit"], Image.Image.resize)(image, *to)))
+    x = pixels.astype(np.float32) * np.float32(how["pixels"][1] / 255 * how["scale"])
+    x = ((x - np.float32(how["mean"])) / np.float32(how["std"])).transpose(2, 0, 1)[None]
+    return pixels[None] if how["normalized_by"] == "the file" else x
 
 
-def open_model(folder, card):
+def open_model(path, card):
     """A function from named inputs to outputs."""
-    path = f"{folder}/{card['file']}"
     if card["runtime"] == "openvino":
         import openvino
 
@@ -51,9 +52,8 @@ def answers(logits, labels, most=5):
 
 if __name__ == "__main__":
     card = json.loads(Path(__file__).with_name("model.json").read_text())
-    ask, ((name, how),) = open_model(Path(__file__).parent, card), card["inputs"].items()
+    ask, ((name, how),) = open_model(str(Path(__file__).with_name(card["file"])), card), card["inputs"].items()
     for path in sys.argv[1:]:
         for output, values in ask({name: prepare(path, how)}).items():
-            if output in card["classes"]:
-                found = [f"{label} {share:.4f}" for label, share in answers(values[0], card["labels"].get(output))]
-            print(path, output, *(found if output in card["classes"] else values[0]))
+            known = answers(values[0], card["labels"].get(output)) if output in card["classes"] else ()
+            print(path, output, *([f"{label} {share:.4f}" for label, share in known] or values[0]))

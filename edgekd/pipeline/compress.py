@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.config.settings import did_you_mean
+from edgekd.data.sources import IMAGE_SOURCES
 from edgekd.errors import ConfigError
 from edgekd.files import canonical_json
 from edgekd.models.names import elsewhere
@@ -122,7 +123,7 @@ def _data(wish: Wish) -> list[str]:
 
 
 def _crop(found: Found) -> int:
-    return max(1, min(found.shape) // 8) if found.shape is not None and found.source in ("folder", "parquet") else 0
+    return max(1, min(found.shape) // 8) if found.shape is not None and found.source in IMAGE_SOURCES else 0
 
 
 def _network(wish: Wish) -> list[str]:

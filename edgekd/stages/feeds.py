@@ -70,10 +70,10 @@ def preparation(common: Common, names: Iterable[str], *, raw: bool) -> dict[str,
         if x.dtype == torch.uint8:
             decoded = settings.source in IMAGE_SOURCES
             facts |= {"pixels": [0, 255], "channels": _channels(x.shape[1], decoded=decoded)}
-            facts["background"] = settings.background if decoded else None
+            facts["background"] = settings.background
             facts["resize"] = _resize(settings) if decoded and settings.size is not None else None
         elif settings.source == "digits":
-            facts |= {"pixels": [0, 1], "channels": "grey", "resize": None}
+            facts |= {"pixels": [0, 1], "channels": "grey", "background": settings.background, "resize": None}
         found[name] = facts
     return found
 

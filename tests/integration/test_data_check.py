@@ -150,7 +150,7 @@ def test_every_kind_is_recognised_by_itself(place: Place, monkeypatch: pytest.Mo
     ("words", "code", "error", "hint"),
     [
         (["nowhere"], 2, "^nowhere: does not exist", "path of a data set"),
-        (["p.yaml.txt"], 2, "is no data set that is known", ".parquet"),
+        (["p.yaml.txt"], 2, "is no kind of data that is read here", ".parquet"),
         (["empty"], 2, "empty holds no images", "lay it out"),
         (["empty", "--kind", "foldr"], 2, "^--kind foldr: is not known", "mean 'folder'"),
         (["empty", "--size", "8"], 2, "^--size 8: is not of the form", "224x224"),

@@ -173,7 +173,7 @@ class ImageDecoder:
 
     def prepared(self, name: object, image: PillowImage) -> PillowImage:
         """An opened image, which changes, by the rules. Raises BrokenImageError."""
-        return self._fitted(self._in_mode(name, _upright(image)))
+        return self._fitted(name, self._in_mode(name, _upright(image)))
 
     @contextlib.contextmanager
     def opened(self, name: object, encoded: Encoded) -> Iterator[PillowImage]:
@@ -226,26 +226,21 @@ class ImageDecoder:
             image = Image.alpha_composite(behind, image.convert("RGBA"))
         return image if image.mode == self._mode else image.convert(self._mode)
 
-    def _fitted(self, image: PillowImage) -> PillowImage:
-        from PIL import Image
+    def _fitted(self, name: object, image: PillowImage) -> PillowImage:
+        from PIL import Image, ImageOps
 
         if self.rules.size is None:
             return image
-        height, width = self.rules.size
+        height, width = size = self.rules.size
         resample = Image.Resampling[self.rules.interpolation.upper()]
         if self.rules.fit == "crop":
-            scale = max(width / image.width, height / image.height) / self.rules.crop_share
-            # What is cut out, in pixels of the image itself.
-            across, down = min(image.width, width / scale), min(image.height, height / scale)
-            left, top = (image.width - across) / 2, (image.height - down) / 2
-            return image.resize((width, height), resample, box=(left, top, left + across, top + down))
+            return ImageOps.fit(image, size[::-1], resample, bleed=(1 - self.rules.crop_share) / 2)
         if self.rules.fit == "pad":
             scale = min(width / image.width, height / image.height)
-            inside = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-            canvas = Image.new(image.mode, (width, height))
-            canvas.paste(image.resize(inside, resample), ((width - inside[0]) // 2, (height - inside[1]) // 2))
-            return canvas
-        return image.resize((width, height), resample)
+            if round(min(image.size) * scale) < 1:
+                raise _broken(name, f"the image is too thin to be padded to {_text(size)}", "crop or remove it")
+            return ImageOps.pad(image, size[::-1], resample)
+        return image.resize(size[::-1], resample)
 
 
 def _upright(image: PillowImage) -> PillowImage:

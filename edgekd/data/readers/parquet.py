@@ -50,25 +50,26 @@ class ParquetReader(ColumnReader):
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(path) as file:
-            _check_sizes(path, file, column)
+            _check_sizes(path, file)
             return file.read(columns=[column]).column(0)
 
     def _batches(self, path: Path, column: str) -> Iterator[Any]:
         import pyarrow.parquet as pq
 
         with readable(path, self.kind), pq.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
-            _check_sizes(path, file, column)
+            _check_sizes(path, file)
             for batch in file.iter_batches(_BATCH_ROWS, columns=[column]):
                 yield batch.column(0)
 
 
-def _check_sizes(path: Path, file: Any, column: str) -> None:
-    """See that each part of a column fits into memory, by what the footer says. Raises DataError."""
+def _check_sizes(path: Path, file: Any) -> None:
+    """See that each row group fits into memory, by what the footer says. Raises DataError.
+
+    Facts of a single column are not asked: on a damaged footer pyarrow 26 ends the process when they are.
+    """
     memory = free_bytes()
     for group in range(file.metadata.num_row_groups):
-        row_group = file.metadata.row_group(group)
-        chunks = [row_group.column(i) for i in range(row_group.num_columns)]
-        needed = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] == column)
+        needed = file.metadata.row_group(group).total_byte_size
         if needed > memory:
             raise DataError(
                 f"{path}: a row group takes {needed / 2**30:.1f} GiB, and {memory / 2**30:.1f} GiB of memory are free",

@@ -1,7 +1,7 @@
 # What a developer and a CI job need: `make help`. It asks for Python 3.11 or newer and for make, and for nothing else.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,8 +33,12 @@ lint: $(TESTED) ## ruff, format, types, the order of the rooms, file length
 	@find edgekd -name '*.py' -exec wc -l {} + | awk '$$2 != "total" && $$1 > 400 \
 	  {print $$2 ": " $$1 " lines; split it along what it does (at most 400)"; bad = 1} END {exit bad}'
 
+docs: $(TESTED) ## write docs/reference from the sources and build the site strictly into site/
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/zensical build --strict
+
 clean: ## remove .venv, caches and build outputs; runs/ and the store in .edgekd/ stay
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

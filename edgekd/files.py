@@ -8,12 +8,13 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from edgekd.errors import TryAgainError
 
@@ -83,22 +84,57 @@ def lock(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + timeout_s
-    with path.open("a+") as stream:
+    with contextlib.ExitStack() as closing:
         while True:
+            stream = closing.enter_context(path.open("a+"))
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                if _still_is(path, stream):
+                    break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise TryAgainError(f"{path} is held by another process", hint=holder_hint) from None
+                    held = f"{path} is held by another process{_holder(stream)}"
+                    raise TryAgainError(held, hint=holder_hint) from None
                 if on_wait is not None:
                     on_wait()
                     on_wait = None
                 time.sleep(0.1)
+            closing.close()  # what was locked may have been deleted meanwhile: look at the path anew
+        with contextlib.suppress(OSError):  # who holds it is for people to read; a full disk keeps it from nobody
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+            stream.flush()
         try:
             yield
         finally:
-            fcntl.flock(stream, fcntl.LOCK_UN)
+            fcntl.flock(stream, fcntl.LOCK_UN)  # also where a forked child has the file open
+
+
+def _still_is(path: Path, stream: IO[str]) -> bool:
+    """Whether an open file is the one at `path`: its last holder may have deleted it."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(stream.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(stream: IO[str]) -> str:
+    """Who holds a lock, as the holder wrote it: ` (process 12 on ci3)`."""
+    with contextlib.suppress(OSError, ValueError):
+        stream.seek(0)
+        text = stream.read(200)
+        return f" ({text})" if text.isprintable() and text else ""
+    return ""
+
+
+def sync_folder(path: Path) -> None:
+    """Force a folder's entries to disk, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def launched() -> bool:

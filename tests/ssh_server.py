@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 SSHD = shutil.which("sshd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
 MISSING = "there is no sshd here: apt-get install openssh-server"
 
@@ -21,11 +23,25 @@ def make_key(path):
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
 
-class Server:
-    """`tmp` is the device's folder for temporary files, `config` the client's ssh configuration."""
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str):
+    """A disk of its own of that size; skips the test where nobody may mount one."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "edgekd", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this system lets nobody mount a small disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
-    def __init__(self, folder: Path, tmp: Path | None = None) -> None:
-        self.folder, self.tmp = folder, tmp or folder / "tmp"
+
+class Server:
+    """`tmp` is the device's folder for temporary files, `config` the client's ssh configuration, `env` what else is in
+    the environment of its processes."""
+
+    def __init__(self, folder: Path, tmp: Path | None = None, env: str = "") -> None:
+        self.folder, self.tmp, self.env = folder, tmp or folder / "tmp", env
         self.config, self.known_hosts, self.log = folder / "config", folder / "known_hosts", folder / "sshd.log"
         folder.mkdir(exist_ok=True)
         self.tmp.mkdir(exist_ok=True)
@@ -64,7 +80,7 @@ class Server:
             UsePAM no
             PasswordAuthentication no
             KbdInteractiveAuthentication no
-            SetEnv {found} PYTHONPATH={Path(__file__).parent / "unit"} OMP_NUM_THREADS=1
+            SetEnv {found} PYTHONPATH={Path(__file__).parent / "unit"} OMP_NUM_THREADS=1 {self.env}
             """
         (self.folder / "sshd_config").write_text("\n".join(line.strip() for line in settings.splitlines()))
 

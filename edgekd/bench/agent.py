@@ -1,13 +1,13 @@
-"""What the measuring agent does: latency of several models interleaved, memory of one, time per layer of one.
+"""What the measuring agent does: latency of several models interleaved; memory, energy and time per layer of one.
 
 It runs inside agent.pyz (see `entry` and `pack`), in a process of its own. Python 3.8, standard library, numpy, the
 engine.
 
-A job: {"mode": "latency"|"memory"|"profile", "models": [{"name", "runtime", "device", "threads", "path"}], "feeds": the
-path of an .npz with one real batch per input name, "cpu": core to pin to or null}; for latency also "min_time_s",
-"max_time_s", "min_samples", "quiet_wait_s", "warm_window_s", "warm_min_s", "warm_max_s", "seed", "launch", and
-"samples": the .npz to write; for a profile "runs" and "max_s". A runtime is a name of `edgekd.runtimes.registry`, or
-"module:Class".
+A job: {"mode": "latency"|"memory"|"profile" (further ones in `load_jobs`), "models": [{"name", "runtime", "device",
+"threads", "path"}], "feeds": the path of an .npz with one real batch per input name, "cpu": core to pin to or null};
+for latency also "min_time_s", "max_time_s", "min_samples", "quiet_wait_s", "warm_window_s", "warm_min_s", "warm_max_s",
+"seed", "launch", and "samples": the .npz to write; for the others see their functions. A runtime is a name of
+`edgekd.runtimes.registry`, or "module:Class".
 """
 
 from __future__ import annotations
@@ -17,20 +17,26 @@ import os
 import random
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from edgekd.bench import loop, machine
+from edgekd.bench import energy, growth, loop, machine
 from edgekd.errors import BenchError, UnavailableError
-from edgekd.runtimes.protocol import Arrays, Runtime, Session
+from edgekd.runtimes.protocol import Arrays, Runtime, Session, TimedByDevice
 from edgekd.runtimes.registry import RUNTIMES, runtime
+
+if TYPE_CHECKING:
+    Job = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 QUIET_PERCENT = 5.0
 MEMORY_RUNS = 20
+DEVICE_RUNS = 50
+IDLE_S = 2.0
 
 
 @dataclass
@@ -42,28 +48,28 @@ class Loaded:
     facts: dict[str, Any]
 
 
-def work(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The result of a job of any mode; raises what the engines raise."""
+def work(job: Mapping[str, Any], further: Mapping[str, Job] = MappingProxyType({})) -> dict[str, Any]:
+    """The result of a job of any mode, `further` ones included; raises what the engines raise."""
     if job.get("cpu") is not None:
         _pin(job["cpu"])
-    return _MODES[job.get("mode", "latency")](job)
+    return {**_MODES, **further}[job.get("mode", "latency")](job)
 
 
 def measure_latency(job: Mapping[str, Any]) -> dict[str, Any]:
     """One launch: wait for quiet, load all models in random order, warm each up, and measure them interleaved."""
     started = time.monotonic()
     facts = machine.fingerprint()
-    feeds = _read_feeds(job["feeds"])
+    feeds = read_feeds(job["feeds"])
     quiet = _wait_for_quiet(job["quiet_wait_s"])
     models = list(job["models"])
     random.Random(f"{job['seed']}/{job['launch']}").shuffle(models)  # noqa: S311 (an order, not a secret)
-    loaded = [_load(model, feeds) for model in models]
-    _progress("warming up")
+    loaded = [load_model(model, feeds) for model in models]
+    progress("warming up")
     warmth = [
         loop.warm_up(m.session.run, window_s=job["warm_window_s"], min_s=job["warm_min_s"], max_s=job["warm_max_s"])
         for m in loaded
     ]
-    _progress("measuring")
+    progress("measuring")
     monitor = machine.Monitor()
     records = loop.interleave(
         [m.session.run for m in loaded],
@@ -87,33 +93,53 @@ def measure_latency(job: Mapping[str, Any]) -> dict[str, Any]:
         "models": {m.name: m.facts for m in loaded},
         "monitor": monitor.notes,
         "throttled": monitor.throttled(),
+        "steal_share": monitor.mean("steal_share"),
+        "pressure_percent": monitor.mean("pressure_percent"),
         "samples": job["samples"],
         "seconds": round(time.monotonic() - started, 3),
     }
 
 
 def measure_memory(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Peak resident memory before the one model of the job is loaded, and after 20 runs of it."""
-    feeds = _read_feeds(job["feeds"])
+    """Memory of the one model of the job, alone in its process: before it is loaded, after 20 runs, and its growth.
+
+    Also what only a process of its own can tell: the times of the device's own clock, and energy. "leak_s": seconds
+    that growth is watched for; "energy_s": seconds of calls that energy is taken over, where the machine counts it.
+    """
+    feeds = read_feeds(job["feeds"])
     (model,) = job["models"]
-    engine = _engine(model)
+    engine = engine_for(model)
     before = machine.peak_rss_bytes()
-    session = _open(engine, model, feeds)
+    session = open_session(engine, model, feeds)
     loop.time_runs(session.run, MEMORY_RUNS)
-    return {
+    found = {
         "name": model["name"],
         "rss_before_load_bytes": before,
         "peak_rss_bytes": machine.peak_rss_bytes(),
+        "rss_bytes": machine.rss_bytes(),
         "engine_memory_bytes": session.memory_bytes(),
+        "device_times": vars(session.device_times(DEVICE_RUNS)) if isinstance(session, TimedByDevice) else None,
+        "energy": None,
     }
+    calls, rss = growth.watch(session.run, job["leak_s"]) if job.get("leak_s") else ([], [])
+    found.update(growth.growth(calls, rss))
+    meter = energy.find_meter(on_gpu=not model["device"].upper().startswith("CPU"), root=machine.ROOT)
+    if meter is not None and job.get("energy_s"):
+        idle_s = min(IDLE_S, job["energy_s"])
+        found["energy"] = energy.per_inference(session.run, meter, idle_s=idle_s, seconds=job["energy_s"])
+    session.close()
+    return found
 
 
 def profile_layers(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Time per layer of the one model of the job, in the engine's order. Alone in its process: it slows a network."""
-    feeds = _read_feeds(job["feeds"])
+    """Time per layer of the one model of the job, in the engine's order. Alone in its process: it slows a network.
+
+    "runs" and "max_s": how many inferences, and for how many seconds at most.
+    """
+    feeds = read_feeds(job["feeds"])
     (model,) = job["models"]
-    engine = _engine(model)
-    session = _open(engine, model, feeds)
+    engine = engine_for(model)
+    session = open_session(engine, model, feeds)
     bound = {info.name: feeds[info.name].astype(info.dtype, copy=False) for info in session.inputs}
     session.close()
     layers = engine.profile(
@@ -130,26 +156,30 @@ def profile_layers(job: Mapping[str, Any]) -> dict[str, Any]:
 _MODES = {"latency": measure_latency, "memory": measure_memory, "profile": profile_layers}
 
 
-def _load(model: Mapping[str, Any], feeds: Arrays) -> Loaded:
+def load_model(model: Mapping[str, Any], feeds: Arrays) -> Loaded:
     """Import the engine, load the build and run it ten times, each step timed in milliseconds."""
-    _progress(f"loading {model['name']}")
+    progress(f"loading {model['name']}")
     clock = time.perf_counter
     start = clock()
-    engine = _engine(model)
+    engine = engine_for(model)
     imported = clock()
-    session = _open(engine, model, feeds)
+    session = open_session(engine, model, feeds)
     loaded = clock()
     runs = loop.time_runs(session.run, 10)
+    phases = getattr(session, "phases", None)  # an adapter of one's own may know none
     facts = {
         "engine": engine.version(),
         "import_ms": (imported - start) * 1e3,
         "load_ms": (loaded - imported) * 1e3,
+        "read_ms": phases.read_ms if phases else None,
+        "compile_ms": phases.compile_ms if phases else None,
         "runs_1_to_10_ms": [ns / 1e6 for ns in runs],
     }
     return Loaded(model["name"], session, facts)
 
 
-def _engine(model: Mapping[str, Any]) -> Runtime:
+def engine_for(model: Mapping[str, Any]) -> Runtime:
+    """The adapter that a job names in "runtime", after it found its engine and the "device" here."""
     name = model["runtime"]
     try:
         if ":" in name:
@@ -166,19 +196,33 @@ def _engine(model: Mapping[str, Any]) -> Runtime:
     return engine
 
 
-def _open(engine: Runtime, model: Mapping[str, Any], feeds: Arrays) -> Session:
+def open_session(engine: Runtime, model: Mapping[str, Any], feeds: Arrays) -> Session:
+    """A session of a job's model with the feeds bound to it."""
     session = engine.load(Path(model["path"]), device=model["device"], threads=model["threads"])
+    bind(session, model, feeds)
+    return session
+
+
+def bind(session: Session, model: Mapping[str, Any], feeds: Arrays) -> None:
+    """Bind to every input of a model the feed of its name, in its type."""
     missing = [info.name for info in session.inputs if info.name not in feeds]
     if missing:
         raise BenchError(
             f"{model['name']} has an input {missing[0]!r} that the data does not feed",
             hint=f"the data feeds: {', '.join(sorted(feeds))}",
         )
-    session.bind({info.name: feeds[info.name].astype(info.dtype, copy=False) for info in session.inputs})
-    return session
+    bound = {info.name: feeds[info.name].astype(info.dtype, copy=False) for info in session.inputs}
+    for info in session.inputs:
+        if info.shape and info.shape[0] not in (-1, len(bound[info.name])):
+            raise BenchError(
+                f"{model['name']} takes {info.shape[0]} rows at once, not {len(bound[info.name])}",
+                hint=f"measure it with batch {info.shape[0]}, or export it with an open batch axis",
+            )
+    session.bind(bound)
 
 
-def _read_feeds(path: str) -> Arrays:
+def read_feeds(path: str) -> Arrays:
+    """The arrays of an .npz by name."""
     with np.load(path, allow_pickle=False) as stored:
         return {name: np.ascontiguousarray(stored[name]) for name in stored.files}
 
@@ -197,7 +241,7 @@ def _wait_for_quiet(limit_s: float) -> dict[str, Any]:
     begin = time.monotonic()
     percent = machine.pressure()
     if percent is not None and percent >= QUIET_PERCENT and limit_s > 0:
-        _progress(f"waiting up to {limit_s:g} s for the machine to calm down")
+        progress(f"waiting up to {limit_s:g} s for the machine to calm down")
     while percent is not None and percent >= QUIET_PERCENT and time.monotonic() - begin < limit_s:
         time.sleep(min(0.5, limit_s))
         percent = machine.pressure()
@@ -205,5 +249,6 @@ def _wait_for_quiet(limit_s: float) -> dict[str, Any]:
     return {"reached": reached, "waited_s": round(time.monotonic() - begin, 3), "pressure_percent": percent}
 
 
-def _progress(text: str) -> None:
+def progress(text: str) -> None:
+    """Tell the host, in one line, what happens."""
     print(f"progress: {text}", file=sys.stderr, flush=True)

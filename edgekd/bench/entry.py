@@ -4,7 +4,7 @@
 
 Progress goes to standard error in lines that start with "progress: ". The program ends when its standard input closes,
 so that a killed parent or a dropped connection leaves nothing running. A job of mode "probe" (see `probe`) needs the
-standard library alone; the others (see `agent`) numpy and the engine. Python 3.8.
+standard library alone; the others (see `agent`, `load_jobs` and `builds`) numpy and the engine. Python 3.8.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ def answer(job_line: bytes) -> dict[str, Any]:
         Exception
     ) as error:  # whatever an engine raises must reach the host as a result, with its traceback beside it
         traceback.print_exc()
-        return {"error": {"kind": "failed", "message": f"{type(error).__name__}: {error}", "hint": None}}
+        # Engines write whole pages; what is last in them says why.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        message = f"{type(error).__name__}: {lines[-1] if lines else 'no reason was given'}"
+        return {"error": {"kind": "failed", "message": message, "hint": None}}
 
 
 def _work(job: dict[str, Any]) -> dict[str, Any]:
@@ -49,11 +52,11 @@ def _work(job: dict[str, Any]) -> dict[str, Any]:
 
         return probe.facts(job)
     try:
-        from edgekd.bench import agent
+        from edgekd.bench import agent, builds, load_jobs
     except ImportError as error:
         hint = f"{sys.executable} -m pip install numpy"
         raise UnavailableError(f"the measuring agent cannot start: {error}", hint=hint) from error
-    return agent.work(job)
+    return agent.work(job, {**load_jobs.MODES, **builds.MODES})
 
 
 def _claim_standard_output() -> IO[str]:

@@ -27,6 +27,7 @@ COUNTERS_PER_CALL_FROM_NS = 100_000
 # Shorter calls feel the caches that the model before them left: the first call of a visit brings them back, unrecorded.
 SETTLE_BELOW_NS = 10_000_000
 FEWEST_SAMPLES = 20
+SWITCHES_PER_S = 50.0
 
 if TYPE_CHECKING:
     Run = Callable[[], None]
@@ -60,6 +61,11 @@ class Record:
         names = ["start_ns", "wall_ns", "visit_cpu_ns", "visit_switches"]
         names += ["cpu_ns", "switches"] if self.detailed else []
         return {name: np.asarray(getattr(self, name), dtype=np.int64) for name in names}
+
+
+def disturbed(wall_ns: Any, switches: Any) -> Any:
+    """Which visits (V,) of wall times (V, C) lost their core at least once, and once per 20 ms if they are longer."""
+    return np.asarray(switches) >= np.maximum(1.0, np.asarray(wall_ns).sum(axis=1) / 1e9 * SWITCHES_PER_S)
 
 
 def time_runs(run: Run, count: int) -> list[int]:

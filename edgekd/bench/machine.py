@@ -17,7 +17,12 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-_CPUFREQ = "/sys/devices/system/cpu/cpu0/cpufreq/"
+from edgekd.bench import nvml
+from edgekd.bench.energy import find_meter
+
+ROOT = ""  # of a copy of /proc and /sys, in tests
+_CORE = "/sys/devices/system/cpu/cpu{}/cpufreq/"
+_CPU_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal")
 
 
 def fingerprint() -> dict[str, Any]:
@@ -97,7 +102,7 @@ def distribution() -> str | None:
 
 def gpu_model() -> str | None:
     """Names of the NVIDIA GPUs, comma-separated."""
-    texts = [_read(path) or "" for path in sorted(glob.glob("/proc/driver/nvidia/gpus/*/information"))]
+    texts = [_read(path) or "" for path in _glob("/proc/driver/nvidia/gpus/*/information")]
     names = [re.search(r"^Model:\s*(.+)$", text, re.MULTILINE) for text in texts]
     return ", ".join(found.group(1).strip() for found in names if found) or None
 
@@ -110,7 +115,7 @@ def gpu_driver() -> str | None:
 
 def governor() -> str | None:
     """Frequency governor of the first core."""
-    return _line(_CPUFREQ + "scaling_governor")
+    return _line(_CORE.format(0) + "scaling_governor")
 
 
 def power_mode() -> str | None:
@@ -119,21 +124,26 @@ def power_mode() -> str | None:
 
 
 def frequency_mhz() -> float | None:
-    """Present frequency of the first core."""
-    text = _line(_CPUFREQ + "scaling_cur_freq")
+    """Present frequency of the first core that this process may run on."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
+    text = _line(_CORE.format(min(cores)) + "scaling_cur_freq")
     return float(text) / 1000 if text and text.isdigit() else None
 
 
 def temperature_c() -> float | None:
-    """Temperature of the hottest thermal zone."""
-    lines = [_line(path) for path in glob.glob("/sys/class/thermal/thermal_zone*/temp")]
+    """Temperature of the hottest thermal zone or sensor of the processor."""
+    # A Jetson's power chip always says 100 degrees.
+    zones = _glob("/sys/class/thermal/thermal_zone*/type")
+    paths = [f"{zone[:-4]}temp" for zone in zones if "PMIC" not in (_line(zone) or "")]
+    chips = [path[:-4] for path in _glob("/sys/class/hwmon/hwmon*/name") if _line(path) in _CPU_SENSORS]
+    lines = [_line(path) for path in paths + [one for chip in chips for one in _glob(f"{chip}temp*_input")]]
     values = [int(line) / 1000 for line in lines if line and line.lstrip("-").isdigit()]
     return max(values) if values else None
 
 
 def throttle_events() -> int | None:
     """Times that any core or package was slowed down for heat since the machine started."""
-    lines = [_line(path) for path in glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count")]
+    lines = [_line(path) for path in _glob("/sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count")]
     counts = [int(line) for line in lines if line and line.isdigit()]
     return sum(counts) if counts else None
 
@@ -165,6 +175,12 @@ def peak_rss_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def rss_bytes() -> int | None:
+    """Resident memory of this process now (VmRSS)."""
+    found = re.search(r"^VmRSS:\s*(\d+) kB", _read("/proc/self/status", 8192) or "", re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else None
+
+
 class Monitor:
     """Notes the state of the machine at most once a second, when asked between two blocks of a measurement."""
 
@@ -172,6 +188,8 @@ class Monitor:
         self.notes: list[dict[str, Any]] = []
         self._start = time.monotonic()
         self._steal = _cpu_ticks()
+        self._meter, self._gpu = find_meter(on_gpu=False, root=ROOT), nvml.first_gpu()
+        self._metered: float | None = None
         self.note()
 
     def note_if_due(self) -> None:
@@ -180,8 +198,9 @@ class Monitor:
             self.note()
 
     def note(self) -> None:
-        """Note time, frequency, temperature, throttling, stolen time and pressure now."""
+        """Note time, frequency, temperature, throttling, power, stolen time and pressure now."""
         before, self._steal = self._steal, _cpu_ticks()
+        gpu = self._gpu
         self.notes.append(
             {
                 "t_s": round(time.monotonic() - self._start, 3),
@@ -191,15 +210,36 @@ class Monitor:
                 "throttled_now": throttled_now(),
                 "steal_share": _steal_share(before, self._steal),
                 "pressure_percent": pressure(),
+                "power_w": self._power_w(),
+                "gpu_frequency_mhz": gpu and gpu.clock_mhz(),
+                "gpu_temperature_c": gpu and gpu.temperature_c(),
+                "gpu_slowed_now": gpu and gpu.slowed(),
+                "gpu_power_w": gpu and gpu.power_w(),
             }
         )
 
     def throttled(self) -> bool | None:
-        """Whether a throttle counter moved or the firmware held the clock down; None where there is no counter."""
-        if self.notes[-1]["throttle_events"] is None and self.notes[-1]["throttled_now"] is None:
+        """Whether a throttle counter moved or the firmware held a clock down; None where there is no counter."""
+        events = [note["throttle_events"] for note in (self.notes[0], self.notes[-1])]
+        now = [note[key] for note in self.notes for key in ("throttled_now", "gpu_slowed_now")]
+        if None in events and set(now) <= {None}:
             return None
-        moved = self.notes[-1]["throttle_events"] != self.notes[0]["throttle_events"]
-        return moved or any(note["throttled_now"] for note in self.notes)
+        return events[0] != events[1] or any(now)
+
+    def mean(self, key: str) -> float | None:
+        """Mean of what the notes say under a key; None where they say nothing."""
+        values = [note[key] for note in self.notes if note[key] is not None]
+        return sum(values) / len(values) if values else None
+
+    def _power_w(self) -> float | None:
+        """Mean power since the last note."""
+        if self._meter is None:
+            return None
+        now, before = time.monotonic(), self._metered
+        watts = self._meter.joules() / (now - before) if before is not None and now > before else None
+        self._meter.begin()
+        self._metered = now
+        return None if watts is None else round(watts, 3)
 
 
 def _cpu_ticks() -> tuple[int, int] | None:
@@ -239,9 +279,13 @@ def _line(path: str) -> str | None:
     return text.split("\n", 1)[0].strip() or None if text else None
 
 
+def _glob(pattern: str) -> list[str]:
+    return [path[len(ROOT) :] for path in sorted(glob.glob(ROOT + pattern))]
+
+
 def _read(path: str, limit: int = 65536) -> str | None:
     try:
-        with open(path, "rb") as stream:
+        with open(ROOT + path, "rb") as stream:
             return stream.read(limit).decode("utf-8", "replace")
     except OSError:
         return None

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.bench import under_load
+from edgekd.bench.process import NoMemoryError
 from edgekd.bench.rows import Measured, comparison_row, latency_row
 from edgekd.bench.settings import BenchSettings
 from edgekd.bench.targets.local import Local
@@ -23,7 +25,7 @@ from edgekd.bench.targets.protocol import Place, Target
 from edgekd.errors import BenchError
 from edgekd.files import replace_atomic, write_atomic
 
-LAYERS = "layers.json"
+LAYERS, SUSTAINED = "layers.json", "sustain.json"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,17 @@ class Subject:
         return f"{self.model}.{self.precision}@{self.target}"
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows of report.json by the name of their part; `sustain`: that of the long run, or None."""
+
+    latency: list[dict[str, Any]]
+    comparisons: list[dict[str, Any]]
+    throughput: list[dict[str, Any]]
+    load: list[dict[str, Any]]
+    sustain: dict[str, Any] | None
+
+
 def measure(
     subjects: Sequence[Subject],
     feeds: Mapping[str, NDArray[Any]],
@@ -54,20 +67,39 @@ def measure(
     progress: Callable[[str], None],
     on: Target | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Measure all subjects interleaved in one process, over `settings.launches` such processes.
+    """The rows of `latency` and of `comparisons` of `measure_rows`."""
+    rows = measure_rows(
+        subjects, feeds, settings=settings, folder=folder, seed=seed, progress=progress, on=on, host=None
+    )
+    return rows.latency, rows.comparisons
+
+
+def measure_rows(
+    subjects: Sequence[Subject],
+    feeds: Mapping[str, NDArray[Any]],
+    *,
+    settings: BenchSettings,
+    folder: Path,
+    seed: int,
+    progress: Callable[[str], None],
+    on: Target | None = None,
+    host: str | None = None,
+) -> Rows:
+    """Measure all subjects interleaved in one process, over `settings.launches` such processes; then all else.
 
     Args:
         subjects: the builds; their names must differ. On another device a build is its folder with all files in it.
         feeds: one batch of real data for every input, by name; `settings.batch` rows.
         folder: gets `<name>.npz` per subject (raw samples: keys "<launch>/wall_ns" of shape (visits, calls), and the
             counters of `loop.Record`), `launches.json` (machine, order, warm-up and 1 Hz monitor of every launch), and
-            with `settings.profile` LAYERS: {"rows": [..]}, see `layer_rows`.
+            with `settings.profile` LAYERS: {"rows": [..]}, see `layer_rows`; after a long run SUSTAINED.
         seed: of the order of the models in each launch, and of the bootstrap.
         progress: told in one line what happens.
         on: the device that measures; by default this machine.
+        host: what the rows call it; null for this machine.
 
     Returns:
-        The rows of `latency` (one per subject) and of `comparisons` (one per pair) of report.json.
+        Latency is one row per subject, comparisons one per pair; see `under_load` for the others.
 
     Raises:
         UnavailableError: an engine or a device is missing.
@@ -88,15 +120,21 @@ def measure(
             one.memory = launcher.memory(subject)
         launches = [launcher.latency(index, measured) for index in range(settings.launches)]
         layers = [row for subject in subjects for row in launcher.profile(subject)] if settings.profile else None
+        throughput = [row for subject in subjects for row in launcher.throughput(subject, host)]
+        load = [row for subject in subjects for row in launcher.load(subject, host)]
+        long_run = launcher.sustained(host)
     latency = []
     for subject, one in zip(subjects, measured, strict=True):
-        about = {**_facts(subject), "batch": settings.batch, "threads": subject.threads, "quick": settings.quick}
+        about = {**_facts(subject, host), "batch": settings.batch, "threads": subject.threads, "quick": settings.quick}
         samples_path = _keep_samples(folder, one)
         latency.append(latency_row(about, one, measured, seed=seed, samples_path=samples_path))
     write_atomic(folder / "launches.json", json.dumps(launches, indent=1))
     if layers is not None:
         write_atomic(folder / LAYERS, json.dumps({"rows": layers}, indent=1))
-    return latency, [comparison_row(a, b, seed=seed) for a, b in combinations(measured, 2)]
+    if long_run is not None:
+        write_atomic(folder / SUSTAINED, json.dumps({"rows": [long_run]}, indent=1))
+    pairs = [comparison_row(a, b, seed=seed) for a, b in combinations(measured, 2)]
+    return Rows(latency, pairs, throughput, load, long_run)
 
 
 @dataclass(frozen=True)
@@ -113,8 +151,10 @@ class _Launcher:
     progress: Callable[[str], None]
 
     def memory(self, subject: Subject) -> dict[str, Any]:
-        """Peak memory of one subject, alone in a process."""
-        return self._run({"mode": "memory", "models": [self.models[subject.name]]}, f"memory of {subject.name}")
+        """Memory of one subject, alone in a process, and what else only such a process tells."""
+        effort = self.settings.effort()
+        job = {"mode": "memory", "models": [self.models[subject.name]], "leak_s": effort.leak_s}
+        return self._run({**job, "energy_s": effort.energy_s}, f"memory of {subject.name}")
 
     def latency(self, launch: int, measured: Sequence[Measured]) -> dict[str, Any]:
         """One launch over all subjects: its samples are added to `measured`, its other facts returned."""
@@ -145,16 +185,49 @@ class _Launcher:
         result = self._run({**job, "max_s": effort.profile_max_s}, f"layers of {subject.name}")
         return layer_rows(subject, result["layers"])
 
+    def throughput(self, subject: Subject, host: str | None) -> list[dict[str, Any]]:
+        """Rows of `throughput` of one subject, if they are asked for."""
+        if self.settings.throughput is None:
+            return []
+        path, model = self.temporary / "throughput.npz", self.models[subject.name]
+        about = _facts(subject, host)
+        return under_load.throughput(self._run, about, model, self.settings, path, self.place.where(path.name))
+
+    def load(self, subject: Subject, host: str | None) -> list[dict[str, Any]]:
+        """Rows of `load` of one subject, if they are asked for."""
+        if self.settings.load is None:
+            return []
+        path, model = self.temporary / "load.npz", self.models[subject.name]
+        about, where = _facts(subject, host), self.place.where(path.name)
+        return under_load.load(self._run, about, model, self.settings, path, where, seed=self.seed)
+
+    def sustained(self, host: str | None) -> dict[str, Any] | None:
+        """The long run of the first subject beside the last one, if it is asked for."""
+        if not self.settings.sustain_s:
+            return None
+        first, *others = self.subjects
+        pair = [first, *others[-1:]]
+        models = [self.models[subject.name] for subject in pair]
+        on_cpu = all(Measured(one.name, one.device).on_cpu for one in pair)
+        return under_load.sustained(self._run, _facts(first, host), models, self.settings, on_cpu=on_cpu)
+
     def _run(
-        self, job: dict[str, Any], title: str, leaves: Mapping[str, Path] = MappingProxyType({})
+        self,
+        job: dict[str, Any],
+        title: str,
+        leaves: Mapping[str, Path] = MappingProxyType({}),
+        more_s: float = 0.0,
     ) -> dict[str, Any]:
         self.progress(title)
-        return self.place.run(
-            {**job, "feeds": self.feeds, "cpu": self.settings.cpu},
-            limit_s=self.settings.time_limit_s,
-            progress=lambda text: self.progress(f"{title}: {text}"),
-            leaves=leaves,
-        )
+        try:
+            return self.place.run(
+                {**job, "feeds": self.feeds, "cpu": self.settings.cpu},
+                limit_s=self.settings.time_limit_s + more_s,
+                progress=lambda text: self.progress(f"{title}: {text}"),
+                leaves=leaves,
+            )
+        except NoMemoryError as error:  # the memory of each build is taken first, alone: it names the one
+            raise BenchError(f"{title}: {error.message}", hint=error.hint) from None
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -185,8 +258,9 @@ def _check(subjects: Sequence[Subject], feeds: Mapping[str, NDArray[Any]], setti
         raise BenchError("`bench.cpu` pins all threads to one core", hint="leave it out, or measure with one thread")
 
 
-def _facts(subject: Subject) -> dict[str, Any]:
-    return {key: getattr(subject, key) for key in ("target", "runtime", "device", "model", "precision")}
+def _facts(subject: Subject, host: str | None) -> dict[str, Any]:
+    facts = {key: getattr(subject, key) for key in ("target", "runtime", "device", "model", "precision")}
+    return {**facts, "host": host}
 
 
 def _push(place: Place, index: int, subject: Subject) -> dict[str, Any]:

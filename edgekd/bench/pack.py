@@ -15,7 +15,10 @@ from edgekd.files import sha256_bytes
 
 AGENT = "agent.pyz"
 _ROOT = Path(__file__).resolve().parents[1]
-_OWN = ("__init__", "agent", "entry", "loop", "machine", "probe")
+_OWN = (
+    "__init__", "agent", "builds", "energy", "entry", "growth", "load", "load_jobs", "loop", "machine", "nvml", "probe",
+    "sustain",
+)  # fmt: skip
 _MAIN = "from edgekd.bench.entry import main\n\nmain()\n"
 _SHEBANG = b"#!/usr/bin/env python3\n"
 _DATE = (1980, 1, 1, 0, 0, 0)

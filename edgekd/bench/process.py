@@ -5,33 +5,52 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edgekd.errors import BenchError, UnavailableError
+from edgekd.errors import BenchError, EdgekdError, UnavailableError
 
 _PROGRESS = "progress: "
+_LESS = "free memory, measure fewer models at once, or a smaller batch"
 _DOCTOR = "`edgekd doctor` tests the engines of this machine"
+# What engines, CUDA, C++, Python and the shell say of it.
+_NO_MEMORY = re.compile(
+    r"bad_?alloc\b|bad allocation|bad_array_new_length|out of memory|OutOfMemory|OUT_OF_MEMORY|MemoryError"
+    r"|cannot allocate memory|cudaErrorMemoryAllocation|failed to allocate|could not be allocated"
+    r"|CL_OUT_OF_\w+|CL_MEM_OBJECT_ALLOCATION_FAILURE",
+    re.IGNORECASE,
+)
+# SIGKILL that nobody here sent: the system's own answer to a lack of memory. A shell adds 128.
+_KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
 def run_agent(
-    command: Sequence[str], job: Mapping[str, Any], *, limit_s: float, progress: Callable[[str], None]
+    command: Sequence[str],
+    job: Mapping[str, Any],
+    *,
+    limit_s: float,
+    progress: Callable[[str], None],
+    stop: threading.Event | None = None,
 ) -> dict[str, Any]:
     """The result of one job of the agent that `command` starts, ended after `limit_s` seconds or on any exception here.
 
     Raises:
         UnavailableError: the engine or the device of a model is missing.
+        NoMemoryError: the engine says that there is no memory, or the system killed it.
         AgentDiedError: it ended without a result.
         BenchError: the engine refused a model, or the agent took longer than `limit_s`.
+        StoppedError: `stop` was set meanwhile.
     """
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
     try:
-        output, errors = _converse(process, json.dumps(job).encode() + b"\n", limit_s, progress)
+        output, errors = _converse(process, json.dumps(job).encode() + b"\n", limit_s, progress, stop)
         process.wait(timeout=30)
     finally:
         _end(process)
@@ -46,8 +65,20 @@ class AgentDiedError(BenchError):
         self.said, self.returncode = said, returncode
 
 
+class NoMemoryError(AgentDiedError):
+    """The agent, or the engine in it, found no memory."""
+
+
+class StoppedError(EdgekdError):
+    """Another thread wants the end of what is measured here; never shown."""
+
+
 def _converse(
-    process: subprocess.Popen[bytes], job: bytes, limit_s: float, progress: Callable[[str], None]
+    process: subprocess.Popen[bytes],
+    job: bytes,
+    limit_s: float,
+    progress: Callable[[str], None],
+    stop: threading.Event | None,
 ) -> tuple[bytes, bytes]:
     """Hand over the job, then collect both outputs until they close; input stays open, for its end ends the agent."""
     assert process.stdout
@@ -62,9 +93,11 @@ def _converse(
         while selector.get_map():
             if time.monotonic() >= deadline:
                 raise BenchError(
-                    f"the measuring process was ended after {limit_s:g} s",
-                    hint="measure fewer models at once, or raise `bench.time_limit_s`",
+                    f"the agent was ended after {limit_s:g} s",
+                    hint="raise the stage's `time_limit_s`, or measure fewer models at once",
                 )
+            if stop is not None and stop.is_set():
+                raise StoppedError("stopped")
             for key, _ in selector.select(timeout=0.5):
                 chunk = os.read(key.fd, 65536)
                 collected[key.fd] += chunk
@@ -105,16 +138,28 @@ def _result(returncode: int, output: bytes, errors: bytes) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads(output)
     except ValueError:
-        lines = errors.decode("utf-8", "replace").split("\n")
-        said = [line.strip() for line in lines if line.strip() and not line.startswith(_PROGRESS)]
-        how = f"signal {signal.Signals(-returncode).name}" if returncode < 0 else f"exit code {returncode}"
-        hint = (
-            "it was probably killed for lack of memory: measure fewer models at once" if returncode == -9 else _DOCTOR
-        )
-        message = f"the measuring process died ({how}): {said[-1] if said else 'it said nothing'}"
-        raise AgentDiedError(message, hint=hint, said="\n".join(said), returncode=returncode) from None
+        raise _death(returncode, errors) from None
     if "error" in result:
         error = result["error"]
-        kind = UnavailableError if error["kind"] == "unavailable" else BenchError
-        raise kind(error["message"], hint=error["hint"] or _DOCTOR)
+        message, hint = error["message"], error["hint"] or _DOCTOR
+        if error["kind"] == "unavailable":
+            raise UnavailableError(message, hint=hint)
+        if _NO_MEMORY.search(message):
+            raise NoMemoryError(f"out of memory: {message}", hint=_LESS, said=message, returncode=returncode)
+        raise BenchError(message, hint=hint)
     return result
+
+
+def _death(returncode: int, errors: bytes) -> AgentDiedError:
+    """Why there is no result: by the code that it ended with, and by what it said last."""
+    lines = errors.decode("utf-8", "replace").split("\n")
+    said = [line.strip() for line in lines if line.strip() and not line.startswith(_PROGRESS)]
+    how = f"signal {signal.Signals(-returncode).name}" if returncode < 0 else f"exit code {returncode}"
+    more: dict[str, Any] = {"said": "\n".join(said), "returncode": returncode}
+    named = next((line for line in reversed(said) if _NO_MEMORY.search(line)), None)
+    if named is not None or returncode in _KILLED:
+        words = named or "the system killed the process, as it does when memory runs out"
+        return NoMemoryError(f"out of memory ({how}): {words}", hint=_LESS, **more)
+    return AgentDiedError(
+        f"the measuring process died ({how}): {said[-1] if said else 'it said nothing'}", hint=_DOCTOR, **more
+    )

@@ -58,33 +58,39 @@ def latency_row(
 ) -> dict[str, Any]:
     """A row of `latency`: `about` names the build and the conditions; `everyone` was interleaved with it."""
     found = statistics.percentiles(one.launches, seed=seed)
-    wall_ms = [launch.wall_ns.sum() / 1e6 for launch in one.launches]
     n = sum(launch.wall_ns.size for launch in one.launches)
+    mean = statistics.mean_ms(one.launches, seed=seed)
     drift, stable = max(one.drifts(), key=abs), all(one.facts("warm_stable"))
     quiet = [result["quiet"]["reached"] for result in one.results]
     return {
         **about,
+        "scenario": "SingleStream" if about["batch"] == 1 else "MultiStream",
         "n": n,
         "launches": len(one.launches),
         **{f"{name}_ms": None if estimate is None else _round(estimate.value) for name, estimate in found.items()},
-        "ci95": {f"{name}_ms": _interval(estimate) for name, estimate in found.items() if estimate is not None},
+        "ci95": {
+            **{f"{name}_ms": _interval(estimate) for name, estimate in found.items() if estimate is not None},
+            "throughput_per_s": [round(about["batch"] * 1e3 / end, 3) for end in (mean.high, mean.low)],
+        },
         "min_ms": _round(min(int(launch.wall_ns.min()) for launch in one.launches) / 1e6),
-        "mean_ms": _round(sum(wall_ms) / n),
+        "mean_ms": _round(mean.value),
         "cpu_p50_ms": _round(statistics.cpu_p50_ms(one.launches)),
         "undisturbed": statistics.undisturbed(one.launches),
-        "throughput_per_s": round(about["batch"] * n / sum(wall_ms) * 1e3, 3),
+        "throughput_per_s": round(about["batch"] * 1e3 / mean.value, 3),
         # The first model of an engine in a launch pays for the import: with the order random, that is the maximum.
         "import_ms": _round(max(one.facts("import_ms"))),
         "load_ms": _round(median(one.facts("load_ms"))),
         "first_ms": _round(median(runs[0] for runs in one.facts("runs_1_to_10_ms"))),
         "runs_1_to_10_ms": [_round(median(runs)) for runs in zip(*one.facts("runs_1_to_10_ms"), strict=True)],
-        "peak_rss_bytes": one.memory["peak_rss_bytes"],
-        "rss_before_load_bytes": one.memory["rss_before_load_bytes"],
-        "engine_memory_bytes": one.memory.get("engine_memory_bytes"),
+        "read_ms": _middle(one.facts("read_ms")),
+        "compile_ms": _middle(one.facts("compile_ms")),
+        **_alone(one.memory),
         "steady": stable and abs(drift) <= statistics.DRIFT_LIMIT,
         "warm_stable": stable,
         "drift": round(drift, 4),
         "quiet": None if None in quiet else all(quiet),
+        "steal_share": _middle([result["steal_share"] for result in one.results]),
+        "pressure_percent": _middle([result["pressure_percent"] for result in one.results]),
         "contended": statistics.contended(one.launches),
         "throttled": _throttled(one.results, everyone),
         "power_mode": one.results[0]["machine"]["power_mode"],
@@ -112,12 +118,39 @@ def comparison_row(a: Measured, b: Measured, *, seed: int) -> dict[str, Any]:
 
 
 def _throttled(results: Sequence[Mapping[str, Any]], everyone: Sequence[Measured]) -> bool | None:
-    """By the machine's own counters, or because all models of a launch became over 10% slower together."""
+    """By the machine's own counters, or because all models of a launch became over 10% slower together.
+
+    One model alone has none beside it that could tell its own slowing down from the machine's.
+    """
     drifts = zip(*(one.drifts() for one in everyone), strict=True)
-    if any(min(together) > statistics.DRIFT_LIMIT for together in drifts):
+    if len(everyone) > 1 and any(min(together) > statistics.DRIFT_LIMIT for together in drifts):
         return True
     said = [result["throttled"] for result in results]
     return True if True in said else (None if None in said else False)
+
+
+def _alone(memory: Mapping[str, Any]) -> dict[str, Any]:
+    """What a process with this model alone told; growth, energy and the times of a device's clock may be unknown."""
+    device, energy = memory.get("device_times") or {}, memory.get("energy") or {}
+    times = {key: device.get(key) for key in ("compute_ms", "graph_ms", "h2d_ms", "d2h_ms")}
+    spent = {key: energy.get(key) for key in ("energy_mj_per_inference", "energy_above_idle_mj", "idle_power_w")}
+    return {
+        "peak_rss_bytes": memory["peak_rss_bytes"],
+        "rss_before_load_bytes": memory["rss_before_load_bytes"],
+        "rss_bytes": memory.get("rss_bytes"),
+        "engine_memory_bytes": memory.get("engine_memory_bytes"),
+        "memory_growth_bytes_per_call": memory.get("memory_growth_bytes_per_call"),
+        "leaks": memory.get("leaks"),
+        **times,
+        **{key: None if value is None else _round(value) for key, value in spent.items()},
+        "energy_source": energy.get("energy_source"),
+    }
+
+
+def _middle(values: Sequence[float | None]) -> float | None:
+    """The median of the launches; None where one of them does not know."""
+    known = [value for value in values if value is not None]
+    return _round(median(known)) if known and len(known) == len(values) else None
 
 
 def _interval(estimate: statistics.Estimate) -> list[float]:

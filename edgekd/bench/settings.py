@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from edgekd.config.durations import Milliseconds, Seconds
 from edgekd.config.settings import Settings
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long one launch may wait, warm up and measure: the settings with every default resolved."""
+    """How long everything of a measurement takes: the settings with every default resolved."""
 
     min_time_s: float
     max_time_s: float
@@ -22,6 +24,43 @@ class Effort:
     warm_max_s: float
     profile_runs: int
     profile_max_s: float
+    leak_s: float
+    energy_s: float
+    throughput_s: float
+    requests: int
+    request_max_s: float
+    search_s: float
+
+
+class ThroughputSettings(Settings):
+    """Samples per second with several calls at once, in closed loops: MLPerf's Offline scenario."""
+
+    batches: Literal["auto"] | tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
+    """Rows of input in one call; each is tried with all numbers of streams. `auto` doubles from 1 to 64 until that
+    brings less than 3%."""
+
+    streams: Literal["auto"] | tuple[Annotated[int, Field(ge=1, le=256)], ...] = Field(default="auto", min_length=1)
+    """Calls that are under way at once, each with the threads of `bench.threads` (ONNX Runtime: all share them). `auto`
+    doubles from 1 to 64 until that brings less than 3%."""
+
+
+class LoadSettings(Settings):
+    """Latency of requests that arrive by chance (Poisson) and count from when they arrive: MLPerf's Server scenario."""
+
+    rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Requests per second to measure at."""
+
+    p99_limit_ms: Milliseconds | None = Field(default=None, gt=0)
+    """Also look for the highest rate whose 99th percentile stays below this, e.g. "5ms" or 5."""
+
+    streams: int = Field(default=1, ge=1, le=256)
+    """Requests that are served at once; the others wait."""
+
+    @model_validator(mode="after")
+    def _ask_for_something(self) -> LoadSettings:
+        if not self.rates and self.p99_limit_ms is None:
+            raise ValueError("it asks for nothing | give `rates`, `p99_limit_ms`, or both")
+        return self
 
 
 class BenchSettings(Settings):
@@ -58,8 +97,18 @@ class BenchSettings(Settings):
     """Also measure the time of each layer of every build, after the launches and in a process of its own, because
     profiling slows a network: at most 50 inferences or half a second (quick: 20, a fifth of a second)."""
 
+    throughput: ThroughputSettings | None = None
+    """Also measure throughput with several calls at once; `{}` for the defaults."""
+
+    load: LoadSettings | None = None
+    """Also measure latency under a load, e.g. `{rates: [50, 100], p99_limit_ms: 5}`."""
+
+    sustain_s: Seconds = Field(default=0.0, ge=0)
+    """Seconds, or e.g. "30m", of one long run of the first build beside the last one as a reference, after the
+    launches: does it become slower, hotter, larger? 0: none."""
+
     time_limit_s: float = Field(default=900.0, gt=0)
-    """Seconds after which one launch is ended and the measurement fails."""
+    """Seconds after which one measuring process (a long run: beyond its own time) is ended: the measurement failed."""
 
     @model_validator(mode="after")
     def _pin_one_thread(self) -> BenchSettings:
@@ -81,4 +130,10 @@ class BenchSettings(Settings):
             warm_max_s=1.0 if self.quick else 10.0,
             profile_runs=20 if self.quick else 50,
             profile_max_s=0.2 if self.quick else 0.5,
+            leak_s=0.3 if self.quick else 3.0,
+            energy_s=1.0 if self.quick else 5.0,
+            throughput_s=0.5 if self.quick else 2.0,
+            requests=1000 if self.quick else 3000,
+            request_max_s=10.0 if self.quick else 60.0,
+            search_s=60.0 if self.quick else 300.0,
         )

@@ -8,12 +8,14 @@ hierarchical bootstrap of Kalibera and Jones, "Rigorous benchmarking in reasonab
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgekd.bench import loop
 
 Verdict = Literal["faster", "slower", "equivalent", "inconclusive"]
 Floats = NDArray[np.float64]
@@ -25,7 +27,7 @@ MARGIN = 0.01
 DRAWS = 1000
 DISTURBED_SHARE = 0.2
 DRIFT_LIMIT = 0.1
-SWITCHES_PER_S = 50.0
+FEWEST_BLOCKS = 10
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
@@ -54,8 +56,7 @@ class Samples:
         """Which visits (V,) lost their core at least once, and once per 20 ms if they are longer; None: not counted."""
         if np.any(self.visit_switches < 0):
             return None
-        fewest = np.maximum(1.0, self.wall_ns.sum(axis=1) / 1e9 * SWITCHES_PER_S)
-        return np.asarray(self.visit_switches >= fewest)
+        return np.asarray(loop.disturbed(self.wall_ns, self.visit_switches), dtype=np.bool_)
 
     def undisturbed_ns(self) -> Ints | None:
         """Wall times of the calls without an involuntary switch (of whole visits, where calls were not counted)."""
@@ -129,6 +130,13 @@ def verdict(ratio: Estimate) -> Verdict:
     return "inconclusive"
 
 
+def mean_ms(launches: Sequence[Samples], *, seed: int) -> Estimate:
+    """Mean wall time per call in milliseconds, what the throughput of calls one after the other is the inverse of."""
+    value = sum(float(s.wall_ns.sum()) for s in launches) / sum(s.wall_ns.size for s in launches)
+    ends = [value, *_resampled([s.wall_ns.mean(axis=1) for s in launches], np.mean, [seed, 2])]
+    return Estimate(value / 1e6, max(min(ends), 1.0) / 1e6, max(ends) / 1e6)
+
+
 def contended(launches: Sequence[Samples]) -> bool | None:
     """Whether more than 20% of the visits were disturbed; None where the system does not count switches."""
     parts = [launch.disturbed_visits() for launch in launches]
@@ -153,7 +161,7 @@ def drift(times: Floats) -> float:
 
     +0.2 means that the model became 20% slower at some time and stayed so. 0 for fewer than 10 blocks.
     """
-    if len(times) < 10:
+    if len(times) < FEWEST_BLOCKS:
         return 0.0
     splits = [len(times) * part // 6 for part in range(1, 6)]
     steps = [float(np.median(times[at:]) / np.median(times[:at])) - 1 for at in splits]
@@ -165,6 +173,11 @@ def cpu_p50_ms(launches: Sequence[Samples]) -> float:
     return float(np.median(np.concatenate([launch.round_cpu_ns() for launch in launches]))) / 1e6
 
 
+def t_975(freedom: int) -> float:
+    """Student's 97.5th percentile for some degrees of freedom."""
+    return T_975.get(freedom, 1.96 + 2.5 / freedom)
+
+
 def _cpu_share(launches: Sequence[Samples]) -> float:
     return float(sum(s.visit_cpu_ns.sum() for s in launches) / max(1, sum(s.wall_ns.sum() for s in launches)))
 
@@ -172,25 +185,30 @@ def _cpu_share(launches: Sequence[Samples]) -> float:
 def _ratio(a: Sequence[Floats], b: Sequence[Floats], seed: int) -> Estimate:
     logs = [np.log(np.maximum(x, 1.0) / np.maximum(y, 1.0)) for x, y in zip(a, b, strict=True)]
     value = float(np.median(np.concatenate(logs)))
-    rng = np.random.default_rng([seed, 1])
-    n, rounds = len(logs), max(1, round(float(np.mean([len(log) for log in logs]))))
-    flat, sizes = np.concatenate(logs), np.array([len(log) for log in logs])
-    first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    picked = rng.integers(n, size=(DRAWS, n))
-    within = (rng.random((DRAWS, n, rounds)) * sizes[picked][:, :, None]).astype(np.int64)
-    medians = np.median(flat[(first[picked][:, :, None] + within).reshape(DRAWS, -1)], axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
-    ends = [value, float(low), float(high), *_between_launches([float(np.median(log)) for log in logs])]
+    ends = [value, *_resampled(logs, np.median, [seed, 1])]
     return Estimate(math.exp(value), math.exp(min(ends)), math.exp(max(ends)))
 
 
-def _between_launches(medians: Sequence[float]) -> tuple[float, ...]:
+def _resampled(launches: Sequence[Floats], middle: Callable[..., Any], seed: Sequence[int]) -> tuple[float, ...]:
+    """Ends of a middle's intervals: of resampled launches and blocks within them, and between launches."""
+    rng = np.random.default_rng(seed)
+    n, rounds = len(launches), max(1, round(float(np.mean([len(launch) for launch in launches]))))
+    flat, sizes = np.concatenate(launches), np.array([len(launch) for launch in launches])
+    first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    picked = rng.integers(n, size=(DRAWS, n))
+    within = (rng.random((DRAWS, n, rounds)) * sizes[picked][:, :, None]).astype(np.int64)
+    drawn = middle(flat[(first[picked][:, :, None] + within).reshape(DRAWS, -1)], axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high), *_between_launches([float(middle(launch)) for launch in launches])
+
+
+def _between_launches(middles: Sequence[float]) -> tuple[float, ...]:
     """Student's interval of the launches' own medians: resampling 5 launches alone covers 85% where 95% is claimed."""
-    n = len(medians)
+    n = len(middles)
     if n < 2:
         return ()
-    half = T_975.get(n - 1, 1.96 + 2.5 / (n - 1)) * float(np.std(medians, ddof=1)) / math.sqrt(n)
-    return float(np.mean(medians)) - half, float(np.mean(medians)) + half
+    half = t_975(n - 1) * float(np.std(middles, ddof=1)) / math.sqrt(n)
+    return float(np.mean(middles)) - half, float(np.mean(middles)) + half
 
 
 def _grid(pooled: NDArray[np.int64]) -> NDArray[np.int64]:

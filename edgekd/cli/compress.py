@@ -12,7 +12,10 @@ from edgekd.cli.shared import (
     DEFAULT_STORE,
     JsonOption,
     LogFormatOption,
+    OfflineOption,
     QuietOption,
+    RemoteStoreOption,
+    StoreModeOption,
     StoreOption,
     check_stage_names,
     make_log,
@@ -67,6 +70,9 @@ def compress(
     to: Annotated[str | None, typer.Option("--to", metavar="STAGE", help="Stop after this stage.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the pipeline file and stop.")] = False,
     store: StoreOption = DEFAULT_STORE,
+    store_mode: StoreModeOption = "rw",
+    remote_store: RemoteStoreOption = None,
+    offline: OfflineOption = False,
     json_: JsonOption = False,
     log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
@@ -107,9 +113,11 @@ def compress(
             print_json({"pipeline": str(file)})
         return 0
     from edgekd.pipeline.runner import RunOptions
+    from edgekd.store import StorePlace
 
     check_stage_names("--to", [to] if to else [], [stage.name for stage in pipeline.stages])
-    return _run(pipeline, wish, RunOptions(out, store.absolute(), to), log, json_=json_)
+    place = StorePlace(store.absolute(), store_mode, None if offline else remote_store)
+    return _run(pipeline, wish, RunOptions(out, place, to), log, json_=json_)
 
 
 def _weak(targets: list[str]) -> bool:

@@ -26,11 +26,11 @@ def list_(
     quiet: QuietOption = False,
 ) -> None:
     """List what there is, with every option."""
-    if what not in _LISTS:
+    if what not in LISTS:
         from edgekd.config.settings import did_you_mean
 
-        raise ConfigError(f"list {what}: there is no such list", hint=did_you_mean(what, _LISTS))
-    rows = _LISTS[what]()
+        raise ConfigError(f"list {what}: there is no such list", hint=did_you_mean(what, LISTS))
+    rows = LISTS[what]()
     if json_:
         print_json(rows)
         return
@@ -157,7 +157,7 @@ def _tasks() -> Rows:
     return [{"name": name, "help": words[name]} for name in TASKS]
 
 
-_LISTS: dict[str, Callable[[], Rows]] = {
+LISTS: dict[str, Callable[[], Rows]] = {
     "knowledge": _knowledge,
     "schemes": _schemes,
     "models": _models,

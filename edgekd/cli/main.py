@@ -47,7 +47,16 @@ COMMANDS = {
         "Pack the chosen build with labels, preprocessing, manifest, predict.py and licence into one archive.",
     ),
     "target": Command("edgekd.cli.target:app", "Name devices that measure over ssh, and see what they have."),
+    "data": Command("edgekd.cli.data:app", "See what a data set holds, and what is wrong with it."),
     "report": Command("edgekd.cli.report:report", "Draw report.html, report.md and junit.xml again from report.json."),
+    "verify": Command(
+        "edgekd.cli.verify:verify",
+        "Check every byte of a run's folder against its manifest; ends with 4 if anything is not as it was written.",
+    ),
+    "compare": Command(
+        "edgekd.cli.compare:compare",
+        "Compare two runs with intervals: scores, latency, throughput, size, memory, precision; 5 on a regression.",
+    ),
     "list": Command("edgekd.cli.listing:list_", "List what there is, with every option."),
     "doctor": Command(
         "edgekd.cli.doctor:doctor", "Show the machine, and for every engine whether it can build and run here."
@@ -114,18 +123,24 @@ def _exit_code(words: list[str]) -> int:
         if not launched():
             print("error: interrupted", file=sys.stderr)
         return 130
-    except SystemExit:
-        # typer raises none here: a module that the pipeline file names called exit while it was imported.
-        ended = ConfigError("code of your own ended the process", hint="take `exit()` out of what the pipeline imports")
-        say_error(ended, words)
-        return ended.exit_code
+    except SystemExit as stop:
+        return _stopped(stop, words)
     except BrokenPipeError:
-        # The reader of our output went away (`edgekd list | head`): nothing is wrong.
         sys.stderr.close()
         return 0
     except Exception as error:
         return _usage_or_bug(error, words)
     return code if isinstance(code, int) else 0
+
+
+def _stopped(stop: SystemExit, words: Sequence[str]) -> int:
+    """Exit code for what the library of the command line, or code of the user's own, ended the process with."""
+    if isinstance(stop.__context__, BrokenPipeError):
+        return 0  # the reader of our output went away (`edgekd list | head`): nothing is wrong
+    # The library raises no other: a module that the pipeline file names called exit while it was imported.
+    ended = ConfigError("code of your own ended the process", hint="take `exit()` out of what the pipeline imports")
+    say_error(ended, words)
+    return ended.exit_code
 
 
 def _usage_or_bug(error: Exception, words: Sequence[str]) -> int:

@@ -12,8 +12,11 @@ from edgekd.cli.shared import (
     FileArgument,
     JsonOption,
     LogFormatOption,
+    OfflineOption,
     QuietOption,
+    RemoteStoreOption,
     SetOption,
+    StoreModeOption,
     StoreOption,
     check_stage_names,
     make_log,
@@ -36,6 +39,8 @@ def run(
         Path | None, typer.Option("--out", help="Folder for the report and the artefacts [default: runs/NAME].")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
+    store_mode: StoreModeOption = "rw",
+    remote_store: RemoteStoreOption = None,
     nproc: Annotated[
         int,
         typer.Option(
@@ -45,10 +50,7 @@ def run(
     max_restarts: Annotated[
         int, typer.Option("--max-restarts", min=0, help="With --nproc: start again after a process died, so often.")
     ] = 0,
-    offline: Annotated[
-        bool,
-        typer.Option("--offline", envvar="EDGEKD_OFFLINE", help="Use no network; no stage does, with or without it."),
-    ] = False,
+    offline: OfflineOption = False,
     json_: JsonOption = False,
     log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
@@ -68,9 +70,11 @@ def run(
     check_stage_names("--force", force or [], names)
     from edgekd.pipeline.runner import RunOptions, check_start
     from edgekd.pipeline.runner import run as run_pipeline
+    from edgekd.store import StorePlace
 
     folder = out or Path("runs") / pipeline.settings.name
-    options = RunOptions(folder, store.absolute(), to, tuple(force or ()), remeasure)
+    place = StorePlace(store.absolute(), store_mode, None if offline else remote_store)
+    options = RunOptions(folder, place, to, tuple(force or ()), remeasure)
     if nproc > 1 and not launched():
         check_processes(pipeline, nproc)
         check_start(pipeline, options)
@@ -97,7 +101,9 @@ def run(
 
 def _words(file: Path, sets: list[str] | None, options: RunOptions) -> list[str]:
     """The command line of the processes that torchrun starts."""
-    words = ["run", str(file), "--out", str(options.out), "--store", str(options.store)]
+    place = options.store
+    words = ["run", str(file), "--out", str(options.out), "--store", str(place.folder), "--store-mode", place.mode]
+    words += ["--remote-store", place.remote] if place.remote else ["--offline"]
     for flag, values in (
         ("--set", sets or ()),
         ("--to", [options.to] if options.to else ()),

@@ -29,6 +29,24 @@ LogFormatOption = Annotated[
 StoreOption = Annotated[
     Path, typer.Option("--store", envvar="EDGEKD_STORE", help="Folder of the store of artefacts.", show_default=True)
 ]
+StoreModeOption = Annotated[
+    Literal["ro", "rw"],
+    typer.Option(
+        "--store-mode",
+        envvar="EDGEKD_STORE_MODE",
+        help="ro: read the store, never write to it; results stay in --out.",
+    ),
+]
+RemoteStoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--remote-store", envvar="EDGEKD_REMOTE_STORE", metavar="URL", help="Second level of the store, any fsspec URL."
+    ),
+]
+OfflineOption = Annotated[
+    bool,
+    typer.Option("--offline", envvar="EDGEKD_OFFLINE", help="Use no remote store; no stage uses a network."),
+]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A pipeline file.")]
 SetOption = Annotated[
     list[str] | None,
@@ -58,6 +76,8 @@ def say_error(error: EdgekdError, words: Sequence[str] = ()) -> None:
     standard output gets {"error": {message, hint, exit_code, problems[{message, hint}]}} as its one document.
     In a GitHub job a message with a place in a file becomes an annotation of that line too.
     """
+    from edgekd.pipeline.log import annotate
+
     problems = error.problems if isinstance(error, ConfigError) else ((error.message, error.hint),)
     for message, hint in problems:
         if _log_form(words) == "json":
@@ -66,21 +86,10 @@ def say_error(error: EdgekdError, words: Sequence[str] = ()) -> None:
         print(f"error: {message}", file=sys.stderr)
         if hint:
             print(f"help: {hint}", file=sys.stderr)
-        if os.environ.get("GITHUB_ACTIONS") == "true":
-            _annotate(message)
+        annotate(message)
     if "--json" in words:
         rows = [{"message": message, "hint": hint} for message, hint in problems]
         print_json({"error": {**rows[0], "exit_code": error.exit_code, "problems": rows}})
-
-
-def _annotate(message: str) -> None:
-    import re
-
-    found = re.match(r"([^:\s]+):(\d+):(\d+): (.*)", message)
-    if found is not None:
-        file, line, column, text = found.groups()
-        text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-        print(f"::error file={file},line={line},col={column}::{text}", file=sys.stderr)
 
 
 def explain_usage(error: Exception) -> ConfigError | None:

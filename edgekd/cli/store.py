@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Annotated, Any
 
 import typer
 
 from edgekd.cli.shared import DEFAULT_STORE, JsonOption, LogFormatOption, QuietOption, StoreOption, print_json
+from edgekd.errors import ConfigError
 
 app = typer.Typer(
     help="Look after the store of artefacts.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
@@ -21,16 +23,18 @@ def ls(
     log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
 ) -> None:
-    """List artefacts, the newest first."""
+    """List artefacts, those used last first."""
     from edgekd.store import Store
+    from edgekd.store.collect import disk_bytes
 
     rows: list[dict[str, Any]] = [
         {
             "key": artifact.key,
             "stage": artifact.record.get("stage"),
             "pipeline": artifact.record.get("pipeline"),
-            "bytes": sum(artifact.path(name).stat().st_size for name in artifact.files),
+            "bytes": disk_bytes(artifact.folder),
             "created": artifact.record.get("created"),
+            "seconds": artifact.record.get("seconds"),
         }
         for artifact in Store(store).all()
     ]
@@ -44,20 +48,34 @@ def ls(
 
 @app.command("gc")
 def gc(
-    keep: Annotated[int, typer.Option("--keep", min=0, help="How many of the newest artefacts stay.")] = 50,
+    keep: Annotated[int, typer.Option("--keep", min=0, help="How many artefacts stay, those used last.")] = 50,
+    max_size: Annotated[
+        str | None, typer.Option("--max-size", metavar="SIZE", help='Most that stays, e.g. "10GB" (kB, MB, GB, TB).')
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     json_: JsonOption = False,
     log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
 ) -> None:
-    """Delete old artefacts and abandoned work."""
+    """Delete what was not used for longest, and abandoned work; never what a live run or a pipeline's newest uses."""
     from edgekd.store import Store
+    from edgekd.store.collect import collect
 
-    count, size = Store(store).collect(keep=keep)
+    count, size = collect(Store(store), keep=keep, max_bytes=None if max_size is None else _bytes(max_size))
     if json_:
         print_json({"removed": count, "bytes": size})
     else:
-        typer.echo(f"removed {count} artefacts, {size:,} bytes")
+        typer.echo(f"removed {count} artefacts and caches, {size:,} bytes")
+
+
+def _bytes(text: str) -> int:
+    """A size such as 10GB in bytes; units are powers of 1000, those with an `i` powers of 1024."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?\s*", text)
+    if found is None:
+        raise ConfigError(f"--max-size {text}: is no size", hint="write e.g. --max-size 10GB")
+    return int(
+        float(found[1]) * (1024 if found[3] else 1000) ** ("", "k", "M", "G", "T").index(found[2].replace("K", "k"))
+    )
 
 
 @app.command("verify")
@@ -70,11 +88,9 @@ def verify(
     """Check every artefact against its digests; changed ones are named (a run would build them again)."""
     from edgekd.store import Store
 
-    place = Store(store)
-    artifacts = place.all()
-    problems = [problem for artifact in artifacts for problem in place.problems(artifact)]
+    count, problems = Store(store).check()
     if json_:
-        print_json({"artefacts": len(artifacts), "problems": problems})
+        print_json({"artefacts": count, "problems": problems})
     else:
-        typer.echo("\n".join(problems) if problems else f"{len(artifacts)} artefacts are as they were written")
+        typer.echo("\n".join(problems) if problems else f"{count} artefacts are as they were written")
     return 4 if problems else 0

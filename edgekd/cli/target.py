@@ -26,7 +26,10 @@ BookOption = Annotated[
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to call the device.")],
     host: Annotated[str, typer.Argument(metavar="ssh://USER@HOST[:PORT]", help="Where it is.")],
-    python: Annotated[str | None, typer.Option("--python", help="The interpreter there, e.g. of a venv.")] = None,
+    python: Annotated[
+        str | None,
+        typer.Option("--python", help="The interpreter there, of a venv say; relative paths begin at the home folder."),
+    ] = None,
     file: BookOption = None,
     json_: JsonOption = False,
     log_format: LogFormatOption = "text",
@@ -104,9 +107,13 @@ def _lines(facts: dict[str, Any], missing: list[dict[str, str]]) -> list[str]:
         "python": f"{facts['python']} ({facts['executable']})",
         "numpy": facts["numpy"],
         **facts["engines"],
+        "gpu": facts["machine"]["gpu"],
+        "gpu driver": facts["machine"]["gpu_driver"],
+        "jetson linux": facts["jetson"],
         "power mode": facts["power_mode"],
         "free memory": None if memory is None else f"{memory / 1e6:.0f} MB",
         "free disk": None if disk is None else f"{disk / 1e6:.0f} MB",
     }
-    found = [f"{name:<13} {'-' if value is None else value}" for name, value in rows.items()]
+    nvidia = ("gpu", "gpu driver", "jetson linux")
+    found = [f"{n:<13} {'-' if v is None else v}" for n, v in rows.items() if v is not None or n not in nvidia]
     return [*found, *(f"{row['what']} is missing: {row['command']}" for row in missing)]

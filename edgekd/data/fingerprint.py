@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekd.data.settings import SPLITS
+from edgekd.data.sources import SPLITS
 from edgekd.errors import DataError
 from edgekd.files import sha256_file, write_atomic
 
-_PARTS = ("files", "counts", "normalization")
+_PARTS = ("files", "counts", "normalization", "broken")
 
 
 class Memo:
@@ -66,6 +66,15 @@ class Memo:
     def remember_normalization(self, fingerprint: str, found: Mapping[str, list[Any]]) -> None:
         """Keep mean, std and scale of each input of a data set."""
         self._update("normalization", {fingerprint: dict(found)})
+
+    def broken(self, key: str) -> dict[str, list[Any]] | None:
+        """What `remember_broken` kept."""
+        found = self._read()["broken"].get(key)
+        return dict(found) if isinstance(found, dict) else None
+
+    def remember_broken(self, key: str, found: Mapping[str, list[Any]]) -> None:
+        """Keep the broken images of each split of a source."""
+        self._update("broken", {key: dict(found)})
 
     def _read(self) -> dict[str, dict[str, Any]]:
         content: Any = None

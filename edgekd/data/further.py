@@ -12,7 +12,8 @@ from edgekd.data.fingerprint import Memo
 from edgekd.data.loading import Loader
 from edgekd.data.readers import Reader, open_reader
 from edgekd.data.readers.npz import arrays_of
-from edgekd.data.settings import DataSettings, NpzSettings, TableSettings, first_id
+from edgekd.data.settings import DataSettings, TableSettings, first_id
+from edgekd.data.sources import NpzSettings
 from edgekd.errors import ConfigError, DataError
 from edgekd.files import sha256_json
 
@@ -162,11 +163,11 @@ def open_table(
         ConfigError: something is missing, or is not named as in the main data.
         DataError: a file is not what its name says.
     """
-    optional = settings.parquet is None and (settings.npz is None or "targets" not in settings.npz.model_fields_set)
+    optional = not _targets_named(settings)
     try:
         if settings.npz is not None:
             settings = settings.model_copy(update={"npz": _npz_like(settings.npz, inputs, targets, base)})
-        reader = open_reader(settings, base, channels=main.channels, size=main.size)
+        reader = open_reader(settings, base, main, memo)
         own = reader.target_names
     except ConfigError as error:
         raise _inside(name, error) from None
@@ -183,6 +184,14 @@ def open_table(
             raise ConfigError(f"data.tables.{name}: the data has no target {target!r}", hint=known)
     kept = tuple(target for target in targets if target in own)
     return FurtherTable(name, settings, reader, kept, optional, seed, memo)
+
+
+def _targets_named(settings: TableSettings) -> bool:
+    """Whether the file asks for the table's targets, which then must fit."""
+    if settings.npz is not None:
+        return "targets" in settings.npz.model_fields_set
+    given = getattr(settings, settings.source)
+    return settings.parquet is not None or "label" in given.model_fields_set
 
 
 def _npz_like(npz: NpzSettings, inputs: tuple[str, ...], targets: tuple[str, ...], base: Path) -> NpzSettings:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from edgekd.data.sources import Split
 from edgekd.errors import DataError
 
 if TYPE_CHECKING:
@@ -132,3 +135,51 @@ def _unseen(split: str, row: int, value: str) -> DataError:
         f"{split} row {row}: the label {value} never occurs in train",
         hint="mend the labels, or give the number of classes as `data.classes` if they are integers",
     )
+
+
+_INTEGER = re.compile(r"[+-]?\d{1,18}")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
+
+
+class TextLabels:
+    """Labels that are written as texts: integers if all of train's are, else numbers if all are, else sorted names.
+
+    Args:
+        texts: gives the texts of a split, one per row.
+    """
+
+    def __init__(self, texts: Callable[[Split], Sequence[str]]) -> None:
+        self._texts = texts
+
+    @cached_property
+    def names(self) -> tuple[str, ...] | None:
+        """The distinct texts of train, sorted; None where they are numbers."""
+        return tuple(sorted(set(self._texts("train")))) if self._kind is None else None
+
+    def target(self, split: Split) -> Tensor:
+        """The labels of a split: int64 (N,) or float32 (N,).
+
+        Raises:
+            DataError: a label is missing, is not of the kind of train's, or does not occur there.
+        """
+        import numpy as np
+
+        texts = self._texts(split)
+        for row, text in enumerate(texts):
+            if not text:
+                raise DataError(f"{split} row {row}: the label is missing", hint="remove the row, or give it a label")
+            if self._kind is not None and not self._kind.fullmatch(text):
+                number = "an integer" if self._kind is _INTEGER else "a number"
+                raise DataError(
+                    f"{split} row {row}: the label {text[:60]!r} is not {number}, as those of train are",
+                    hint="write all labels alike",
+                )
+        if self.names is not None:
+            return target_tensor(index_names(texts, self.names, split), split)
+        kind = np.int64 if self._kind is _INTEGER else np.float64
+        return target_tensor(np.array([kind(text) for text in texts], dtype=kind), f"the labels of {split}")
+
+    @cached_property
+    def _kind(self) -> re.Pattern[str] | None:
+        distinct = set(self._texts("train"))
+        return next((kind for kind in (_INTEGER, _NUMBER) if all(map(kind.fullmatch, distinct))), None)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from edgekd.data.memory import free_bytes
 from edgekd.data.readers import ImageReader, Reader
-from edgekd.data.settings import DataSettings, Split
+from edgekd.data.settings import DataSettings
+from edgekd.data.sources import Split
 from edgekd.data.workers import Pool
 from edgekd.store import Store
 

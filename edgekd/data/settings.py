@@ -1,66 +1,20 @@
-"""The options of a data set: exactly one source, how it is split, and how its samples are prepared."""
+"""The options of a data set: its source, how it is split, and how its samples are prepared."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections.abc import Collection
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from edgekd.config import Settings
 from edgekd.config.settings import did_you_mean
-
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+from edgekd.data.sources import IMAGE_SOURCES, SPLITS, Count, ImageSettings, SourceSettings
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(gt=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-DataPath = Annotated[Path, Field(strict=False)]
-Names = tuple[Annotated[str, Field(min_length=1)], ...]
-
-
-class DigitsSettings(Settings):
-    """scikit-learn's handwritten digits, 8x8 pixels: 1000 to train, 797 to test, split once and for all."""
-
-
-class ParquetSettings(Settings):
-    """A folder of Parquet files in the layout of public data hubs."""
-
-    path: DataPath
-    """Folder with train*.parquet, and if there are any test*.parquet and validation*.parquet; relative to this file."""
-    image: str
-    """Column of the encoded images: struct<bytes, path>, or binary."""
-    label: str | None = None
-    """Column of the labels: integers, sorted texts become integers, floats are real targets; without it, unlabelled."""
-
-
-class FolderSettings(Settings):
-    """A folder of image files."""
-
-    path: DataPath
-    """Folder with train/<class>/*, test/<class>/* and validation/<class>/*; or <class>/*; or unlabelled images."""
-
-
-class NpzSettings(Settings):
-    """NumPy archives of arrays whose first axis counts samples."""
-
-    path: DataPath
-    """Folder with train.npz, and if there are any test.npz and validation.npz; or one .npz file."""
-    inputs: Annotated[Names, Field(min_length=1)] = ("x",)
-    """Names of the input arrays. A uint8 array of four axes is images in the order samples, channels, height, width."""
-    targets: Names = ("y",)
-    """Names of the target arrays, integers for classes, floats for real targets; [] is unlabelled."""
-
-    @model_validator(mode="after")
-    def _each_name_once(self) -> NpzSettings:
-        for field, names in (("inputs", self.inputs), ("targets", self.targets)):
-            if len(set(names)) != len(names):
-                raise ValueError(f"{field} names an array twice | name each array once")
-        return self
 
 
 class MeanStd(Settings):
@@ -175,33 +129,6 @@ class LimitSettings(Settings):
     """Most samples to test on."""
 
 
-class SourceSettings(Settings):
-    """Where samples come from: exactly one of digits, parquet, folder and npz."""
-
-    digits: DigitsSettings | None = None
-    """scikit-learn's digits, written `digits: {}`: 1797 images of 8x8, pixels / 16."""
-    parquet: ParquetSettings | None = None
-    """Images in Parquet files."""
-    folder: FolderSettings | None = None
-    """Image files in folders."""
-    npz: NpzSettings | None = None
-    """Arrays in NumPy archives."""
-
-    @property
-    def source(self) -> str:
-        """Name of the one source that is given."""
-        return next(name for name in _SOURCES if getattr(self, name) is not None)
-
-    @model_validator(mode="after")
-    def _one_source(self) -> SourceSettings:
-        given = [name for name in _SOURCES if getattr(self, name) is not None]
-        if not given:
-            raise ValueError(f"names no data source | give one of: {', '.join(_SOURCES)}; e.g. `digits: {{}}`")
-        if len(given) > 1:
-            raise ValueError(f"names {len(given)} data sources: {', '.join(given)} | keep one of them")
-        return self
-
-
 class TableSettings(SourceSettings):
     """A further table to train on: all training rows of one source. Labels are optional."""
 
@@ -239,8 +166,8 @@ def unknown_table(name: str, known: Collection[str]) -> tuple[str, str]:
     return f"the data has no table {name!r}", hint
 
 
-class DataSettings(SourceSettings):
-    """A data set: exactly one of digits, parquet, folder and npz."""
+class DataSettings(ImageSettings, SourceSettings):
+    """A data set: exactly one source, how its images are read, how it is split and how samples are prepared."""
 
     validation: Share = 0.1
     """Share of the training samples that becomes the validation split, when the source brings none."""
@@ -261,18 +188,14 @@ class DataSettings(SourceSettings):
     tables: dict[TableName, TableSettings] = Field(default_factory=dict)
     """Further tables that a scheme may train on, by name, e.g. `{unlabelled: {folder: {path: more}}}`. They have the
     inputs of the data, and are prepared like its train split."""
-    channels: Literal[1, 3] = 3
-    """Images of parquet and folder become grey (1) or RGB (3)."""
-    size: tuple[Count, Count] | None = None
-    """Height and width that images of parquet and folder are resized to; without it all must have one size."""
     classes: Count | None = None
     """Number of classes; without it, one more than the largest label of the training split."""
     licence: str | None = None
     """Licence of the data, for the report."""
 
     stream: Literal["auto", "always", "never"] = "auto"
-    """Decode images of parquet and folder batch by batch instead of keeping them decoded: auto streams a split that
-    would take more memory than `memory` allows. The results are the same; npz and digits always stay in memory."""
+    """Decode encoded images batch by batch instead of keeping them decoded: auto streams a split that would take more
+    memory than `memory` allows. The results are the same; npz and digits always stay in memory."""
     memory: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the free memory (what the system calls available, within the limits of its control groups) that the
     decoded images of a split may take; a larger split is streamed."""
@@ -297,10 +220,17 @@ class DataSettings(SourceSettings):
 
     @model_validator(mode="after")
     def _fits_the_source(self) -> DataSettings:
-        if self.stream == "always" and (self.digits is not None or self.npz is not None):
-            raise ValueError("stream: always is for parquet and folder only | remove `stream:`")
-        if self.size is not None and (self.digits is not None or self.npz is not None):
-            raise ValueError("size is for parquet and folder only | remove `size:`")
+        fields = type(self).model_fields
+        changed = [name for name in _FOR_IMAGES if getattr(self, name) != fields[name].default]
+        if self.stream == "always":
+            changed.append("stream: always")
+        if changed and self.source not in IMAGE_SOURCES:
+            raise ValueError(f"{changed[0]} is for images in {_LISTED} only | remove `{changed[0].partition(':')[0]}:`")
+        for name in {"fit", "crop_share", "interpolation"} & set(changed):
+            if self.size is None:
+                raise ValueError(f"{name} says how images are resized, and there is no size | give `size: [H, W]`")
+        if "crop_share" in changed and self.fit != "crop":
+            raise ValueError("crop_share is for `fit: crop` | give that, or remove `crop_share:`")
         if isinstance(self.normalize, MeanStd):
             if self.npz is not None and len(self.npz.inputs) > 1:
                 raise ValueError("one mean and std cannot serve several inputs | use `normalize: auto` or `none`")
@@ -313,4 +243,5 @@ class DataSettings(SourceSettings):
         return self
 
 
-_SOURCES = ("digits", "parquet", "folder", "npz")
+_FOR_IMAGES = ("size", "fit", "crop_share", "interpolation", "background", "max_pixels", "skip_broken")
+_LISTED = f"{', '.join(IMAGE_SOURCES[:-1])} and {IMAGE_SOURCES[-1]}"

@@ -12,7 +12,9 @@ from edgekd.data.fingerprint import Memo
 from edgekd.data.further import FurtherTable, open_table
 from edgekd.data.loading import Loader
 from edgekd.data.readers import Reader, open_reader
-from edgekd.data.settings import SPLITS, DataSettings, MeanStd, Split, unknown_table
+from edgekd.data.readers.sound import Broken, SoundReader
+from edgekd.data.settings import DataSettings, MeanStd, unknown_table
+from edgekd.data.sources import SPLITS, Split
 from edgekd.errors import ConfigError, DataError
 from edgekd.files import sha256_json
 
@@ -48,11 +50,11 @@ def open_data(
         ConfigError: a path, a file, a column or an array is missing.
         DataError: a file is not what its name says.
     """
-    reader = open_reader(settings, base, channels=settings.channels, size=settings.size)
+    kept = Memo(memo)
+    reader = open_reader(settings, base, settings, kept)
     if settings.labelled is not None and not reader.target_names:
         raise ConfigError("data.labelled: the data has no labels to keep", hint="remove `labelled:`")
     names = reader.input_names, reader.target_names
-    kept = Memo(memo)
     tables = {
         name: open_table(name, table, settings, *names, base=base, seed=seed, memo=kept)
         for name, table in settings.tables.items()
@@ -122,7 +124,7 @@ class Data:
             {
                 "version": _FINGERPRINT_VERSION,
                 "source": settings.source,
-                "files": self._digests,
+                "files": self.digests,
                 "identity": self._reader.identity(),
                 "shares": self._shares,
                 "limit": {split: limit.get(split) for split in SPLITS},
@@ -142,6 +144,15 @@ class Data:
         self._reader.check()
         for table in self._further.values():
             table.check()
+
+    @property
+    def left_out_images(self) -> dict[Split, list[Broken]]:
+        """The broken images of each split of the source that `skip_broken` leaves out.
+
+        Raises:
+            DataError: there are more than may be.
+        """
+        return self._reader.broken if isinstance(self._reader, SoundReader) else {}
 
     def table(self, name: str) -> Rows:
         """A further table: all its rows, with targets as far as it has those of the data.
@@ -269,7 +280,8 @@ class Data:
         return found
 
     @cached_property
-    def _digests(self) -> dict[str, str]:
+    def digests(self) -> dict[str, str]:
+        """Hex sha256 of each group of files that the data is read from, by the group's name."""
         return self._memo.digests(self._reader.files())
 
     def _load(self, split: Split) -> Rows:
@@ -286,12 +298,12 @@ class Data:
         targets = self._source_targets(origin)
         before = SPLITS[: SPLITS.index(origin)]
         offset = sum(self._source_rows(earlier) for earlier in before if earlier in self._reader.splits)
-        return self._loader.load(self._reader, origin, rows, targets, offset, lambda: self._digests)
+        return self._loader.load(self._reader, origin, rows, targets, offset, lambda: self.digests)
 
     def _unlabelled(self) -> Rows:
         """The rows of train whose labels are not kept."""
         _, rows = self._by_label
-        return self._loader.load(self._reader, "train", rows, {}, 0, lambda: self._digests)
+        return self._loader.load(self._reader, "train", rows, {}, 0, lambda: self.digests)
 
     @cached_property
     def _by_label(self) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edgekd.data.counters import permutation
-from edgekd.data.settings import Split
+from edgekd.data.sources import Split
 from edgekd.errors import DataError
 
 _CHUNK = 1 << 16

@@ -12,7 +12,9 @@ from edgekd.stages.context import networks
 from edgekd.store import Artifact
 
 ARTIFACTS = "artifacts"
+_MEASURED = ("comparisons", "throughput", "load")
 _TRAINING = ("teacher", "distill", "quantize")
+_INSIDE = ("better", "evaluated", "same_samples")  # of a metric: what gates need and no reader
 _OF_QUANTIZE = ("arms", "calibration", "sensitivity")
 
 
@@ -20,16 +22,16 @@ def assemble(pipeline: Pipeline, done: Mapping[str, Artifact]) -> dict[str, Any]
     """Models, builds, latency, comparisons, gates and details of what was finished."""
     report: dict[str, Any] = {
         "models": _models(done, pipeline.roles),
-        "builds": _builds(done),
+        "builds": [b | {"host": pipeline.settings.targets[b["target"]].host} for b in _builds(done)],
         "latency": _latency(done),
-        "comparisons": list(done["bench"].facts["comparisons"]) if "bench" in done else [],
+        **{part: list(done["bench"].facts[part]) if "bench" in done else [] for part in _MEASURED},
         "details": _details(done, pipeline.roles),
     }
     choose(report, pipeline.settings.gates)
     report["gates"] = [judge(gate, report) for gate in pipeline.settings.gates]
     del report["preferred"]
     for row in (*report["models"], *report["builds"]):
-        row["metrics"] = [{k: v for k, v in m.items() if k not in ("better", "evaluated")} for m in row["metrics"]]
+        row["metrics"] = [{k: v for k, v in m.items() if k not in _INSIDE} for m in row["metrics"]]
     return report
 
 
@@ -83,6 +85,7 @@ def _builds(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
         row = {key: value for key, value in build.items() if key not in ("folder", "file", "origin", "max_batch")}
         row |= {
             "path": build_path(build),
+            "onnx": _onnx_path(done, build),
             "sha256": compiled.files[f"{folder}/{build['file']}"],
             "seconds": compiled.record.get(folder, {}).get("seconds"),
             "metrics": _evaluated(done, "builds", folder),
@@ -93,6 +96,14 @@ def _builds(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
         }
         rows.append(row)
     return rows
+
+
+def _onnx_path(done: Mapping[str, Artifact], build: Mapping[str, Any]) -> str | None:
+    """Where the ONNX file that a build was made from lies below the run's folder."""
+    for name, facts in done["export"].facts["files"].items():
+        if (facts["model"], facts["flavour"]) == (build["model"], build["origin"]):
+            return f"{ARTIFACTS}/{name}"
+    return None
 
 
 def _exported_parity(done: Mapping[str, Artifact], build: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -120,6 +131,8 @@ def _details(done: Mapping[str, Artifact], named: Mapping[str, str]) -> list[dic
     measured = done["bench"].files if "bench" in done else ()
     profiles = sorted(name for name in measured if name.endswith("/layers.json"))
     rows += [{"kind": "layers", "path": f"{ARTIFACTS}/latency/{name}"} for name in profiles]
+    long_runs = sorted(name for name in measured if name.endswith("/sustain.json"))
+    rows += [{"kind": "sustain", "path": f"{ARTIFACTS}/latency/{name}"} for name in long_runs]
     if "compile" in done and not profiles:
         folders = [build["folder"] for build in done["compile"].facts["builds"]]
         rows += [{"kind": "layers", "path": f"{ARTIFACTS}/builds/{folder}/layers.json"} for folder in folders]

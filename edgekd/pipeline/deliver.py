@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import subprocess
-import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +15,10 @@ from edgekd.bench.machine import environment
 from edgekd.files import replace_atomic, sha256_file, sha256_json, write_atomic
 from edgekd.pipeline.assemble import ARTIFACTS, assemble, data_facts
 from edgekd.pipeline.gates import broken
+from edgekd.pipeline.manifest import MODEL_CARD, delivered, lineage, manifest_of, places, write_manifest
 from edgekd.pipeline.schema import Pipeline
 from edgekd.report.draw import draw
+from edgekd.report.model_card import CardFacts, model_card
 from edgekd.report.schema import Report
 from edgekd.store import Artifact
 
@@ -33,28 +33,15 @@ _PACKAGES = (
 
 def deliver_stage(out: Path, stage: str, artifact: Artifact, named: Mapping[str, str]) -> None:
     """Copy a stage's files to where users look for them; files that are there already and right stay."""
-    for name, target in _places(stage, artifact, named):
+    for name, target in places(stage, artifact, named):
         path = out / ARTIFACTS / target
         if not path.is_file() or sha256_file(path) != artifact.files[name]:
             source = artifact.path(name)
             replace_atomic(path, lambda temporary, source=source: shutil.copyfile(source, temporary))  # type: ignore[misc]
 
 
-def _places(stage: str, artifact: Artifact, named: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    for name in artifact.files:
-        if stage in ("model", "teacher", "distill", "quantize"):
-            role = named[stage]
-            yield name, f"{role}.safetensors" if name.startswith("weights") else f"{role}.{name}"
-        elif stage in ("export", "evaluate"):
-            yield name, name
-        elif stage == "compile":
-            yield name, f"builds/{name}"
-        elif stage == "bench":
-            yield name, f"latency/{name}"
-
-
 def draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float) -> None:
-    """Write report.json, report.html, report.md, junit.xml and manifest.json; `outcome.report` gets its values."""
+    """Write the report in all its forms, the model card and manifest.json; `outcome.report` gets its values."""
     content = assemble(pipeline, outcome.done)
     failed = [
         row
@@ -80,8 +67,11 @@ def draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float)
     }
     report = Report.model_validate_json(json.dumps(document))
     outcome.report = report.model_dump(mode="json")  # kept also when the disk is too full to write it
-    draw(report, out)
-    files = _write_manifest(pipeline, out, outcome, document)
+    files = delivered(outcome.done, pipeline.roles)
+    manifest = manifest_of(pipeline, outcome, document, files)
+    draw(report, out, manifest)
+    write_atomic(out / MODEL_CARD, model_card(report, _card_facts(pipeline, outcome, files)))
+    write_manifest(out, manifest)
     if not outcome.exit_code:
         _remove_others(out, files)
 
@@ -124,6 +114,7 @@ def _data(pipeline: Pipeline, outcome: Outcome) -> dict[str, Any] | None:
         "fingerprint": outcome.fingerprint,
         "licence": pipeline.settings.data.licence,
         "n": data_facts(outcome.done),
+        "broken_images": outcome.broken_images,
     }
 
 
@@ -137,25 +128,14 @@ def _remove_others(out: Path, files: Collection[str]) -> None:
             path.unlink()
 
 
-def _write_manifest(pipeline: Pipeline, out: Path, outcome: Outcome, document: Mapping[str, Any]) -> Collection[str]:
-    """manifest.json: what each file is made of, by sha256. Returns the files' paths."""
-    files = {
-        f"{ARTIFACTS}/{target}": {"sha256": artifact.files[name], "stage": stage, "key": artifact.key}
-        for stage, artifact in outcome.done.items()
-        for name, target in _places(stage, artifact, pipeline.roles)
+def _card_facts(pipeline: Pipeline, outcome: Outcome, files: Mapping[str, Mapping[str, Any]]) -> CardFacts:
+    """What the model card tells beside the report."""
+    task = pipeline.settings.task
+    settings = {
+        entry.name: entry.settings.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        for entry in pipeline.stages
+        if entry.name in outcome.done
     }
-    manifest = {
-        "schema_version": 1,
-        "edgekd_version": edgekd.__version__,
-        "pipeline": {"name": pipeline.settings.name, "file": pipeline.path.name, "sha256": sha256_file(pipeline.path)},
-        "command": ["edgekd", *sys.argv[1:]],
-        "python": platform.python_version(),
-        "packages": document["environment"]["packages"],
-        "git": document["git"],
-        "seed": pipeline.settings.seed,
-        "data": document["data"],
-        "preprocessing": outcome.done["export"].facts["preprocessing"] if "export" in outcome.done else None,
-        "files": dict(sorted(files.items())),
-    }
-    write_atomic(out / "manifest.json", json.dumps(manifest, indent=1))
-    return files.keys()
+    builds = outcome.report.get("builds", ())
+    chains = {b["path"]: [(f, files[f]["sha256"]) for f in lineage(b["path"], files)] for b in builds}
+    return CardFacts({"output": task} if isinstance(task, str) else task, settings, chains)

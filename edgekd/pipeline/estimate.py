@@ -15,7 +15,6 @@ from edgekd.pipeline.schema import Pipeline, networks_of
 from edgekd.report.words import seconds as in_words
 from edgekd.stages.context import Common
 from edgekd.stages.settings import DistillStage, QuantizeStage
-from edgekd.store import Store
 
 _STEPS = 3
 
@@ -26,7 +25,7 @@ def tell_duration(pipeline: Pipeline, options: RunOptions, log: Log) -> float | 
     What cannot be measured here (a network that does not build, data that is not there) the run itself says better.
     """
     try:
-        planner = Planner.open(pipeline, Store(options.store))
+        planner = Planner.open(pipeline, options.open_store())
         waiting = [step.entry for step in planner.all() if not step.cached]
         trained = [entry for entry in waiting if isinstance(entry.settings, (DistillStage, QuantizeStage))]
         if not any(entry.settings.epochs for entry in trained):  # type: ignore[attr-defined]

@@ -11,18 +11,36 @@ from pydantic import field_validator, model_validator
 from edgekd.config import Settings
 from edgekd.stages.context import roles
 
-Measure = Literal["metric", "metric_drop", "p50", "p90", "p95", "p99", "size", "speedup"]
+Measure = Literal[
+    "metric", "metric_drop", "p50", "p90", "p95", "p99", "speedup", "throughput", "size", "peak_memory", "parity",
+    "executed_share",
+]  # fmt: skip
 Role = Literal["teacher", "student", "quantized"]
 # Unit -> factor to the base unit of its measure: shares, milliseconds, bytes, plain ratios.
 _UNITS: dict[str, dict[str, float]] = {
     "metric": {"": 1.0, "pt": 0.01, "%": 0.01},
     "metric_drop": {"pt": 0.01, "%": 0.01, "": 1.0},
     "time": {"ms": 1.0, "us": 1e-3, "s": 1e3},
-    "size": {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1024.0, "MiB": 1024.0**2},
+    "size": {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1024.0, "MiB": 1024.0**2, "GiB": 1024.0**3},
     "speedup": {"x": 1.0, "": 1.0},
+    "throughput": {"/s": 1.0},
+    "share": {"%": 0.01, "": 1.0},
 }
-_BASE = {"metric": "", "metric_drop": "", "time": "ms", "size": "B", "speedup": "x"}
+_BASE = {"metric": "", "metric_drop": "", "time": "ms", "size": "B", "speedup": "x", "throughput": "/s", "share": ""}
 _LATENCY = ("p50", "p90", "p95", "p99")
+_FAMILIES = {
+    **dict.fromkeys(_LATENCY, "time"),
+    "peak_memory": "size",
+    "parity": "share",
+    "executed_share": "share",
+}
+_MEASURED = (*_LATENCY, "speedup", "throughput", "peak_memory")
+_NEEDS = {**dict.fromkeys(_MEASURED, "bench"), "executed_share": "compile", "parity": "evaluate"}
+_COLUMNS = {
+    **{measure: f"{measure}_ms" for measure in _LATENCY},
+    "throughput": "throughput_per_s",
+    "peak_memory": "peak_rss_bytes",
+}
 _Reason = tuple[str, str]
 
 
@@ -30,13 +48,17 @@ class GateSettings(Settings):
     """One budget."""
 
     measure: Measure
-    """What is limited: metric, metric_drop (against another network), p50..p99 of a target, size, speedup."""
+    """What is limited. Of a network or a build: metric, metric_drop (against another network), size. Of a build on a
+    target: p50, p90, p95, p99, speedup, throughput, peak_memory, parity (answers that are PyTorch's), executed_share
+    (layers that run in `precision`)."""
     of: Role
     """Whose: teacher, student or quantized."""
-    against: Role | None = None
-    """The other side of metric_drop and speedup."""
+    against: Role | Literal["float"] | None = None
+    """The other side of metric_drop and speedup; float: the network that was quantized."""
     target: str | None = None
     """The target whose build is meant; size and metrics without it are those of the network in PyTorch."""
+    precision: Literal["int8", "f16", "bf16", "f32"] = "int8"
+    """The precision that executed_share counts."""
     max: str | float | None = None
     """Upper limit with its unit: "2 ms", "1.5 MB", "0.5 pt"."""
     min: str | float | None = None
@@ -60,17 +82,19 @@ class GateSettings(Settings):
         if self.otherwise == "float" and not (self.of == "quantized" and self.measure.startswith("metric")):
             raise ValueError("otherwise: float is for accuracy of the quantized network | remove it")
         self.limit()
+        if "precision" in self.model_fields_set and self.measure != "executed_share":
+            raise ValueError(f"precision does nothing for {self.measure} | remove it, or set measure: executed_share")
         return self
 
     @property
     def family(self) -> str:
         """Which units the measure has."""
-        return "time" if self.measure in _LATENCY else self.measure
+        return _FAMILIES.get(self.measure, self.measure)
 
     def limit(self) -> float:
         """The limit in the measure's base unit: a share, milliseconds, bytes, or a ratio."""
         text = self.max if self.max is not None else self.min
-        match = re.fullmatch(r"\s*([-+]?[0-9.]+(?:[eE][-+]?\d+)?)\s*([A-Za-z%]*)\s*", str(text))
+        match = re.fullmatch(r"\s*([-+]?[0-9.]+(?:[eE][-+]?\d+)?)\s*([A-Za-z%/]*)\s*", str(text))
         units = _UNITS[self.family]
         if match is None or match[2] not in units:
             known = ", ".join(f'"1 {unit}"' if unit else '"1"' for unit in units)
@@ -83,7 +107,7 @@ class GateSettings(Settings):
     def shown_unit(self) -> tuple[str | None, float]:
         """Unit of the report's row, and the factor to it from the base unit: points where the limit is in points."""
         text = str(self.max if self.max is not None else self.min)
-        if self.measure.startswith("metric") and text.rstrip().endswith(("pt", "%")):
+        if self.family in ("metric", "metric_drop", "share") and text.rstrip().endswith(("pt", "%")):
             return ("pt" if self.measure == "metric_drop" else "%"), 100.0
         return _BASE[self.family] or None, 1.0
 
@@ -94,16 +118,19 @@ class GateSettings(Settings):
             found.append(
                 (f"the gate names an unknown target {self.target!r}", f"known are: {', '.join(sorted(targets))}")
             )
-        if self.measure in (*_LATENCY, "speedup") and self.target is None:
+        if self.measure in _NEEDS and self.target is None:
             found.append((f"the gate on {self.measure} names no target", "add `target:`"))
-        if self.measure in (*_LATENCY, "speedup") and "bench" not in stages:
-            found.append((f"the gate on {self.measure} needs the stage bench", "add `- bench: {}`"))
-        if self.measure.startswith("metric") and "evaluate" not in stages:
-            found.append((f"the gate on {self.measure} needs the stage evaluate", "add `- evaluate: {}`"))
+        needed = "evaluate" if self.measure.startswith("metric") else _NEEDS.get(self.measure)
+        if needed is not None and needed not in stages:
+            found.append((f"the gate on {self.measure} needs the stage {needed}", f"add `- {needed}: {{}}`"))
         if self.measure in ("metric_drop", "speedup") and self.against is None:
             found.append((f"the gate on {self.measure} names nothing to compare with", "add `against: student`"))
         if "quantized" in (self.of, self.against) and "quantize" not in stages:
             found.append(("the gate is on the quantized network, and nothing is quantized", "add a `quantize` stage"))
+        if self.against == "float" and self.of != "quantized":
+            found.append(
+                (f"against: float is for the quantized network, not for the {self.of}", "name the other network")
+            )
         made = list(dict.fromkeys(roles(stages).values()))
         for role in (self.of, self.against):
             if role in ("teacher", "student") and role not in made:
@@ -116,7 +143,8 @@ class GateSettings(Settings):
         side = "at most" if self.max is not None else "at least"
         against = f" against {self.against}" if self.against else ""
         target = f" on {self.target}" if self.target else ""
-        return f"{self.measure} of {self.of}{against}{target} {side} {self.max if self.max is not None else self.min}"
+        measure = f"{self.measure} ({self.precision})" if self.measure == "executed_share" else self.measure
+        return f"{measure} of {self.of}{against}{target} {side} {self.max if self.max is not None else self.min}"
 
 
 def judge(gate: GateSettings, report: dict[str, Any]) -> dict[str, Any]:
@@ -162,14 +190,13 @@ def broken(gate: GateSettings, row: dict[str, Any], *, whole: bool = True) -> bo
 
 
 def _value(gate: GateSettings, report: dict[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
-    if gate.measure in _LATENCY:
-        row = _latency(report, gate.of, gate.target)
-        key = f"{gate.measure}_ms"
-        return (row[key], _pair(row["ci95"].get(key))) if row and row.get(key) is not None else (None, None)
+    if gate.measure in _COLUMNS:
+        return _measured(report, gate, _COLUMNS[gate.measure])
     if gate.measure == "speedup":
         return _speedup(report, gate)
-    if gate.measure == "size":
-        return _size(report, gate), None
+    facts = {"size": _size, "parity": _parity, "executed_share": _executed_share}
+    if gate.measure in facts:
+        return facts[gate.measure](report, gate), None
     return _accuracy(gate, report, _metric(report, gate.of, gate.target))
 
 
@@ -179,13 +206,18 @@ def _accuracy(
     if gate.measure == "metric" or own is None:
         return (own["value"], _pair(own["ci95"])) if own else (None, None)
     assert gate.against is not None
-    other = _metric(report, gate.against, None)
-    return (None, None) if other is None else _drop(own, other)
+    against = _named(gate.against, report)
+    other = _metric(report, against, None)
+    return (None, None) if other is None else _drop(own, other, against)
 
 
-def _drop(own: dict[str, Any], other: dict[str, Any]) -> tuple[float, None]:
-    """How much worse `own` is. Both were scored on the same samples: the drop itself is judged, as a fact of them."""
-    return (other["value"] - own["value"]) * own.get("better", 1), None
+def _drop(own: dict[str, Any], other: dict[str, Any], against: str) -> tuple[float, None]:
+    """How much worse `own` is. Both were scored on the same samples: the drop itself is judged, as a fact of them.
+
+    A device may have answered only some of the samples: of these it also has what the networks in PyTorch score.
+    """
+    value = own.get("same_samples", {}).get(against, other["value"])
+    return (value - own["value"]) * own.get("better", 1), None
 
 
 def _metric(report: dict[str, Any], role: str, target: str | None) -> dict[str, Any] | None:
@@ -207,8 +239,40 @@ def _stands_for(row: dict[str, Any], role: str, target: str | None, report: dict
     return named and (preferred is None or row["precision"] == preferred)
 
 
-def _latency(report: dict[str, Any], role: str, target: str | None) -> dict[str, Any] | None:
-    return next((r for r in report["latency"] if _stands_for(r, role, target, report)), None)
+def _measured(
+    report: dict[str, Any], gate: GateSettings, column: str
+) -> tuple[float | None, tuple[float, float] | None]:
+    """What the stage bench measured of a build, with its interval where it has one."""
+    row = next((r for r in report["latency"] if _stands_for(r, gate.of, gate.target, report)), None)
+    if row is None or row.get(column) is None:
+        return None, None
+    return float(row[column]), _pair(row["ci95"].get(column))
+
+
+def _build(report: dict[str, Any], gate: GateSettings) -> dict[str, Any] | None:
+    return next((b for b in report["builds"] if _stands_for(b, gate.of, gate.target, report)), None)
+
+
+def _parity(report: dict[str, Any], gate: GateSettings) -> float | None:
+    """The share of the evaluated samples on which a build answers as PyTorch does; of several outputs, the least."""
+    build = _build(report, gate)
+    shares = ((build and build["parity"]) or {}).get("agreement") or {}
+    return float(min(shares.values())) if shares else None
+
+
+def _executed_share(report: dict[str, Any], gate: GateSettings) -> float | None:
+    """The share of a build's layers that its engine runs in a precision."""
+    build = _build(report, gate)
+    counts: dict[str, int] = build["executed_precision"] if build is not None else {}
+    return counts.get(gate.precision, 0) / sum(counts.values()) if counts else None
+
+
+def _named(role: str, report: dict[str, Any]) -> str:
+    """The role that `float` stands for: the student, where there is one, else the teacher."""
+    if role != "float":
+        return role
+    made = [model["role"] for model in report["models"]]
+    return "student" if "student" in made else "teacher"
 
 
 def _speedup(report: dict[str, Any], gate: GateSettings) -> tuple[float | None, tuple[float, float] | None]:
@@ -216,12 +280,13 @@ def _speedup(report: dict[str, Any], gate: GateSettings) -> tuple[float | None, 
 
     Like with like: builds of one precision where both have one, else each float network's best build.
     """
-    preferred = report.get("preferred", {})
+    assert gate.against is not None
+    preferred, sides = report.get("preferred", {}), {gate.of, _named(gate.against, report)}
     found: dict[bool, tuple[float, tuple[float, float]]] = {}
     for row in report["comparisons"]:
         named = [row[side].partition("@")[0].partition(".") for side in ("a", "b")]
         (a, _, first), (b, _, second) = named
-        if row["target"] != gate.target or {a, b} != {gate.of, gate.against}:
+        if row["target"] != gate.target or {a, b} != sides:
             continue
         alike = first == second
         if not alike and any(preferred.get((gate.target, role), kind) != kind for role, _, kind in named):
@@ -234,7 +299,7 @@ def _speedup(report: dict[str, Any], gate: GateSettings) -> tuple[float | None, 
 
 def _size(report: dict[str, Any], gate: GateSettings) -> float | None:
     if gate.target is not None:
-        rows = [b for b in report["builds"] if _stands_for(b, gate.of, gate.target, report)]
+        rows = [build] if (build := _build(report, gate)) is not None else []
     else:
         rows = [m for m in report["models"] if m["role"] == gate.of]
     return float(rows[0]["size_bytes"]) if rows else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from edgekd.errors import ConfigError
 from edgekd.files import sha256_bytes, sha256_file, sha256_json, write_atomic
 from edgekd.models.resolve import code_digest
 from edgekd.models.source import source_digest
-from edgekd.pipeline.devices import measured_on
+from edgekd.pipeline.devices import Devices
 from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, networks_of
 from edgekd.runtimes.registry import ENGINE_PACKAGES
-from edgekd.stages.kinds import KINDS, StageKind
+from edgekd.stages.kinds import KINDS, StageKind, works_there
 from edgekd.stages.precision import searched
 from edgekd.stages.settings import DistillStage, QuantizeStage, tables_of
 from edgekd.store import Artifact, Store
@@ -40,6 +40,7 @@ def ingredients(
     data: Data,
     inputs: Mapping[str, Artifact],
     store: Store,
+    devices: Devices,
 ) -> dict[str, Any]:
     """Everything that enters a stage's key, as plain values: `plan` compares them to say why a stage runs again."""
     kind = KINDS[entry.name]
@@ -67,23 +68,35 @@ def ingredients(
         found["train"] = _acting(pipeline.settings.train, asks=entry.name != "teacher")
         found["augment"] = augment.canonical() if augment else None
     if kind.on_targets:
-        targets = pipeline.settings.targets
-        engines = {package for target in targets.values() for package in ENGINE_PACKAGES[target.runtime]}
-        found["packages"] |= {name: package_version(name) for name in sorted(engines)}
-        # Where timings are kept changes how long a build takes, not what is asked for; and builds are the same wherever
-        # they are measured.
-        idle = {"timing_cache": None} | ({} if kind.on_device else {"host": None})
-        found["targets"] = {name: {**target.canonical(), **idle} for name, target in targets.items()}
-        found["machine"] = _processors()
+        found |= _targets(pipeline, kind, devices, found["packages"])
     if kind.on_device:
         found["agent"] = agent_digest()
-        found |= measured_on(pipeline)
+        found |= devices.measured_on()
     return found | _weights(pipeline, entry) | _networks(pipeline, kind) | _own_code(pipeline, entry)
 
 
 def key_of(found: Mapping[str, Any]) -> str:
     """The key: sha256 of the ingredients' canonical JSON."""
     return sha256_json(found)
+
+
+def _targets(
+    pipeline: Pipeline, kind: StageKind, devices: Devices, packages: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """What enters a key of targets, of the engines and processors here, and of the devices that work for a stage."""
+    targets = pipeline.settings.targets
+    there = {name for name, target in targets.items() if works_there(kind.name, target)}
+    engines = {package for name, t in targets.items() if name not in there for package in ENGINE_PACKAGES[t.runtime]}
+    # Where timings are kept changes how long a build takes, not what is asked for; and builds are the same on every
+    # device of one kind.
+    idle = {"timing_cache": None, "compile_on": None} | ({} if kind.on_device else {"host": None})
+    asked = {name: {**target.canonical(), **idle, "there": name in there} for name, target in targets.items()}
+    found: dict[str, Any] = {
+        "packages": {**packages, **{name: package_version(name) for name in sorted(engines)}},
+        "targets": asked,
+        "machine": _processors() if kind.reads_data or len(there) < len(targets) else None,
+    }
+    return found if kind.on_device else found | devices.built_for(sorted(there))
 
 
 def _sources(kind: StageKind, store: Store) -> dict[str, str]:
@@ -108,23 +121,30 @@ def changes(before: Any, after: Any, path: str = "") -> list[str]:
     return [] if before == after else [f"{path} {_short(before)} -> {_short(after)}"]
 
 
-def explain(last: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
-    """Why a stage is not in the store: what changed since this pipeline last ran it."""
+def explain(last: Mapping[str, Any] | None, now: Mapping[str, Any], places: Sequence[str] = ()) -> str:
+    """Why a stage is not in the store: what changed since this pipeline last ran it; of the data, in which places."""
     if last is None:
         return "never ran before"
     found = changes(last, now)
     if not found:
         return "its artefact is gone from the store"
+    if places:
+        where = ", ".join(places[:_SHOWN]) + (f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else "")
+        found = [f"{change} (in {where})" if change.startswith("data ") else change for change in found]
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return "changed: " + "; ".join(found[:_SHOWN]) + more
 
 
+def identity(pipeline: Pipeline) -> str:
+    """What tells one pipeline file from others in a store: its name, and where it lies."""
+    return f"{pipeline.settings.name}.{sha256_bytes(str(pipeline.path.resolve()).encode())[:8]}"
+
+
 class LastRuns:
-    """The ingredients that each stage of a pipeline had last time."""
+    """The ingredients that each stage of a pipeline had last time, and how long it took when it last ran."""
 
     def __init__(self, store: Store, pipeline: Pipeline) -> None:
-        name = f"{pipeline.settings.name}.{sha256_bytes(str(pipeline.path.resolve()).encode())[:8]}.json"
-        self._path = store.root / "last" / name
+        self._path = store.root / "last" / f"{identity(pipeline)}.json"
         try:
             self._known: dict[str, Any] = json.loads(self._path.read_text())
         except (OSError, ValueError):
@@ -132,14 +152,30 @@ class LastRuns:
 
     def get(self, stage: str) -> Mapping[str, Any] | None:
         """Last time's ingredients of a stage."""
-        known = self._known.get(stage)
+        known = self._of(stage).get("made_of")
         return known if isinstance(known, dict) else None
 
-    def put(self, stage: str, found: Mapping[str, Any]) -> None:
-        """Remember a stage's ingredients."""
-        if self._known.get(stage) != found:
-            self._known[stage] = dict(found)
+    def seconds(self, stage: str) -> float | None:
+        """How long a stage took when it last ran."""
+        known = self._of(stage).get("seconds")
+        return known if isinstance(known, float) else None
+
+    def changed_places(self, stage: str, files: Mapping[str, str]) -> list[str]:
+        """Files of the data that are not what they were last time; of images the folders. `files`: `Data.digests`."""
+        before = self._of(stage).get("files")
+        changed = [name for name in sorted({*before, *files}) if before.get(name) != files.get(name)] if before else []
+        return list(dict.fromkeys(name.rpartition("/")[0] or name for name in changed))
+
+    def put(self, stage: str, found: Mapping[str, Any], seconds: float | None, files: Mapping[str, str]) -> None:
+        """Remember a stage's ingredients, how long it took, and the digests of the data's files."""
+        row = {"made_of": dict(found), "seconds": seconds, "files": dict(files)}
+        if self._known.get(stage) != row:
+            self._known[stage] = row
             write_atomic(self._path, json.dumps(self._known, indent=1, sort_keys=True))
+
+    def _of(self, stage: str) -> dict[str, Any]:
+        known = self._known.get(stage)
+        return known if isinstance(known, dict) else {}
 
 
 class _SourceMemo:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -14,6 +15,38 @@ from typing import Any, TextIO
 
 _BAR = 10
 _CLEAR = "\r\x1b[2K"
+_PLACED = re.compile(r"(.+?):(\d+):(\d+): (.*)", re.DOTALL)
+
+
+def annotate(message: str, stream: TextIO | None = None) -> None:
+    """In a GitHub job, show a message that begins with file:line:column at that line of the pull request.
+
+    The command goes to standard error, which the runner reads, too: standard output stays one document with `--json`.
+    """
+    placed = _PLACED.fullmatch(message) if os.environ.get("GITHUB_ACTIONS") == "true" else None
+    if placed is None:
+        return
+    file, line, column, text = placed.groups()
+    where = f"file={_escaped(_in_repository(file), ':,')},line={line},col={column}"
+    with contextlib.suppress(BrokenPipeError):
+        print(f"::error {where}::{_escaped(text)}", file=stream or sys.stderr, flush=True)
+
+
+def _in_repository(file: str) -> str:
+    """The path from the root of the checkout, as the annotation wants it, wherever the job has gone."""
+    root = os.environ.get("GITHUB_WORKSPACE")
+    path = Path(file).resolve()
+    return (
+        path.relative_to(Path(root).resolve()).as_posix()
+        if root and path.is_relative_to(Path(root).resolve())
+        else file
+    )
+
+
+def _escaped(text: str, more: str = "") -> str:
+    for sign in f"%\r\n{more}":
+        text = text.replace(sign, f"%{ord(sign):02X}")
+    return text
 
 
 class Log:
@@ -72,6 +105,7 @@ class Log:
         print(f"error: {message}", file=self._stream)
         if hint:
             print(f"help: {hint}", file=self._stream)
+        annotate(message, self._stream)
 
     def bug(self, error: BaseException) -> str:
         """Keep the traceback of a bug of ours; returns the name of the file that holds it."""

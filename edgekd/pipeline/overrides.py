@@ -8,9 +8,8 @@ from typing import Any
 
 from edgekd.config import Tree, parse_tree
 from edgekd.config.settings import did_you_mean
+from edgekd.data.sources import SOURCES
 from edgekd.errors import ConfigError
-
-SOURCES = ("digits", "parquet", "folder", "npz")
 
 
 def apply_override(tree: Tree, text: str, *, known: Collection[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from edgekd.config.settings import did_you_mean
 from edgekd.data.source import Data, open_data
 from edgekd.errors import ConfigError
+from edgekd.pipeline.devices import Devices
 from edgekd.pipeline.keys import LastRuns, explain, ingredients, key_of
 from edgekd.pipeline.schema import Pipeline, StageEntry, data_location, located, networks_of, stage_location
 from edgekd.stages.context import Common
@@ -22,13 +23,17 @@ from edgekd.tasks import HeadSettings, heads_of
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a plan. `key` and `artifact` are None while an earlier stage has still to run."""
+    """One stage of a plan. `key` and `artifact` are None while an earlier stage has still to run.
+
+    `seconds`: how long it took when it last ran, if that is known.
+    """
 
     entry: StageEntry
     key: str | None
     found: dict[str, Any] | None
     artifact: Artifact | None
     why: str
+    seconds: float | None = None
 
     @property
     def cached(self) -> bool:
@@ -38,13 +43,18 @@ class Step:
 
 @dataclass
 class Planner:
-    """Looks stages up one after the other; the runner and `edgekd plan` use the same one."""
+    """Looks stages up one after the other; the runner and `edgekd plan` use the same one.
+
+    `fetch`: whether what lies in a remote or read-only store is copied from there, or only looked at.
+    """
 
     pipeline: Pipeline
     store: Store
     data: Data
     heads: tuple[HeadSettings, ...]
     last: LastRuns
+    devices: Devices
+    fetch: bool = True
 
     @classmethod
     def open(cls, pipeline: Pipeline, store: Store) -> Planner:
@@ -57,7 +67,7 @@ class Planner:
         heads = heads_of(settings.task, data.target_names)
         _check_weights(pipeline)
         _check_columns(pipeline, data.input_names)
-        return cls(pipeline, store, data, heads, LastRuns(store, pipeline))
+        return cls(pipeline, store, data, heads, LastRuns(store, pipeline), Devices(pipeline, store))
 
     def common(self) -> Common:
         """What all stages share."""
@@ -80,15 +90,28 @@ class Planner:
         before = [s.name for s in self.pipeline.stages[: self.pipeline.stages.index(entry)]]
         waits = [name for name in kind.takes if name in before and name not in done]
         if waits:
-            return Step(entry, None, None, None, f"waits for {waits[0]}")
+            return Step(entry, None, None, None, f"waits for {waits[0]}", self.last.seconds(entry.name))
         inputs = {name: done[name] for name in kind.takes if name in done}
-        found = ingredients(self.pipeline, entry, self.heads, self.data, inputs, self.store)
+        found = ingredients(self.pipeline, entry, self.heads, self.data, inputs, self.store, self.devices)
         key = key_of(found)
         if entry.name in force:
-            return Step(entry, key, found, None, "forced")
-        artifact = self.store.get(key)
-        why = "unchanged" if artifact else explain(self.last.get(entry.name), found)
-        return Step(entry, key, found, artifact, why)
+            return Step(entry, key, found, None, "forced", self.last.seconds(entry.name))
+        # Another machine's latency is not this one's, however alike the two are.
+        look = self.store.find if self.fetch else self.store.peek
+        artifact = look(key, far=not kind.on_device)
+        notes = self.devices.notes() if kind.on_targets else []
+        if artifact is not None:
+            return Step(entry, key, found, artifact, "; ".join(["unchanged", *notes]), artifact.record.get("seconds"))
+        damage = self.store.damaged.get(key)
+        places = self.last.changed_places(entry.name, self.data.digests) if kind.reads_data else ()
+        why = f"its artefact was damaged: {damage}" if damage else explain(self.last.get(entry.name), found, places)
+        return Step(entry, key, found, None, "; ".join([why, *notes]), self.last.seconds(entry.name))
+
+    def remember(self, step: Step, artifact: Artifact) -> None:
+        """Keep what a finished stage was made of, and how long it took: the next plan says what is other then."""
+        assert step.found is not None
+        files = self.data.digests if KINDS[step.entry.name].reads_data else {}
+        self.last.put(step.entry.name, step.found, artifact.record.get("seconds"), files)
 
     def all(self, *, force: Collection[str] = ()) -> list[Step]:
         """The whole plan as far as it can be known now."""

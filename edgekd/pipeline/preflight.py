@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 
 from edgekd.errors import ConfigError, ExportError, StageError, UnavailableError
 from edgekd.models.settings import ModelSettings
-from edgekd.pipeline.devices import probe_devices
 from edgekd.pipeline.plan import Planner
 from edgekd.pipeline.schema import (
     Pipeline,
@@ -18,7 +18,7 @@ from edgekd.pipeline.schema import (
     stage_location,
 )
 from edgekd.stages.context import shipped_by
-from edgekd.stages.kinds import KINDS
+from edgekd.stages.kinds import KINDS, works_there
 from edgekd.stages.settings import DistillStage, EvaluateStage, ExportStage, QuantizeStage, TeacherStage, tables_of
 
 _FREE_BYTES = 50_000_000
@@ -36,10 +36,10 @@ def preflight(pipeline: Pipeline, planner: Planner, first: StageEntry, stages: l
     """
     remaining = stages[stages.index(first) :] if first in stages else []
     names = {entry.name for entry in remaining}
-    if "compile" in names or "evaluate" in names or "bench" in names:
-        _engines(pipeline, run=bool(names & {"evaluate", "bench"}) and any(s.name == "compile" for s in stages))
-    if "bench" in names:
-        probe_devices(pipeline)
+    builds = any(s.name == "compile" for s in stages)
+    _engines(pipeline, names, run=builds and bool(names & {"evaluate", "bench"}))
+    targets = pipeline.settings.targets
+    planner.devices.require(n for n, target in targets.items() if any(works_there(name, target) for name in names))
     free = shutil.disk_usage(planner.store.root if planner.store.root.exists() else pipeline.base).free
     if free < _FREE_BYTES:
         raise StageError(
@@ -145,18 +145,27 @@ def _splits(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) -> N
             raise located(pipeline, stage_location(pipeline, entry), empty)
 
 
-def _engines(pipeline: Pipeline, *, run: bool) -> None:
+def _engines(pipeline: Pipeline, stages: Collection[str], *, run: bool) -> None:
+    """Engines that these stages need here; what a device needs it says itself."""
+    from edgekd.runtimes.protocol import check_capabilities
     from edgekd.runtimes.registry import runtime
 
+    working = {name for name in stages if KINDS[name].on_targets}
     for name, target in pipeline.settings.targets.items():
+        here = {stage for stage in working if not works_there(stage, target)}
+        if not here:
+            continue
         engine = runtime(target.runtime)
         key = "runtime"
         try:
             engine.version()
             key = "device" if "device" in target.model_fields_set else "runtime"
-            engine.check(target.device_name, run=run)
+            runs = run and target.host is None
+            engine.check(target.device_name, run=runs)
             key = "precision"
-            engine.check(target.device_name, run=run, precisions=target.precisions)
+            engine.check(target.device_name, run=runs, precisions=target.precisions)
+            key = "compute_capabilities"
+            check_capabilities(engine, target.compute_capabilities)
         except UnavailableError as error:
             raise located(pipeline, ("targets", name, key), error) from None
 

@@ -191,7 +191,7 @@ def follow(pipeline: Pipeline, options: RunOptions) -> int:
 
     rank = current().rank
     try:
-        store = Store(options.store)
+        store = options.open_store()
         planner = Planner.open(pipeline, store)
         while (message := current().shared(None)) is not None:
             _take_part(message, planner, store, rank)

@@ -6,27 +6,31 @@ import contextlib
 import importlib
 import signal
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from edgekd.data.readers.sound import listed
 from edgekd.errors import DataError, EdgekdError, StageError, TryAgainError
 from edgekd.files import lock
 from edgekd.pipeline import deliver
 from edgekd.pipeline.board import StageBoard, board_of, check_board
 from edgekd.pipeline.failures import check_folders, explain_os_error
 from edgekd.pipeline.gates import broken
+from edgekd.pipeline.keys import identity
 from edgekd.pipeline.log import Log
+from edgekd.pipeline.manifest import MANIFEST
 from edgekd.pipeline.plan import Planner, Step
 from edgekd.pipeline.preflight import preflight
 from edgekd.pipeline.processes import Team, lost
 from edgekd.pipeline.schema import Pipeline, StageEntry, data_location, located, stage_location
 from edgekd.stages.context import Context
 from edgekd.stages.kinds import KINDS
-from edgekd.store import Artifact, Draft, Store
+from edgekd.store import Artifact, Draft, Store, StorePlace
 
+SCRATCH = ".scratch"
 _LOCK_S = 6 * 3600.0
 _IN_USE = "wait for the other run, or choose another --out"
 
@@ -40,10 +44,18 @@ class RunOptions:
     """What the command line adds to a pipeline file."""
 
     out: Path
-    store: Path
+    store: StorePlace
     to: str | None = None
     force: Collection[str] = ()
     remeasure: bool = False
+
+    def open_store(self, tell: Callable[[str], None] = lambda text: None) -> Store:
+        """The store that the run works in; beside one that it may only read, that is a folder of its own."""
+        return self.store.open(self.out / SCRATCH, tell)
+
+    def check_folders(self) -> None:
+        """Raise ConfigError where a folder cannot be written that has to be."""
+        check_folders({"--out": self.out} | ({"--store": self.store.folder} if self.store.mode == "rw" else {}))
 
 
 @dataclass
@@ -53,11 +65,14 @@ class Outcome:
     exit_code: int = 0
     states: list[dict[str, Any]] = field(default_factory=list)
     done: dict[str, Artifact] = field(default_factory=dict)
+    made_of: dict[str, dict[str, Any]] = field(default_factory=dict)
     error: dict[str, Any] | None = None
     problems: list[tuple[str, str | None]] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     fingerprint: str | None = None
+    data_files: dict[str, str] = field(default_factory=dict)
+    broken_images: dict[str, int] = field(default_factory=dict)
     whole: bool = True
 
 
@@ -68,25 +83,29 @@ def check_start(pipeline: Pipeline, options: RunOptions) -> None:
         ConfigError: a folder cannot be written, or a path of the pipeline file is not there.
         TryAgainError: another run works in that folder.
     """
-    check_folders({"--out": options.out, "--store": options.store})
+    options.check_folders()
     with lock(options.out / ".lock", timeout_s=0, holder_hint=_IN_USE):
-        Planner.open(pipeline, Store(options.store))
+        Planner.open(pipeline, options.open_store())
 
 
 def run(pipeline: Pipeline, options: RunOptions, log: Log) -> Outcome:
     """Run a pipeline and leave its report and artefacts in `options.out`; errors end up in the outcome, not here.
 
     Raises:
-        ConfigError: the output folder or the store cannot be written.
+        ConfigError: the output folder or the store cannot be written, or the remote store's URL makes no sense.
+        UnavailableError: a package that the remote store needs is missing.
         TryAgainError: another run works in that folder.
     """
-    check_folders({"--out": options.out, "--store": options.store})
+    options.check_folders()
     with lock(options.out / ".lock", timeout_s=0, holder_hint=_IN_USE):
         log.open(options.out / "log.jsonl")
+        store = options.open_store(log.warning)
         outcome, started = Outcome(), time.time()
+        # Until this run has ended, what lies in the folder is no delivery that could be verified.
+        (options.out / MANIFEST).unlink(missing_ok=True)
         previous = signal.signal(signal.SIGTERM, _terminate)
         try:
-            _Run(pipeline, options, log, outcome).go()
+            _Run(pipeline, options, store, log, outcome).go()
         finally:
             signal.signal(signal.SIGTERM, previous)
             outcome.seconds = time.time() - started
@@ -102,9 +121,9 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 class _Run:
     """The stages of one run, in order."""
 
-    def __init__(self, pipeline: Pipeline, options: RunOptions, log: Log, outcome: Outcome) -> None:
+    def __init__(self, pipeline: Pipeline, options: RunOptions, store: Store, log: Log, outcome: Outcome) -> None:
         self.pipeline, self.options, self.log, self.outcome = pipeline, options, log, outcome
-        self.store = Store(options.store)
+        self.store = store
         self.planner: Planner | None = None
         self.force = {*options.force, *(("bench",) if options.remeasure else ())}
         self.current: StageEntry | None = None
@@ -118,7 +137,11 @@ class _Run:
             self.planner = Planner.open(self.pipeline, self.store)
             check_board(self.pipeline)
             self.outcome.fingerprint = self.planner.data.fingerprint
-            self._stages()
+            self.outcome.data_files = self.planner.data.digests
+            self._left_out()
+            with self.store.in_use_by(identity(self.pipeline)) as usage:
+                self._stages()
+                usage.finish()
             self.team.end()
         except EdgekdError as error:
             self._failed(error.exit_code, self._located(error), error.hint)
@@ -166,6 +189,8 @@ class _Run:
                 self.outcome.whole = entry == self.pipeline.stages[-1]
                 break
         self.current = None
+        for note in self.planner.devices.notes():
+            self.log.warning(note)
 
     def _preflight(self, entry: StageEntry) -> None:
         """What can be known before `entry` starts. A wrong file or a missing engine belongs to no stage."""
@@ -186,6 +211,8 @@ class _Run:
     def _stage(self, step: Step, board: StageBoard) -> None:
         assert self.planner is not None and step.key is not None and step.found is not None
         artifact, state = step.artifact, "cached"
+        self.store.use(step.key)
+        self.outcome.made_of[step.entry.name] = step.found
         if artifact is None:
             with self.store.locked(step.key, timeout_s=_LOCK_S, on_wait=self._waiting):
                 # Another run may have built it while this one waited for the lock.
@@ -199,11 +226,14 @@ class _Run:
                     artifact = self._execute(step, work, board)
         seconds = time.monotonic() - self.started
         self.outcome.done[step.entry.name] = artifact
-        self.planner.last.put(step.entry.name, step.found)
+        self.planner.remember(step, artifact)
         board.finish(artifact)
         deliver.deliver_stage(self.options.out, step.entry.name, artifact, self.pipeline.roles)
         self._state(step.entry, state, step.key, seconds, step.why)
-        self.log.info(f"{step.entry.name}: {state}" + (f" in {seconds:.1f} s" if state != "cached" else ""))
+        took = f" in {seconds:.1f} s" if state != "cached" else " (remote)" if artifact.found == "remote" else ""
+        self.log.info(f"{step.entry.name}: {state}{took}")
+        if state != "cached" and self.store.pushes is not None and not KINDS[step.entry.name].on_device:
+            self.store.pushes(artifact)
 
     def _waiting(self) -> None:
         self.log.info("waiting for another run that builds this")
@@ -222,6 +252,7 @@ class _Run:
         with self.store.publish(step.key) as draft:
             draft.record.update(stage=step.entry.name, pipeline=self.pipeline.settings.name, created=time.time())
             function(self._context(step, draft, work, board))
+            draft.record["seconds"] = round(time.monotonic() - self.started, 3)
         artifact = self.store.get(step.key, verify=False)
         assert artifact is not None
         return artifact
@@ -234,6 +265,14 @@ class _Run:
         made_by = self._made_by(step)
         said = (log.info, log.epoch, moment, self._warn, board.live)
         return Context(name, settings, common, inputs, draft, work, self.store, made_by, *said)
+
+    def _left_out(self) -> None:
+        """Say which broken images the data is read without."""
+        assert self.planner is not None
+        for split, found in self.planner.data.left_out_images.items():
+            self.outcome.broken_images[split] = len(found)
+            if found:
+                self.log.warning(f"data: {len(found)} broken images of {split} are left out: {listed(found)}")
 
     def _warn(self, text: str) -> None:
         assert self.current is not None
@@ -269,10 +308,9 @@ class _Run:
             self._state(self.current, "failed", None, time.monotonic() - self.started, message)
 
     def _state(self, entry: StageEntry, state: str, key: str | None, seconds: float, why: str) -> None:
-        # `cache` says where the artefact lies after this run, so that a second run's report says the same.
-        cache = "local" if entry.name in self.outcome.done else "miss"
-        row = {"name": entry.name, "state": state, "cache": cache, "key": key, "seconds": seconds, "why": why}
         done = self.outcome.done.get(entry.name)
+        cache = done.found if done is not None and state == "cached" else None if state == "skipped" else "miss"
+        row = {"name": entry.name, "state": state, "cache": cache, "key": key, "seconds": seconds, "why": why}
         warnings = done.facts.get("warnings", []) if done else self.warnings if entry is self.current else []
         self.outcome.states.append(row | {"warnings": warnings})
 

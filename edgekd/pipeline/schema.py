@@ -52,9 +52,8 @@ def _checked_target(name: str) -> str:
 
 def _checked_name(name: str) -> str:
     if re.fullmatch(NAME_PATTERN, name) is None:
-        raise ValueError(
-            f"{name!r} cannot name a folder | use at most 64 letters, digits, `_`, `-` and `.`, no mark first"
-        )
+        rule = "use at most 64 letters, digits, `_`, `-` and `.`, no mark first"
+        raise ValueError(f"{name!r} cannot name a folder | {rule}")
     return name
 
 

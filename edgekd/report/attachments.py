@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgekd.bench.statistics import Samples
+
 _LARGEST_FILE = 50_000_000
 _MOST_ROWS, _MOST_COLUMNS = 20, 12
 
@@ -37,6 +39,14 @@ class PhaseCurves:
     terms: list[Curve]
     metrics: list[Curve]
     rates: list[Curve]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One build in one launch: when each visit began (V,), and the samples of these visits."""
+
+    start_ns: NDArray[np.int64]
+    samples: Samples
 
 
 @dataclass(frozen=True)
@@ -95,9 +105,10 @@ def _weighted(label: Any, weights: Mapping[Any, Any]) -> str:
     return f"{label}, weight {' to '.join(ends)}"
 
 
-def detail_tables(report: Report, folder: Path) -> list[tuple[str, Rows]]:
-    """The first rows of every other detail as a table; the ladder and measured layers are shown otherwise."""
-    kinds = {detail.kind for detail in report.details} - {"loss_curves", "ladder"}
+def detail_tables(report: Report, folder: Path, *wanted: str) -> list[tuple[str, Rows]]:
+    """The first rows of every other detail (or of some kinds) as a table; ladder, long runs and layers are
+    shown elsewhere."""
+    kinds = set(wanted) or {detail.kind for detail in report.details} - {"loss_curves", "ladder", "sustain"}
     tables: list[tuple[str, Rows]] = []
     for detail in attachments(report, folder, *kinds):
         records = detail.rows
@@ -107,7 +118,9 @@ def detail_tables(report: Report, folder: Path) -> list[tuple[str, Rows]]:
         if columns:
             body = [[_plain(record.get(column)) for column in columns] for record in records[:_MOST_ROWS]]
             left_out = f" (first {_MOST_ROWS} of {len(records)})" if len(records) > _MOST_ROWS else ""
-            tables.append((f"{detail.kind}{detail.of}{left_out}", [columns, *body]))
+            count = detail.content.get("samples")
+            about = f", {count} samples" if isinstance(count, int) else ""
+            tables.append((f"{detail.kind}{detail.of}{about}{left_out}", [columns, *body]))
     return tables
 
 
@@ -127,6 +140,48 @@ def samples(row: Latency, folder: Path) -> NDArray[np.float64] | None:
         return None
     times = np.sort(times[np.isfinite(times) & (times > 0)])
     return times if times.size >= 2 else None
+
+
+def launches(row: Latency, folder: Path) -> list[Launch]:
+    """What the measuring loop kept of a build, launch by launch; none where the file is not there or not its."""
+    file = _inside(folder, row.samples_path) if row.samples_path else None
+    if file is None:
+        return []
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            count = sum(key.endswith("/wall_ns") for key in archive)
+            return [_launch(archive, index) for index in range(count)]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, IndexError, zipfile.BadZipFile):
+        return []
+
+
+def _launch(archive: Mapping[str, NDArray[Any]], index: int) -> Launch:
+    import numpy as np
+
+    from edgekd.bench.statistics import Samples
+
+    names = ("start_ns", "wall_ns", "visit_cpu_ns", "visit_switches")
+    start, wall, cpu, switches = (np.asarray(archive[f"{index}/{name}"], dtype=np.int64) for name in names)
+    if wall.ndim != 2 or len(wall) < 2 or wall.size == 0 or not len(wall) == len(start) == len(cpu) == len(switches):
+        raise ValueError("not what the measuring loop writes")
+    even = len(wall) // 2 * 2  # two visits are a round
+    return Launch(start, Samples(wall[:even], cpu[:even], switches[:even]))
+
+
+def launch_notes(row: Latency, folder: Path) -> list[dict[str, Any]]:
+    """What each launch of a target noted beside the samples: machine, order, monitor; none without that file."""
+    path = PurePosixPath(row.samples_path).with_name("launches.json") if row.samples_path else None
+    return [note for note in _list(_json(folder, str(path))) if isinstance(note, dict)] if path else []
+
+
+def further_rows(report: Report, name: str) -> list[dict[str, Any]]:
+    """Rows of a list that not every report has (throughput, load); none where it is missing."""
+    rows = getattr(report, name, None) or ()
+    return [row if isinstance(row, dict) else row.model_dump() for row in rows]
 
 
 def _times_ms(archive: Mapping[str, NDArray[Any]], model: str) -> NDArray[np.float64]:

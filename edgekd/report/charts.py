@@ -6,6 +6,7 @@ Each is SVG text, and empty when there is nothing to draw.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,7 @@ _MOST_POINTS = 200
 _QUANTILES = 120
 _BINS = 48
 _LOG_ABOVE = 10.0
+_LAUNCH = 8  # pixels from one launch of a comparison to the next
 
 
 def trade_off(report: Report) -> str:
@@ -69,21 +71,21 @@ def distributions(report: Report, folder: Path) -> list[str]:
     return drawings
 
 
-def forest(comparisons: tuple[Comparison, ...]) -> str:
-    """One line per comparison: its ratio and 95% interval on a log axis on which 1 is marked."""
-    rows = [c for c in comparisons if c.ratio > 0][:30]
+def forest(comparisons: tuple[Comparison, ...], by_launch: Mapping[int, Sequence[tuple[float, float, float]]]) -> str:
+    """One line per comparison: its ratio and 95% interval on a log axis with 1 marked; below it each launch."""
+    rows = [(c, list(by_launch.get(i, ()))) for i, c in enumerate(comparisons) if c.ratio > 0][:30]
     if not rows:
         return ""
-    ends = [v for c in rows for v in (c.ratio, *(c.ci95 or ())) if v > 0]
+    ends = [v for c, own in rows for v in (c.ratio, *(c.ci95 or ()), *(v for one in own for v in one)) if v > 0]
     reach = max(*(max(v, 1 / v) for v in ends), 1.1)
-    height = 44 * len(rows) + 50
+    height = sum(44 + _LAUNCH * len(own) for _, own in rows) + 50
     x = svg.fit([1 / reach, reach], 12, svg.WIDTH - 12, log=True)
     y = svg.Scale(0, 1, height - 44, 8)
     body = svg.grid_x(x, y.end, y.start)
     body += svg.line((x(1), y.start), (x(1), y.end), "axis")
     body += svg.text(x.end, y.start + 33, "a / b (log): left of 1, a takes less", anchor="end")
-    for i, c in enumerate(rows):
-        at = 24 + 44 * i
+    at = 24.0
+    for c, own in rows:
         where = f" on {c.target}" if c.target else ""
         body += svg.text(12, at, svg.short(f"{c.a} / {c.b}{where}", 52), css="halo") + svg.text(
             x.end, at, c.verdict, anchor="end", css=c.verdict
@@ -92,7 +94,14 @@ def forest(comparisons: tuple[Comparison, ...]) -> str:
         body += svg.line((x(low), at + 15), (x(high), at + 15), f"curve {c.verdict}")
         tip = f"{c.a} / {c.b}, {c.measure}: {words.number_between(c.ratio, c.ci95)}"
         body += svg.dot((x(c.ratio), at + 15), f"mark {c.verdict}", tip)
-    return svg.frame(body, title="Comparisons with 95% intervals", height=height)
+        for number, (ratio, *within) in enumerate(own, start=1):
+            place = at + 18 + _LAUNCH * number
+            body += svg.line((x(within[0]), place), (x(within[1]), place), "curve s7 thin")
+            told = words.number_between(ratio, (within[0], within[1]))
+            body += svg.dot((x(ratio), place), "mark s7", f"launch {number}: {told}", radius=2.2)
+        at += 44 + _LAUNCH * len(own)
+    below = ", and launch by launch" if any(own for _, own in rows) else ""
+    return svg.frame(body, title=f"Comparisons with 95% intervals{below}", height=height)
 
 
 def learning(phase: PhaseCurves) -> list[str]:
@@ -131,7 +140,7 @@ def _front(pixels: list[svg.Point]) -> str:
 
 
 def _labels(marks: list[tuple[svg.Point, str]]) -> str:
-    placed: list[tuple[float, float, float]] = []
+    placed = [(px - 5, px + 5, py + 4) for (px, py), _ in marks]  # from, to and bottom of what is in the way
     parts = []
     for (px, py), name in sorted(marks, key=lambda mark: mark[0][1]):
         label = svg.short(name, 24)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -13,24 +15,27 @@ from edgekd.errors import ConfigError
 from edgekd.files import write_atomic
 from edgekd.report.html import html
 from edgekd.report.junit import junit
+from edgekd.report.lineage import read_manifest
 from edgekd.report.markdown import markdown
 from edgekd.report.schema import SCHEMA_VERSION, Report
 
 REPORT_FILE = "report.json"
+DRAWN = (REPORT_FILE, "report.html", "report.md", "junit.xml")
 
 
-def draw(report: Report, folder: Path) -> None:
+def draw(report: Report, folder: Path, manifest: Mapping[str, Any] | None = None) -> None:
     """Write the four files; in a GitHub job, also append the Markdown to the job's summary page.
 
     `folder` is the run's folder: loss curves, samples and other details are read from the paths in the report below it,
-    and what is missing there is left out of the drawing.
+    and what is missing there is left out of the drawing. `manifest`: what manifest.json will say; by default what it
+    says.
     """
     write_atomic(folder / REPORT_FILE, report.model_dump_json(indent=2) + "\n")
     text = markdown(report, folder)
     write_atomic(folder / "report.md", text)
     write_atomic(folder / "junit.xml", junit(report))
     _append_to_job_summary(text)
-    write_atomic(folder / "report.html", html(report, folder))
+    write_atomic(folder / "report.html", html(report, folder, read_manifest(folder) if manifest is None else manifest))
 
 
 def read_report(path: Path) -> Report:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekd.report import charts, quantization, table
+from edgekd.report import charts, latency_charts, lineage, quantization, table, words
 from edgekd.report.attachments import Attachment, attachments, detail_tables, loss_curves
 from edgekd.report.schema import Report
 from edgekd.report.verdict import sentences
-from edgekd.report.words import cell
 
 LARGEST_BYTES = 300_000
 _LARGEST_DATA = 100_000
@@ -18,7 +18,7 @@ _FITS = ((200, 36), (40, 36), (40, 12), (10, 0))  # rows of a table, drawings of
 _LONGEST_MESSAGE = 4000
 
 
-def html(report: Report, folder: Path) -> str:
+def html(report: Report, folder: Path, manifest: Mapping[str, Any]) -> str:
     """The report as one HTML page of less than 300 kB; `folder` is where its details lie."""
     import jinja2
 
@@ -34,13 +34,13 @@ def html(report: Report, folder: Path) -> str:
     page = ""
     for most_rows, most_drawings in _FITS:
         shown = [(title, found[:most_drawings], len(found[most_drawings:])) for title, found in drawings]
-        page = template.render(**_context(report, folder, most_rows), drawings=shown, data=_embedded(report))
+        page = template.render(**_context(report, folder, manifest, most_rows), drawings=shown, data=_embedded(report))
         if len(page.encode()) < LARGEST_BYTES:
             break
     return page
 
 
-def _context(report: Report, folder: Path, most_rows: int) -> dict[str, Any]:
+def _context(report: Report, folder: Path, manifest: Mapping[str, Any], most_rows: int) -> dict[str, Any]:
     first, *rest = sentences(report)
     sections = [
         ("Budgets", table.gate_table(report)),
@@ -57,13 +57,15 @@ def _context(report: Report, folder: Path, most_rows: int) -> dict[str, Any]:
         "more": [line[:_LONGEST_MESSAGE] for line in rest],
         "result": _shape(table.result_table(report), most_rows),
         "ladder": [_ladder(detail, most_rows) for detail in attachments(report, folder, "ladder")],
+        "lineage": lineage.lineage(report, manifest),
+        "commands": [words.cell(line) for line in lineage.commands(report, manifest)],
         "sections": [(title, _shape(rows, most_rows)) for title, rows in sections if len(rows) > 1],
     }
 
 
 def _ladder(detail: Attachment, most: int) -> dict[str, Any]:
     found = quantization.ladder(detail)
-    rows = [[cell(text) for text in row] for row in found.rows]
+    rows = [[words.cell(text) for text in row] for row in found.rows]
     return _shape(rows, most) | {"marks": found.marks}
 
 
@@ -76,9 +78,15 @@ def _shape(rows: table.Rows, most: int) -> dict[str, Any]:
 
 def _drawings(report: Report, folder: Path) -> list[tuple[str, list[str]]]:
     learning = [drawing for phase in loss_curves(report, folder) for drawing in charts.learning(phase)]
+    by_launch = latency_charts.ratios_by_launch(report, folder)
+    long_runs = attachments(report, folder, "sustain")
+    sustained = [drawing for detail in long_runs for drawing in latency_charts.sustained(detail)]
     groups = [
-        ("Trade-off and comparisons", [charts.trade_off(report), charts.forest(report.comparisons)]),
+        ("Trade-off and comparisons", [charts.trade_off(report), charts.forest(report.comparisons, by_launch)]),
         ("Latency of single inferences", charts.distributions(report, folder)),
+        ("Latency over time", [*latency_charts.over_time(report, folder), *sustained]),
+        ("Throughput", latency_charts.throughput(report)),
+        ("Latency under load", latency_charts.load(report)),
         ("Quantization", _quantization(report, folder)),
         ("Layers by executed precision", _layers(report, folder)),
         ("Learning", learning),

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from edgekd.report import table
-from edgekd.report.attachments import attachments
-from edgekd.report.quantization import arm_table
+from edgekd.report.attachments import attachments, detail_tables
+from edgekd.report.quantization import arm_table, ladder
 from edgekd.report.schema import Report
 from edgekd.report.verdict import sentences
 
@@ -16,7 +16,7 @@ _SPECIAL = re.compile(r"([\\`*|~#])|(?<!\w)(_)|(_)(?!\w)|(\](?=[(\[:]))")
 
 
 def markdown(report: Report, folder: Path | None = None) -> str:
-    """The whole report as GitHub Markdown; with the folder in which its details lie also the arms of quantization."""
+    """The whole report as GitHub Markdown; with the folder in which its details lie also those of quantization."""
     first, *rest = sentences(report)
     parts = [f"# {_SIGNS[report.status]} {escape(first)}", "\n".join(f"- {escape(line)}" for line in rest)]
     sections = [
@@ -26,11 +26,18 @@ def markdown(report: Report, folder: Path | None = None) -> str:
         ("Models", table.model_table(report)),
         ("Stages", table.stage_table(report)),
     ]
-    arms = attachments(report, folder, "arms") if folder is not None else []
-    sections[4:4] = [(f"Arms{detail.of}", arm_table(detail)) for detail in arms]
+    sections[4:4] = _quantization(report, folder) if folder is not None else []
     parts += [f"## {title}\n\n{markdown_table(rows)}" for title, rows in sections if len(rows) > 1]
     parts.append(f"<sub>{escape(_footer(report))}</sub>")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _quantization(report: Report, folder: Path) -> list[tuple[str, table.Rows]]:
+    """The ladder, the arms, what calibration tried, how layers bear few bits."""
+    ladders = [(f"Parity ladder{d.of}", ladder(d).rows) for d in attachments(report, folder, "ladder")]
+    arms = [(f"Arms{d.of}", arm_table(d)) for d in attachments(report, folder, "arms")]
+    others = detail_tables(report, folder, "calibration", "sensitivity")
+    return ladders + arms + [(title[0].upper() + title[1:], rows) for title, rows in others]
 
 
 def markdown_table(rows: table.Rows) -> str:

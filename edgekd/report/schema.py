@@ -10,12 +10,17 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, AwareDatetime, ConfigDict, Field
+from pydantic import AwareDatetime, Field
 
+from edgekd.report import measured
 from edgekd.report.values import Interval, Measured, Part, RelativePath, Text
 
 SCHEMA_VERSION = 1
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
+Latency = measured.Latency
+Comparison = measured.Comparison
+Throughput = measured.Throughput
+Load = measured.Load
 
 
 class Metric(Part):
@@ -98,6 +103,8 @@ class Data(Part):
     """Licence of the data, where its source names one."""
     n: SplitSizes = SplitSizes()
     """Number of samples in each split."""
+    broken_images: dict[str, int] = Field(default_factory=dict)
+    """Images of each split of the source that were broken and left out."""
 
 
 class Stage(Part):
@@ -196,8 +203,12 @@ class Build(Part):
     """Its outputs."""
     opset: int | None = None
     """ONNX operator set of the graph that was compiled."""
+    onnx: RelativePath | None = None
+    """The ONNX file that it was compiled from; null when it is not known."""
     built_on: str | None = None
     """Fingerprint of the machine that compiled it."""
+    host: str | None = None
+    """The device that it is for, as the pipeline file names it; null is the machine of `environment`."""
     chosen: bool = False
     """True for the build to use on this target."""
     rejected_because: Text | None = None
@@ -214,95 +225,6 @@ class Build(Part):
     """Of these the convolutions; with 8 bits everywhere, int8 is the only key."""
     kept_float: tuple[KeptFloat, ...] = ()
     """Nodes of a half precision graph that stay in float32."""
-
-
-class Latency(Part):
-    """How long one inference takes on a target. A percentile with fewer than 10 samples beyond it is null."""
-
-    model_config = ConfigDict(extra="allow")
-
-    target: str
-    """Name of the target."""
-    runtime: str
-    """The inference engine."""
-    device: str
-    """The device, in the engine's words."""
-    model: str
-    """Role of the model, or the file that was measured."""
-    precision: str
-    """The precision of the build."""
-    batch: int
-    """Samples in one inference."""
-    threads: int
-    """Threads that the engine was given; 0 is its own choice."""
-    n: int
-    """Number of inferences measured."""
-    launches: int
-    """Number of processes that they are spread over."""
-    quick: bool
-    """True when the measurement was shortened."""
-    p50_ms: float
-    """Median wall time of one inference, in milliseconds."""
-    p90_ms: Measured = None
-    """90th percentile, in milliseconds."""
-    p95_ms: Measured = None
-    """95th percentile, in milliseconds."""
-    p99_ms: Measured = None
-    """99th percentile, in milliseconds."""
-    ci95: dict[str, Interval] = Field({})
-    """95% interval of each percentile, by the name of its field."""
-    throughput_per_s: Measured = None
-    """Samples per second, one inference after the other."""
-    load_ms: Measured = None
-    """Time to load the build, in milliseconds."""
-    first_ms: Measured = None
-    """Time of the first inference, in milliseconds."""
-    peak_rss_bytes: int | None = None
-    """Largest resident memory of the process, in bytes."""
-    steady: bool | None = None
-    """False when warming up did not settle in time."""
-    contended: bool | None = None
-    """True when more than a fifth of the samples were disturbed by other processes."""
-    throttled: bool | None = None
-    """True when the device slowed itself down; null when it does not say."""
-    power_mode: str | None = None
-    """Power mode of the device; null when it does not say."""
-    samples_path: RelativePath | None = None
-    """An .npz with the wall time of every inference: milliseconds under the model's name, or nanoseconds under
-    `<launch>/wall_ns` for each launch."""
-    cpu_p50_ms: Measured = None
-    """Median CPU time of one inference, in milliseconds."""
-    p99_9_ms: Measured = None
-    """99.9th percentile, in milliseconds."""
-
-
-class Comparison(Part):
-    """Two things measured interleaved, and which one is faster."""
-
-    a: str
-    """What is judged."""
-    b: str
-    """What it is judged against."""
-    measure: str
-    """What was compared, for example p50_ms."""
-    ratio: float
-    """The measure of a divided by that of b: below 1, a takes less."""
-    ci95: Interval = None
-    """95% interval of the ratio."""
-    verdict: Literal["faster", "slower", "equivalent", "inconclusive"]
-    """What a is, held against b."""
-    target: str | None = None
-    """Name of the target they were measured on."""
-    clock: Literal["wall", "cpu"] | None = Field(None, validation_alias=AliasChoices("clock", "led_by"))
-    """The clock behind ratio and verdict: wall, or cpu where other processes disturbed the wall clock."""
-    wall_ratio: Measured = None
-    """The ratio by wall time."""
-    wall_ci95: Interval = None
-    """95% interval of the ratio by wall time."""
-    cpu_ratio: Measured = None
-    """The ratio by CPU time; null where that means nothing."""
-    cpu_ci95: Interval = None
-    """95% interval of the ratio by CPU time."""
 
 
 class Gate(Part):
@@ -336,7 +258,7 @@ class Detail(Part):
     """A file with more than fits into the report."""
 
     kind: str
-    """What it holds: loss_curves, sensitivity, ladder, arms, layers, .."""
+    """What it holds: loss_curves, sensitivity, ladder, arms, layers, sustain, .."""
     path: RelativePath
     """Where it lies."""
 
@@ -380,6 +302,10 @@ class Report(Part):
     """Every latency measurement."""
     comparisons: tuple[Comparison, ...] = ()
     """Every interleaved comparison."""
+    throughput: tuple[Throughput, ...] = ()
+    """Every closed loop of several calls at once."""
+    load: tuple[Load, ...] = ()
+    """Every open loop of requests that arrive by chance."""
     gates: tuple[Gate, ...] = ()
     """Every budget."""
     details: tuple[Detail, ...] = ()
@@ -388,8 +314,7 @@ class Report(Part):
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a written report: every field is present in it, those without a value as null."""
-    schema = Report.model_json_schema(mode="serialization")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Report.model_json_schema(mode="serialization")}
 
 
 def schema_text() -> str:

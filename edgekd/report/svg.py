@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from types import MappingProxyType
 
 from edgekd.report.words import number
 
 WIDTH, HEIGHT = 440, 280
 SERIES_COLOURS = 8
+_PANEL = 78.0
 Point = tuple[float, float]
 
 
@@ -139,19 +141,52 @@ def short(content: str, most: int) -> str:
 
 
 def line_chart(
-    title: str, series: dict[str, list[Point]], *, x_label: str, y_label: str, log_x: bool = False, log_y: bool = False
+    title: str,
+    series: Mapping[str, Sequence[Point]],
+    *,
+    x_label: str,
+    y_label: str,
+    log_x: bool = False,
+    log_y: bool = False,
+    panels: Mapping[str, Sequence[Point]] = MappingProxyType({}),
+    also: Callable[[Scale, Scale], str] = lambda x, y: "",
+    room: Sequence[Point] = (),
+    notes: Sequence[str] = (),
 ) -> str:
-    """Curves with a legend below. A point that is not finite (or not positive on a log axis) breaks its curve."""
-    xs, ys = _scales([p for points in series.values() for p in points], log_x=log_x, log_y=log_y)
+    """Curves with a legend below. A point that is not finite (or not positive on a log axis) breaks its curve.
+
+    Args:
+        panels: further curves over the same x, each in a low panel of its own under the axis.
+        also: what else is drawn on the scales.
+        room: points that must lie within the axes, although no curve goes through them.
+        notes: what else there is to say, a line each, below the legend.
+    """
+    xs, ys = _scales([*(p for points in series.values() for p in points), *room], log_x=log_x, log_y=log_y)
     shown = _shown(log_x=log_x, log_y=log_y)
-    body = axes(xs, ys, x_label=x_label, y_label=y_label)
+    body = axes(xs, ys, x_label=x_label, y_label=y_label) + also(xs, ys)
     for i, points in enumerate(series.values()):
         pixels = [(xs(px), ys(py)) if shown((px, py)) else None for px, py in points]
         css = f"s{i % SERIES_COLOURS}"
         alone = len([p for p in pixels if p]) == 1
         body += polyline(pixels, f"curve {css}") + "".join(dot(p, f"mark {css}", "") for p in pixels if p and alone)
-    body += legend(list(series), HEIGHT + 12)
-    return frame(body, title=title, height=HEIGHT + 12 + 17 * len(series))
+    below = HEIGHT + 4.0
+    for label, points in panels.items():
+        body += _panel(xs, points, label, below)
+        below += _PANEL
+    body += legend(list(series), below + 8)
+    below += 8 + 17 * len(series)
+    body += "".join(text(10, below + 17 * i, short(note, 66)) for i, note in enumerate(notes))
+    return frame(body, title=title, height=below + 17 * len(notes))
+
+
+def _panel(x: Scale, points: Sequence[Point], label: str, top: float) -> str:
+    shown = _shown(log_x=False, log_y=False)
+    y = fit([p[1] for p in points], top + _PANEL - 8, top + 20)
+    body = text(4, top + 12, label)
+    for value in y.ticks(3):
+        body += line((x.start, y(value)), (x.end, y(value)), "grid")
+        body += text(x.start - 5, y(value) + 4, number(value), anchor="end")
+    return body + polyline([(x(px), y(py)) if shown((px, py)) else None for px, py in points], "curve s7")
 
 
 def _scales(points: list[Point], *, log_x: bool, log_y: bool) -> tuple[Scale, Scale]:

@@ -14,19 +14,23 @@ Rows = list[list[str]]
 _NUMERIC = re.compile(r"^[-+]?\d[\d.,]*(e[-+]?\d+)?\S{0,3}( ?(\S{1,3} )?\[.*\])?( \S{1,4})?$")
 
 
-def result_table(report: Report) -> Rows:
-    """One row per build, and per measured file without one: how right, fast and small, and if it is the chosen one."""
-    name = _metric_name(report)
-    header = ["target", "model", "precision", name, "p50 ms", "p99 ms", "size", "memory", "load ms", "layers", "result"]
-    rows = [header]
+def result_table(report: Report, *, compact: bool = False) -> Rows:
+    """One row per build, and per measured file without one: how right, fast and small, and if it is the chosen one.
+
+    A column for each metric; `compact` takes the intervals off several.
+    """
+    names = list(dict.fromkeys(metric.name for build in report.builds for metric in build.metrics))
+    measured = ["p50 ms", "p99 ms", "size", "memory", "load ms", "layers", "result"]
+    rows = [["target", "model", "precision", *names, *measured]]
     seen: set[int] = set()
     for build in report.builds:
         latency = latency_of(report, build)
         seen.update(i for i, row in enumerate(report.latency) if _same(row, build))
-        rows.append([build.target, build.model, build.precision, _quality(build, name), *_speed(build, latency)])
+        quality = [_quality(build, name, interval=not compact or len(names) == 1) for name in names]
+        rows.append([build.target, build.model, build.precision, *quality, *_speed(build, latency)])
     for index, row in enumerate(report.latency):
         if index not in seen:
-            rows.append([row.target, row.model, row.precision, "", *_speed(None, row)])
+            rows.append([row.target, row.model, row.precision, *[""] * len(names), *_speed(None, row)])
     return _tidy(rows)
 
 
@@ -85,6 +89,7 @@ def environment_table(report: Report) -> Rows:
     """Where the run took place, on what data, with what software."""
     e, git, data = report.environment, report.git, report.data
     sizes = data.n.model_dump(exclude_none=True) if data else {}
+    broken = data.broken_images if data else {}
     facts = {
         "run": report.run_id,
         "edgekd": report.edgekd_version,
@@ -101,6 +106,7 @@ def environment_table(report: Report) -> Rows:
         "data": data.fingerprint if data else "",
         "data licence": (data.licence or "") if data else "",
         "samples": ", ".join(f"{n} {split}" for split, n in sizes.items()),
+        "broken images left out": ", ".join(f"{n} {split}" for split, n in broken.items() if n),
         **e.packages,
     }
     return [["what", "value"], *([name, words.cell(value)] for name, value in facts.items() if value)]
@@ -108,7 +114,7 @@ def environment_table(report: Report) -> Rows:
 
 def render_text(report: Report) -> str:
     """The result table (without builds that of the networks), and the budgets if there are any, for a terminal."""
-    tables = [align(result_table(report)) or align(model_table(report)), align(gate_table(report))]
+    tables = [align(result_table(report, compact=True)) or align(model_table(report)), align(gate_table(report))]
     return "\n\n".join(table for table in tables if table)
 
 
@@ -154,15 +160,11 @@ def _same(row: Latency, build: Build) -> bool:
     return (row.target, row.model, row.precision) == (build.target, build.model, build.precision)
 
 
-def _metric_name(report: Report) -> str:
-    names = {metric.name for build in report.builds if (metric := main_metric(build))}
-    return names.pop() if len(names) == 1 else "metric"
-
-
-def _quality(build: Build, header: str) -> str:
-    metric = main_metric(build)
-    text = words.metric_value(metric)
-    return text if metric is None or metric.name == header else f"{metric.name} {text}"
+def _quality(build: Build, name: str, *, interval: bool) -> str:
+    metric = best_split(build.metrics, name)
+    if metric is None or interval:
+        return words.metric_value(metric)
+    return words.with_unit(words.number(metric.value), metric.unit)
 
 
 def _speed(build: Build | None, latency: Latency | None) -> list[str]:

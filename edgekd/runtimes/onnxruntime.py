@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from edgekd.runtimes.protocol import (
     Device,
     Layer,
     LayerTime,
+    Phases,
+    Stopwatch,
     Support,
     TensorInfo,
     engine_message,
@@ -78,6 +81,10 @@ class OnnxRuntime:
     def load(self, path: Path, *, device: str, threads: int) -> _Session:
         return _Session(path, device, threads)
 
+    def load_streams(self, path: Path, *, device: str, threads: int, streams: int) -> list[_Session]:
+        first = _Session(path, device, threads)
+        return [first, *(first.beside() for _ in range(streams - 1))]
+
     def profile(
         self, path: Path, feeds: Mapping[str, NDArray[Any]], *, device: str, threads: int, runs: int, max_s: float
     ) -> tuple[LayerTime, ...]:
@@ -97,10 +104,11 @@ class OnnxRuntime:
 def _tried(path: Path, device: str, threads: int) -> tuple[Any, Any, list[Layer], int]:
     """Inputs, outputs, executed layers, and how many nodes fell back to the CPU though another provider was asked for.
 
-    On the CPU the optimized graph says what runs. Elsewhere only a run does: the profile of one inference on noise.
+    On the CPU the optimized graph says what runs. Elsewhere, and where the package onnx is missing, which reads graphs,
+    only a run does: the profile of one inference on noise.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        if provider_named(device, _module().get_available_providers()) == CPU:
+        if provider_named(device, _module().get_available_providers()) == CPU and importlib.util.find_spec("onnx"):
             optimized = Path(scratch) / "optimized.onnx"
             session = _open(path, device, threads, optimized=optimized)
             layers = _layers(optimized) if optimized.exists() else []
@@ -110,7 +118,7 @@ def _tried(path: Path, device: str, threads: int) -> tuple[Any, Any, list[Layer]
         nodes = tried.nodes()
         tried.close()
     fallen = profiles.fallen_back(nodes, tried.provider)
-    if len(fallen) == len(nodes):
+    if fallen and len(fallen) == len(nodes):
         raise UnavailableError(
             f"ONNX Runtime ran no node of this network on {device}, all {len(nodes)} fell back to the CPU",
             hint="use device: CPU, or check the driver and the libraries of that provider",
@@ -127,12 +135,24 @@ class _Session:
     """A session with IO binding: inputs stay bound, outputs stay where ONNX Runtime puts them."""
 
     def __init__(self, path: Path, device: str, threads: int, profile: Path | None = None) -> None:
+        watch = Stopwatch()
         self._session = _open(path, device, threads, profile=profile)
+        self.phases = Phases(None, watch.lap_ms())  # one call does both
+        self._begin()
+
+    def _begin(self) -> None:
         self.provider = str(self._session.get_providers()[0])
         self._binding = self._session.io_binding()
         self.inputs, self.outputs = _tensors(self._session.get_inputs()), _tensors(self._session.get_outputs())
         self._bound: dict[str, Any] = {}
         self._rows = -1
+
+    def beside(self) -> _Session:
+        """Another binding over the same loaded network."""
+        other = object.__new__(_Session)
+        other._session, other.phases = self._session, self.phases
+        other._begin()
+        return other
 
     def bind(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         rows = len(next(iter(feeds.values())))

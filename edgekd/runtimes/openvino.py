@@ -20,6 +20,8 @@ from edgekd.runtimes.protocol import (
     Device,
     Layer,
     LayerTime,
+    Phases,
+    Stopwatch,
     Support,
     TensorInfo,
     engine_message,
@@ -63,7 +65,7 @@ class OpenVino:
         return _FLAVOURS[precision]
 
     def check(self, device: str, *, run: bool, precisions: Sequence[str] = ()) -> None:
-        core = _core()
+        core, device = _core(), _in_its_words(device)
         found = list(core.available_devices)
         missing = [name for name in named_devices(device) if not _is_there(name, found)]
         if missing:
@@ -80,7 +82,7 @@ class OpenVino:
                 )
 
     def compile(self, onnx: Path, folder: Path, *, device: str, threads: int, options: Mapping[str, Any]) -> Build:
-        core = _core()
+        core, device = _core(), _in_its_words(device)
         try:
             model = core.read_model(str(onnx))
             _module().save_model(model, str(folder / "model.xml"), compress_to_fp16=False)
@@ -110,6 +112,10 @@ class OpenVino:
     def load(self, path: Path, *, device: str, threads: int) -> _Session:
         return _Session(path, device, threads)
 
+    def load_streams(self, path: Path, *, device: str, threads: int, streams: int) -> list[_Session]:
+        first = _Session(path, device, threads, streams=streams)
+        return [first, *(first.beside() for _ in range(streams - 1))]
+
     def profile(
         self, path: Path, feeds: Mapping[str, NDArray[Any]], *, device: str, threads: int, runs: int, max_s: float
     ) -> tuple[LayerTime, ...]:
@@ -128,11 +134,36 @@ class OpenVino:
 class _Session:
     """One infer request with tensors bound beforehand: `infer([x])` costs 20 us more."""
 
-    def __init__(self, path: Path, device: str, threads: int, extra: Mapping[str, Any] = MappingProxyType({})) -> None:
-        core, properties = _core(), {**_properties(device, threads, _hint(path)), **extra}
+    def __init__(
+        self,
+        path: Path,
+        device: str,
+        threads: int,
+        extra: Mapping[str, Any] = MappingProxyType({}),
+        streams: int = 1,
+    ) -> None:
+        core, device = _core(), _in_its_words(device)
+        properties = {**_properties(device, threads, _hint(path), streams), **extra}
+        watch = Stopwatch()
         # A profile is of the model that is compiled here: what was imported cannot be asked for every counter.
         found = None if extra else openvino_blob.find(core, path, device=device, properties=properties)
-        self._compiled = found or core.compile_model(str(path), device, properties)
+        read_ms = None  # what was compiled before is checked, read and made ready in one
+        if found is None:
+            model = core.read_model(str(path))
+            read_ms = watch.lap_ms()
+            found = core.compile_model(model, device, properties)
+        self._compiled = found
+        self.phases = Phases(read_ms, watch.lap_ms())
+        self._begin()
+
+    def beside(self) -> _Session:
+        """Another request of the same compiled model."""
+        other = object.__new__(_Session)
+        other._compiled, other.phases = self._compiled, self.phases
+        other._begin()
+        return other
+
+    def _begin(self) -> None:
         self._request = self._compiled.create_infer_request()
         self.inputs, self.outputs = _tensors(self._compiled.inputs), _tensors(self._compiled.outputs)
         self._bound: dict[str, Any] = {}
@@ -202,6 +233,11 @@ def _since(means_ms: Sequence[float], warm: int) -> float:
     return round(max(half, total / (len(means_ms) - warm)), 4)
 
 
+def _in_its_words(device: str) -> str:
+    """A device as OpenVINO writes it, who knows capitals alone."""
+    return device.upper()
+
+
 def named_devices(device: str) -> list[str]:
     """The real devices in a device's name: `HETERO:GPU.1,CPU` names two, `AUTO` none, `AUTO:-GPU,CPU` CPU alone."""
     kind, _, rest = device.partition(":")
@@ -236,12 +272,18 @@ def _hint(path: Path) -> str:
     return str(precision)
 
 
-def _properties(device: str, threads: int, hint: str) -> dict[str, Any]:
-    """Latency of one request; float32 is float32 (the CPU plugin would run bf16 where the hardware has it)."""
-    properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
-    cpu: dict[str, Any] = {"NUM_STREAMS": "1"}
+def _properties(device: str, threads: int, hint: str, streams: int = 1) -> dict[str, Any]:
+    """Latency of one request; float32 is float32 (the CPU plugin would run bf16 where the hardware has it).
+
+    With several streams the engine is laid out for as many requests at once, `threads` of the CPU for each.
+    """
+    goal = "LATENCY" if streams == 1 else "THROUGHPUT"
+    properties: dict[str, Any] = {"PERFORMANCE_HINT": goal, "INFERENCE_PRECISION_HINT": hint}
+    if streams > 1:
+        properties["PERFORMANCE_HINT_NUM_REQUESTS"] = streams
+    cpu: dict[str, Any] = {"NUM_STREAMS": str(streams)}
     if threads:
-        cpu["INFERENCE_NUM_THREADS"] = threads
+        cpu["INFERENCE_NUM_THREADS"] = threads * streams
     if device.startswith(("CPU", "BATCH:CPU")):
         properties.update(cpu)
     elif device.partition(":")[0] in openvino_blob.VIRTUAL and not device.startswith("BATCH"):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Protocol  # noqa: UP035  see Arrays
+from typing import Any, Dict, Protocol, runtime_checkable  # noqa: UP035  see Arrays
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,11 +88,20 @@ class Build:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Phases:
+    """How long loading took, in milliseconds: reading the file, and making it ready. None: not apart from the other."""
+
+    read_ms: float | None
+    compile_ms: float | None
+
+
 class Session(Protocol):
     """A loaded build. Tensors are bound once and `run` is called many times: a call is the engine's work alone."""
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    phases: Phases
 
     def bind(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         """Bind one array to every input; shapes may differ from the last call in the batch axis."""
@@ -108,6 +117,25 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Free the engine's memory."""
+
+
+@runtime_checkable
+class TimedByDevice(Protocol):
+    """A session whose device has a clock of its own."""
+
+    def device_times(self, runs: int) -> DeviceTimes:
+        """Times of the steps of an inference on the bound arrays, by the device's clock."""
+
+
+@dataclass(frozen=True)
+class DeviceTimes:
+    """Medians in milliseconds by the device's clock: the network alone, the same as a recorded graph of kernels (None:
+    it cannot be recorded), inputs to the device, outputs back."""
+
+    compute_ms: float
+    graph_ms: float | None
+    h2d_ms: float
+    d2h_ms: float
 
 
 class Runtime(Protocol):
@@ -134,6 +162,12 @@ class Runtime(Protocol):
     def load(self, path: Path, *, device: str, threads: int) -> Session:
         """Load the file that `compile` left, pinned to `threads` threads (0: the engine's choice)."""
 
+    def load_streams(self, path: Path, *, device: str, threads: int, streams: int) -> Sequence[Session]:
+        """Sessions over one loaded build that may run at the same time, each in a thread of its own.
+
+        `threads` are those of each stream.
+        """
+
     def profile(
         self, path: Path, feeds: Mapping[str, NDArray[Any]], *, device: str, threads: int, runs: int, max_s: float
     ) -> tuple[LayerTime, ...]:
@@ -145,6 +179,33 @@ class Runtime(Protocol):
 
     def supports(self) -> Support:
         """The devices that the engine finds here and what it can build for."""
+
+
+def check_capabilities(engine: Runtime, wanted: Sequence[str]) -> None:
+    """See that an engine builds for these compute capabilities, e.g. "8.6".
+
+    Raises:
+        UnavailableError: the installed version does not; the hint names those that it builds for.
+    """
+    known = engine.supports().compute_capabilities if wanted else ()
+    unknown = [capability for capability in wanted if capability not in known]
+    if unknown:
+        raise UnavailableError(
+            f"{engine.name} {engine.version()} does not build for compute capability {unknown[0]}",
+            hint=f"compute_capabilities may hold: {', '.join(known)}",
+        )
+
+
+class Stopwatch:
+    """Milliseconds since it was made or last asked."""
+
+    def __init__(self) -> None:
+        self._at = time.perf_counter()
+
+    def lap_ms(self) -> float:
+        """Time since the last lap."""
+        before, self._at = self._at, time.perf_counter()
+        return (self._at - before) * 1e3
 
 
 def infer(session: Session, feeds: Mapping[str, NDArray[Any]]) -> Arrays:

@@ -24,6 +24,8 @@ ENGINE_PACKAGES = {
     "tensorrt": ("tensorrt",),
     "tensorrt_rtx": ("tensorrt-rtx",),
 }
+# The oldest major version of an engine that its adapter works with: TensorRT has strongly typed networks since 10.
+OLDEST = {"tensorrt": 10}
 
 
 def runtime(name: str) -> Runtime:

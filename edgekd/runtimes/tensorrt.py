@@ -18,7 +18,17 @@ from edgekd.errors import CompileError, UnavailableError
 from edgekd.runtimes import tensorrt_manifest as manifest
 from edgekd.runtimes import timing_cache
 from edgekd.runtimes.nvidia import dotted, gpu, has_gpu
-from edgekd.runtimes.protocol import Build, Device, Layer, LayerTime, Support, TensorInfo, installed_version
+from edgekd.runtimes.protocol import (
+    Build,
+    Device,
+    Layer,
+    LayerTime,
+    Support,
+    TensorInfo,
+    check_capabilities,
+    installed_version,
+)
+from edgekd.runtimes.registry import OLDEST
 from edgekd.runtimes.tensorrt_session import Log, TensorRtSession, inspect
 
 _FLAVOURS = {"f32": "f32", "f16": "f16", "bf16": "bf16", "int8": "int8_f16"}
@@ -41,7 +51,12 @@ class TensorRt:
         return _FLAVOURS[precision]
 
     def check(self, device: str, *, run: bool, precisions: Sequence[str] = ()) -> None:
-        self.version()
+        version, oldest = self.version(), OLDEST[self.name]
+        if int(version.partition(".")[0]) < oldest:
+            raise UnavailableError(
+                f"{self.name} {version} is too old: it has no strongly typed networks",
+                hint=f"install {self.name} {oldest} or later; on a Jetson it comes with JetPack 6.1",
+            )
         if not has_gpu():
             raise UnavailableError(
                 f"{self.name} needs an NVIDIA GPU, and none is here",
@@ -93,6 +108,10 @@ class TensorRt:
                 hint="run this target on the device; it was built, not measured",
             )
         return TensorRtSession(self._module(), path, version_compatible=bool(facts.get("version_compatible")))
+
+    def load_streams(self, path: Path, *, device: str, threads: int, streams: int) -> list[TensorRtSession]:
+        first = self.load(path, device=device, threads=threads)
+        return [first, *(first.beside() for _ in range(streams - 1))]
 
     def profile(
         self, path: Path, feeds: Mapping[str, NDArray[Any]], *, device: str, threads: int, runs: int, max_s: float
@@ -204,17 +223,12 @@ class TensorRtRtx(TensorRt):
 
     def _configure(self, trt: Any, builder: Any, network: Any, config: Any, options: Mapping[str, Any]) -> None:
         super()._configure(trt, builder, network, config, options)
-        names = [f"SM{dotted(c).replace('.', '')}" for c in options.get("compute_capabilities") or ()]
-        known = _architectures(trt)
-        for name in names:
-            if name not in known:
-                raise CompileError(
-                    f"{self.name} cannot build for {name}",
-                    hint=f"compute_capabilities may hold: {', '.join(map(dotted, known))}",
-                )
-        if names:
-            config.num_compute_capabilities = len(names)
-            for i, name in enumerate(names):
+        wanted = [dotted(capability) for capability in options.get("compute_capabilities") or ()]
+        check_capabilities(self, wanted)
+        if wanted:
+            config.num_compute_capabilities = len(wanted)
+            for i, capability in enumerate(wanted):
+                name = f"SM{capability.replace('.', '')}"
                 config.set_compute_capability(getattr(trt.ComputeCapability, name), i)
 
     def _make_portable(self, trt: Any, config: Any, options: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import BenchError, UnavailableError
-from edgekd.runtimes.protocol import Arrays, Layer, LayerTime, TensorInfo, executed_name, median_ms, run_for
+from edgekd.runtimes.cuda import cuda
+from edgekd.runtimes.protocol import (
+    Arrays,
+    DeviceTimes,
+    Layer,
+    LayerTime,
+    Phases,
+    Stopwatch,
+    TensorInfo,
+    executed_name,
+    median_ms,
+    run_for,
+)
 
 _NO_CUDA_NOISE = "cudaError"  # the last log line of a build without a GPU says nothing about the build
 
@@ -20,45 +32,110 @@ class TensorRtSession:
     """One execution context on a stream of its own; host arrays are copied in by `bind` and out by `fetch`."""
 
     def __init__(self, trt: Any, path: Path, *, version_compatible: bool = False) -> None:
-        self._cuda = _cuda()
+        watch = Stopwatch()
+        plan = path.read_bytes()
+        read_ms = watch.lap_ms()
         self._log = Log(trt)
+        self._cuda = cuda()
+        self._cuda.enter()
         self._runtime = trt.Runtime(self._log.native)
         if version_compatible:
             # Such an engine carries the runtime that it needs, as host code.
             self._runtime.engine_host_code_allowed = True
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise UnavailableError(
                 f"this GPU cannot load {path.name}: {self._log.last()}", hint="build it again on this device"
             )
-        self._context = self._engine.create_execution_context()
-        self._stream = self._cuda.cuda.Stream()
         self._trt = trt
-        self._device: dict[str, Any] = {}
+        self._begin()
+        self.phases = Phases(read_ms, watch.lap_ms())
+
+    def beside(self) -> TensorRtSession:
+        """Another context over the same engine, with a stream and buffers of its own."""
+        other = object.__new__(TensorRtSession)
+        other._log, other._cuda, other._runtime = self._log, self._cuda, self._runtime
+        other._engine, other._trt, other.phases = self._engine, self._trt, self.phases
+        other._begin()
+        return other
+
+    def _begin(self) -> None:
+        self._context = self._engine.create_execution_context()
+        self._stream = self._cuda.stream()
+        self._device: dict[str, int] = {}
+        self._host: dict[str, tuple[int, NDArray[Any]]] = {}
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self.inputs = tuple(self._tensor(n) for n in names if self._is_input(n))
         self.outputs = tuple(self._tensor(n) for n in names if not self._is_input(n))
 
     def bind(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        self._cuda.enter()
         for name, array in feeds.items():
-            self._device[name] = self._cuda.as_tensor(np.ascontiguousarray(array), device="cuda")
             if not self._context.set_input_shape(name, tuple(array.shape)):
                 raise BenchError(
                     f"the engine takes no input {tuple(array.shape)}", hint="raise the target's `max_batch`"
                 )
-            self._context.set_tensor_address(name, self._device[name].data_ptr())
+            self._buffer(name, tuple(array.shape), array.dtype)[...] = array
         for info in self.outputs:
-            shape = tuple(self._context.get_tensor_shape(info.name))
-            self._device[info.name] = self._cuda.empty(shape, dtype=getattr(self._cuda, info.dtype), device="cuda")
-            self._context.set_tensor_address(info.name, self._device[info.name].data_ptr())
+            self._buffer(info.name, tuple(self._context.get_tensor_shape(info.name)), np.dtype(info.dtype))
+        self._copy_in()
+        self._cuda.synchronize(self._stream)
 
     def run(self) -> None:
-        if not self._context.execute_async_v3(self._stream.cuda_stream):
-            raise BenchError(f"the engine did not run: {self._log.last()}", hint="build it again on this device")
-        self._stream.synchronize()
+        self._cuda.enter()
+        self._queue()
+        self._cuda.synchronize(self._stream)
 
     def fetch(self) -> Arrays:
-        return {info.name: self._device[info.name].cpu().numpy() for info in self.outputs}
+        self._cuda.enter()
+        self._copy_out()
+        self._cuda.synchronize(self._stream)
+        return {info.name: np.array(self._host[info.name][1]) for info in self.outputs}
+
+    def device_times(self, runs: int) -> DeviceTimes:
+        """Copies and kernels apart, by CUDA events; copies are from and to pinned memory."""
+        self._cuda.enter()
+        self.run()  # TensorRT records no graph of a context that never ran with these shapes
+        graph = self._cuda.record(self._queue, self._stream)
+        steps: dict[str, Callable[[], None]] = {"h2d": self._copy_in, "compute": self._queue, "d2h": self._copy_out}
+        if graph is not None:
+            steps["graph"] = lambda: self._cuda.launch(graph, self._stream)
+        times: dict[str, list[float]] = {name: [] for name in steps}
+        for _ in range(runs):
+            for name, step in steps.items():
+                times[name].append(self._cuda.time_ms(step, self._stream))
+        if graph is not None:
+            self._cuda.forget(graph)
+        found = {name: median_ms(each) for name, each in times.items()}
+        return DeviceTimes(found["compute"], found.get("graph"), found["h2d"], found["d2h"])
+
+    def _queue(self) -> None:
+        if not self._context.execute_async_v3(self._stream):
+            raise BenchError(f"the engine did not run: {self._log.last()}", hint="build it again on this device")
+
+    def _copy_in(self) -> None:
+        for info in self.inputs:
+            self._cuda.to_device(self._device[info.name], self._host[info.name][1], self._stream)
+
+    def _copy_out(self) -> None:
+        for info in self.outputs:
+            self._cuda.to_host(self._host[info.name][1], self._device[info.name], self._stream)
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """The host side of a tensor's two buffers, which are made anew when its shape changes."""
+        there = self._host.get(name)
+        if there is None or there[1].shape != shape or there[1].dtype != dtype:
+            self._free(name)
+            self._host[name] = self._cuda.host_array(shape, dtype)
+            self._device[name] = self._cuda.allocate(self._host[name][1].nbytes)
+            self._context.set_tensor_address(name, self._device[name])
+        return self._host[name][1]
+
+    def _free(self, name: str) -> None:
+        if name in self._device:
+            self._cuda.free(self._device.pop(name))
+        if name in self._host:
+            self._cuda.free_host(self._host.pop(name)[0])
 
     def profile(self, runs: int, max_s: float) -> tuple[LayerTime, ...]:
         """Times from TensorRT's own profiler, precisions from its inspector."""
@@ -81,6 +158,11 @@ class TensorRtSession:
         return None
 
     def close(self) -> None:
+        self._cuda.enter()
+        self._cuda.synchronize(self._stream)
+        for name in [*self._host]:
+            self._free(name)
+        self._cuda.close_stream(self._stream)
         del self._context, self._engine, self._runtime
 
     def _is_input(self, name: str) -> bool:
@@ -146,14 +228,3 @@ def _profiler(trt: Any) -> Any:
             self.ms.setdefault(layer_name, []).append(ms)
 
     return Times()
-
-
-def _cuda() -> Any:
-    """CUDA buffers and streams by torch: it is there wherever edgekd is installed."""
-    try:
-        import torch
-    except ImportError:
-        raise UnavailableError("running TensorRT needs torch with CUDA here", hint="pip install torch") from None
-    if not torch.cuda.is_available():
-        raise UnavailableError("the installed torch has no CUDA", hint="install a CUDA build of torch on this machine")
-    return torch

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.bench.remote import Made, Wish, compile_on
+from edgekd.bench.targets.protocol import Place
 from edgekd.errors import CompileError
 from edgekd.export.card import CARD, PREDICT, write_card
 from edgekd.export.flavours import quantize_skips_only, tensorrt_violations
@@ -24,9 +26,11 @@ from edgekd.runtimes.onnxruntime_providers import full_name
 from edgekd.runtimes.openvino import HINT
 from edgekd.runtimes.protocol import Build, Layer
 from edgekd.runtimes.registry import runtime
+from edgekd.runtimes.timing_cache import usual_place
 from edgekd.stages.context import Context, shipped_by
+from edgekd.stages.places import Places
 from edgekd.stages.precision import REWRITTEN, origin_of
-from edgekd.stages.settings import TargetSettings
+from edgekd.stages.settings import CompileStage, TargetSettings
 from edgekd.store import Artifact
 
 if TYPE_CHECKING:
@@ -68,9 +72,11 @@ def run(context: Context) -> None:
     """Compile every build; facts["builds"] describes them in order."""
     export = context.inputs["export"]
     builds = []
-    for order in orders(context, export):
-        context.tell(f"compile: {order.folder}")
-        builds.append(_build(context, order, export))
+    with Places(context.common.targets) as places:
+        for order in orders(context, export):
+            where = f" on {order.settings.host}" if order.settings.compiles_there else ""
+            context.tell(f"compile: {order.folder}{where}")
+            builds.append(_build(context, order, export, places))
     context.draft.facts.update(builds=builds)
 
 
@@ -89,23 +95,41 @@ def orders(context: Context, export: Artifact) -> Iterator[Order]:
             yield Order(name, target, "quantized" if precision == "int8" else shipped, precision)
 
 
-def _build(context: Context, order: Order, export: Artifact) -> dict[str, Any]:
+def _build(context: Context, order: Order, export: Artifact, places: Places) -> dict[str, Any]:
     engine = runtime(order.settings.runtime)
     folder = context.draft.folder / order.folder
     folder.mkdir(parents=True)
     flavour = engine.flavour(order.precision)
     source = source_of(order, flavour, export, folder)
-    started = time.monotonic()
-    build = engine.compile(
-        source.path, folder, device=order.settings.device_name, threads=1, options=_options(context, order)
-    )
-    context.draft.record[order.folder] = {"seconds": time.monotonic() - started}
-    write_card(folder, source.path, _engine(order, build))
+    made = _made(context, order, source, folder, places.of(order.target) if order.settings.compiles_there else None)
+    context.draft.record[order.folder] = {"seconds": made.seconds}
+    write_card(folder, source.path, _engine(order, made.build))
     if source.path.parent == folder:
         source.path.unlink()
-    (folder / "layers.json").write_text(json.dumps([vars(layer) for layer in build.layers], indent=1))
+    (folder / "layers.json").write_text(json.dumps([vars(layer) for layer in made.build.layers], indent=1))
     more = {"opset": source.opset, "kept_float": [vars(one) for one in source.kept]}
-    return _facts(order, flavour, build, folder) | more
+    return _facts(order, flavour, made, folder) | more
+
+
+def _made(context: Context, order: Order, source: Source, folder: Path, place: Place | None) -> Made:
+    if place is not None:
+        return _made_there(context, order, source, folder, place)
+    started, options = time.monotonic(), _options(context, order)
+    engine, device = runtime(order.settings.runtime), order.settings.device_name
+    build = engine.compile(source.path, folder, device=device, threads=1, options=options)
+    return Made(build, platform.machine(), time.monotonic() - started)
+
+
+def _made_there(context: Context, order: Order, source: Source, folder: Path, place: Place) -> Made:
+    """Made on the target's device. TensorRT's timing cache is kept here, for the device keeps nothing."""
+    options, timings = _options(context, order), None
+    if order.settings.runtime == "tensorrt":
+        gpu = place.about["machine"]["gpu"] or place.about["board"]
+        given = options["timing_cache"]
+        timings = Path(given) if given else usual_place(place.about["engines"]["tensorrt"], gpu)
+    settings, limit_s = order.settings, context.options(CompileStage).time_limit_s
+    wish = Wish(order.folder, settings.runtime, settings.device_name, order.precision, options, timings)
+    return compile_on(place, wish, source.path, folder, limit_s=limit_s)
 
 
 def _engine(order: Order, build: Build) -> dict[str, Any]:
@@ -175,7 +199,8 @@ def refuse_for_tensorrt(path: Path) -> None:
         )
 
 
-def _facts(order: Order, flavour: str, build: Build, folder: Path) -> dict[str, Any]:
+def _facts(order: Order, flavour: str, made: Made, folder: Path) -> dict[str, Any]:
+    build = made.build
     return {
         "target": order.target,
         "runtime": order.settings.runtime,
@@ -189,7 +214,7 @@ def _facts(order: Order, flavour: str, build: Build, folder: Path) -> dict[str, 
         "size_bytes": sum(p.stat().st_size for p in folder.iterdir() if p.name not in _BESIDE),
         "inputs": [info.as_dict() for info in build.inputs],
         "outputs": [info.as_dict() for info in build.outputs],
-        "built_on": " ".join([platform.machine(), *(f"{k} {v}" for k, v in sorted(build.facts.items()) if v)]),
+        "built_on": " ".join([made.arch, *(f"{k} {v}" for k, v in sorted(build.facts.items()) if v)]),
         "executed_precision": count_precisions(build.layers),
         "executed_convolutions": count_precisions(layer for layer in build.layers if "conv" in layer.kind.lower()),
     }

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgekd.bench.remote import answers_on
+from edgekd.bench.targets.protocol import Place
 from edgekd.data.table import Rows, row_groups
 from edgekd.errors import ParityError
 from edgekd.export import parity
@@ -26,6 +28,7 @@ from edgekd.stages.context import Context
 from edgekd.stages.feeds import feeds_of
 from edgekd.stages.ladder import Ladder, engine_fork
 from edgekd.stages.networks import CPU, data_facts, load_model, make_world, metrics
+from edgekd.stages.places import Places
 from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import EvaluateStage
 from edgekd.stages.tensors import FORK_SAMPLES, ROUNDED, anchors_of
@@ -34,6 +37,7 @@ from edgekd.train.evaluate import outputs, score_outputs
 from edgekd.train.world import World
 
 _READ_ROWS = 256
+_PART_BYTES = 64_000_000  # of samples that are sent to a device at once
 _FILE_ROWS = 512  # on which files are held against PyTorch before the engines have their turn
 
 
@@ -55,11 +59,12 @@ def run(context: Context) -> None:
     )
     ladder = Ladder(world, table.targets)
     _climb(context, ladder, world, table, found)
-    for build in context.inputs["compile"].facts["builds"] if "compile" in context.inputs else ():
-        facts = _evaluate_build(context, build, world, table, found, ladder)
-        context.draft.facts["builds"][build["folder"]] = facts
-        first = facts["metrics"][0]
-        context.tell(f"evaluate: {build['folder']}  {first['name']} {first['value']:.4f}")
+    with Places(context.common.targets) as places:
+        for build in context.inputs["compile"].facts["builds"] if "compile" in context.inputs else ():
+            facts = _evaluate_build(context, build, places.of(build["target"]), world, table, found, ladder)
+            context.draft.facts["builds"][build["folder"]] = facts
+            scored = ", ".join(f"{metric['name']} {metric['value']:.4f}" for metric in facts["metrics"])
+            context.tell(f"evaluate: {build['folder']}  {scored}")
     write_atomic(context.draft.folder / "ladder.json", json.dumps({"rows": ladder.rows}, indent=1))
 
 
@@ -116,37 +121,77 @@ def _scores(
 def _evaluate_build(
     context: Context,
     build: dict[str, Any],
+    place: Place | None,
     world: World,
     table: Rows,
     found: dict[str, dict[str, Tensor]],
     ladder: Ladder,
 ) -> dict[str, Any]:
     """Metrics of a build on its target, and how far it agrees with the PyTorch network that it was made from."""
-    options = context.options(EvaluateStage)
-    path = context.inputs["compile"].path(f"{build['folder']}/{build['file']}")
-    session = runtime(build["runtime"]).load(path, device=build["device"], threads=1)
-    batch = min(options.batch, build["max_batch"] or options.batch)
-    arrays = _infer(world, session, table, batch, _raw(context))
-    session.close()
+    split = context.options(EvaluateStage).split
+    rows = _sample(context, table) if place is not None else None
+    arrays = _answers(context, build, place, world, table, rows)
     result = {name: torch.from_numpy(np.asarray(array, dtype=np.float32)) for name, array in arrays.items()}
-    best = found[_best(context)]
-    reference = {name: value.numpy() for name, value in found[build["model"]].items()}
-    rung, model = f"the build {build['folder']}", f"{build['model']} in PyTorch"
-    same = ladder.climb(rung, {n: r.numpy() for n, r in result.items()}, model, reference)
+    right = found if rows is None else {role: _of(outputs, rows) for role, outputs in found.items()}
+    targets = table.targets if rows is None else _of(table.targets, rows)
+    reference = {name: value.numpy() for name, value in right[build["model"]].items()}
+    rung = f"the build {build['folder']}" + (" on its device" if place is not None else "")
+    model = f"{build['model']} in PyTorch"
+    same = ladder.climb(rung, {n: r.numpy() for n, r in result.items()}, model, reference, targets)
     assert same is not None
     try:
         # Float16 rounds like a quantized graph: it is judged by its noise.
         parity.require(rung, same, exact=build["precision"] == "f32", settings=_limits(context, build["model"]))
     except ParityError as error:
-        fork = _fork(context, build, world, table)
+        fork = _fork(context, build, world, table) if place is None else None
         words = f"; {fork.words()}" if fork is not None else ""
-        weak = build["precision"] == "int8" and build["device"] == "CPU" and saturation.saturates()
+        weak = place is None and build["precision"] == "int8" and build["device"] == "CPU" and saturation.saturates()
         raise ParityError(f"{error.message}{words}", hint=saturation.HINT if weak else error.hint) from None
+    best = right[_best(context)]
+    scored = metrics(_scores(world, result, targets, best), split)
+    if rows is not None:  # a drop is judged on the same samples
+        others = {role: _scores(world, outputs, targets, best) for role, outputs in right.items()}
+        for row in scored:
+            row["same_samples"] = {role: scores[row["name"]].value for role, scores in others.items()}
     return {
-        "metrics": metrics(_scores(world, result, table.targets, best), options.split),
-        "difference": _difference(context, world, result, table.targets, best),
+        "metrics": scored,
+        "difference": _difference(context, world, result, targets, best),
         "parity": {**same.facts(), "reference": model},
     }
+
+
+def _sample(context: Context, table: Rows) -> Tensor | None:
+    """The rows that a device answers, int64 in ascending order; None: all of them."""
+    most = context.options(EvaluateStage).device_samples
+    if len(table) <= most:
+        return None
+    drawn = torch.randperm(len(table), generator=torch.Generator().manual_seed(context.common.seed))
+    return drawn[:most].sort().values
+
+
+def _of(values: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    return {name: each[rows.to(each.device)] for name, each in values.items()}
+
+
+def _answers(
+    context: Context, build: dict[str, Any], place: Place | None, world: World, table: Rows, rows: Tensor | None
+) -> Arrays:
+    """Outputs of a build over a table, or some rows of it, in its engine: here, or at its place."""
+    options = context.options(EvaluateStage)
+    path = context.inputs["compile"].path(f"{build['folder']}/{build['file']}")
+    batch = min(options.batch, build["max_batch"] or options.batch)
+    if place is None:
+        session = runtime(build["runtime"]).load(path, device=build["device"], threads=1)
+        arrays = _infer(world, session, table, batch, _raw(context))
+        session.close()
+        return arrays
+    inputs, raw = [info["name"] for info in build["inputs"]], _raw(context)
+    row_bytes = sum(array.nbytes for array in feeds_of(world, inputs, table.take(torch.arange(1)), raw).values())
+    whole = torch.arange(len(table)) if rows is None else rows
+    parts = table.batches(torch.split(whole, max(batch, _PART_BYTES // row_bytes // batch * batch)))
+    model = {"name": build["folder"], "runtime": build["runtime"], "device": build["device"]}
+    fed = (feeds_of(world, inputs, part, raw) for part in parts)
+    return answers_on(place, model, path, fed, batch=batch, limit_s=options.time_limit_s)
 
 
 def _difference(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 
+from edgekd.data.settings import DataSettings
+from edgekd.data.sources import IMAGE_SOURCES
 from edgekd.data.table import Rows
 from edgekd.errors import ConfigError
 from edgekd.export.parity import Arrays
@@ -43,7 +45,7 @@ def raw_images(common: Common) -> tuple[str, ...]:
         kinds = ", ".join(f"{name} is {kind}" for name, kind in shown.items())
         raise ConfigError(
             f"raw_input: no input of the data is an image of uint8 ({kinds})",
-            hint="remove `raw_input`, or give the data as images: parquet, folder, or npz with uint8 (N, C, H, W)",
+            hint="remove `raw_input`, or give the data as images in files, or npz with uint8 (N, C, H, W)",
         )
     return found
 
@@ -66,17 +68,25 @@ def preparation(common: Common, names: Iterable[str], *, raw: bool) -> dict[str,
             "normalized_by": "the file" if name in frames else "the caller",
         }
         if x.dtype == torch.uint8:
-            decoded = settings.source in ("parquet", "folder")
+            decoded = settings.source in IMAGE_SOURCES
             facts |= {"pixels": [0, 255], "channels": _channels(x.shape[1], decoded=decoded)}
-            facts["resize"] = _RESIZE if decoded and settings.size is not None else None
+            facts["background"] = settings.background if decoded else None
+            facts["resize"] = _resize(settings) if decoded and settings.size is not None else None
         elif settings.source == "digits":
             facts |= {"pixels": [0, 1], "channels": "grey", "resize": None}
         found[name] = facts
     return found
 
 
-# What readers/images.py does where `data.size` is given.
-_RESIZE: Mapping[str, Any] = {"filter": "bilinear", "antialias": True, "keep_aspect": False, "crop": None}
+def _resize(settings: DataSettings) -> dict[str, Any]:
+    """What readers/images.py does where `data.size` is given."""
+    return {
+        "filter": settings.interpolation,
+        "antialias": settings.interpolation != "nearest",
+        "fit": settings.fit,
+        "keep_aspect": settings.fit != "stretch",
+        "crop": settings.crop_share if settings.fit == "crop" else None,
+    }
 
 
 def _sample_shape(shape: torch.Size, *, frame: bool) -> list[int]:

@@ -14,6 +14,7 @@ from edgekd.stages.settings import (
     ExportStage,
     ModelStage,
     QuantizeStage,
+    TargetSettings,
     TeacherStage,
 )
 
@@ -55,6 +56,11 @@ def needs_of(name: str, settings: Settings) -> tuple[tuple[str, ...], ...]:
     if isinstance(settings, DistillStage) and not settings.needs_teacher:
         return ()
     return KINDS[name].needs
+
+
+def works_there(name: str, target: TargetSettings) -> bool:
+    """Whether a stage does its work for this target on another device."""
+    return target.compiles_there if name == "compile" else target.host is not None and name in ("evaluate", "bench")
 
 
 KINDS: dict[str, StageKind] = {
@@ -100,11 +106,11 @@ KINDS: dict[str, StageKind] = {
             "compile",
             CompileStage,
             "edgekd.stages.compile:run",
-            ("runtimes", "export"),
+            ("runtimes", "export", "bench"),
             ("onnx",),
             needs=(("export",),),
             takes=("export",),
-            shares=("precision",),
+            shares=("places", "precision"),
             reads_data=False,
             on_targets=True,
         ),
@@ -112,12 +118,12 @@ KINDS: dict[str, StageKind] = {
             "evaluate",
             EvaluateStage,
             "edgekd.stages.evaluate:run",
-            (*_TRAINING, "quantize", "export", "runtimes"),
+            (*_TRAINING, "quantize", "export", "runtimes", "bench"),
             (*_TORCH, "onnx", *PACKAGES),
             needs=(_NETWORKS,),
             takes=(*_NETWORKS, "quantize", "export", "compile"),
             on_targets=True,
-            shares=("compile", "feeds", "networks", "quantized", "ladder", "precision", "tensors"),
+            shares=("compile", "feeds", "networks", "quantized", "ladder", "places", "precision", "tensors"),
         ),
         StageKind(
             "bench",

@@ -36,8 +36,18 @@ class Ladder:
     targets: Mapping[str, Tensor]
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def climb(self, rung: str, outputs: Arrays, against: str = "", reference: Arrays | None = None) -> Parity | None:
-        """Add a rung; outputs may be of the first samples only. What it was held against is handed back."""
+    def climb(
+        self,
+        rung: str,
+        outputs: Arrays,
+        against: str = "",
+        reference: Arrays | None = None,
+        targets: Mapping[str, Tensor] | None = None,
+    ) -> Parity | None:
+        """Add a rung; outputs may be of the first samples only. What it was held against is handed back.
+
+        `targets`: those of the samples, where they are not the first of the table.
+        """
         n = len(next(iter(outputs.values())))
         row: dict[str, Any] = {"rung": rung, "against": against or None, "n": n}
         found = None
@@ -45,15 +55,16 @@ class Ladder:
             right = {name: values[:n] for name, values in reference.items()}
             found = parity.compare(outputs, right, {head.output: head.task for head in self.world.heads})
             row |= {"max_abs_error": found.max_abs_error, "agreement": min(found.agreement.values())}
-        self.rows.append(row | {name: score.value for name, score in self._scores(outputs, n).items()})
+        scores = self._scores(outputs, n, self.targets if targets is None else targets)
+        self.rows.append(row | {name: score.value for name, score in scores.items()})
         return found
 
-    def _scores(self, outputs: Arrays, n: int) -> Mapping[str, Score]:
-        heads: Sequence[HeadSettings] = [head for head in self.world.heads if head.target in self.targets]
+    def _scores(self, outputs: Arrays, n: int, targets: Mapping[str, Tensor]) -> Mapping[str, Score]:
+        heads: Sequence[HeadSettings] = [head for head in self.world.heads if head.target in targets]
         if not heads:
             return {}
         found = {name: torch.from_numpy(np.asarray(values, dtype=np.float32)) for name, values in outputs.items()}
-        return score_outputs(self.world, found, {name: values[:n] for name, values in self.targets.items()})
+        return score_outputs(self.world, found, {name: values[:n] for name, values in targets.items()})
 
 
 def engine_fork(

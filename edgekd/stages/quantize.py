@@ -68,6 +68,8 @@ class _Lesson:
         """The phases that the options ask for."""
         options = self.options
         recipe = self._recipe(options.task_weight if options.qkd is None else 1.0)
+        if options.arms:
+            recipe.needs_targets("quantize.arms")
         if options.qkd is not None and options.passes():
             tutor = self.teachers[0]
             return qkd(recipe, self._edit(recipe), tutor, options.qkd.epochs(options.passes()))
@@ -153,11 +155,12 @@ class _Work(_Lesson):
         ways = {"calibration alone": (quantization_aware(still, self._edit(still), []), QUANTIZED)}
         if epochs:
             alone, taught = self._recipe(1.0), self._recipe(0.0)
-            if any(head.target for head in self.context.common.heads):
-                ways["targets alone"] = (quantization_aware(alone, self._edit(alone), []), QUANTIZED)
-                longer = alone.alone("longer", "float", start=(Copy(ORIGINAL, "longer"),))
-                ways["float, as much longer"] = ([longer], "longer")
+            ways["targets alone"] = (quantization_aware(alone, self._edit(alone), []), QUANTIZED)
+            longer = alone.alone("longer", "float", start=(Copy(ORIGINAL, "longer"),))
+            ways["float, as much longer"] = ([longer], "longer")
             ways["self-distillation"] = (quantization_aware(taught, self._edit(taught), [ORIGINAL]), QUANTIZED)
+        else:
+            self.context.tell(f"{self.context.stage}: note: with 0 epochs no arm is trained")
         found = {}
         for name, (phases, learner) in ways.items():
             self.context.tell(f"{self.context.stage}: arm {name}")

@@ -172,6 +172,7 @@ class QuantizeStage(TrainOverrides, QuantizationSettings):
         if self.qkd is not None and self.task_weight:
             raise ValueError("task_weight does nothing in qkd, where the task always counts 1 | remove it")
         idle = self.model_fields_set & {*TrainOverrides.model_fields, "task_weight", "temperature", *learning}
+        idle |= {"arms"} if self.arms else set()
         if idle and "epochs" not in self.model_fields_set and not self.passes():
             raise ValueError(f"{min(idle)} does nothing in calibration alone | add `self_distillation: true`")
         return self
@@ -184,6 +185,9 @@ class ExportStage(ExportSettings):
 class CompileStage(Settings):
     """Builds every target and precision, and reads which precision each layer executes in."""
 
+    time_limit_s: float = Field(default=3600.0, gt=0)
+    """Seconds after which a build on another device is ended, and the stage fails."""
+
 
 class EvaluateStage(Settings):
     """Scores every network and every build. The one stage that reads the test split."""
@@ -192,6 +196,11 @@ class EvaluateStage(Settings):
     """Which split is scored."""
     batch: int = Field(default=64, ge=1)
     """Samples in one inference of a build; with TensorRT at most its target's `max_batch`."""
+    device_samples: int = Field(default=1000, ge=2)
+    """Samples of the split, drawn by seed, that a build answers on another device (`host:` of its target); all of them
+    if there are no more. A `metric_drop` there is of the same samples on both sides."""
+    time_limit_s: float = Field(default=900.0, gt=0)
+    """Seconds that another device has for a part of the samples (at most 64 MB of them)."""
 
 
 class BenchStage(BenchSettings):
@@ -199,11 +208,14 @@ class BenchStage(BenchSettings):
 
     def problems(self, targets: Mapping[str, TargetSettings]) -> list[tuple[str, str]]:
         """What does not fit the targets: (message, hint)."""
-        small = [name for name, target in targets.items() if target.is_tensorrt and target.max_batch < self.batch]
+        batches = self.throughput.batches if self.throughput and self.throughput.batches != "auto" else ()
+        largest = max(self.batch, *batches) if batches else self.batch
+        small = [name for name, target in targets.items() if target.is_tensorrt and target.max_batch < largest]
         if not small:
             return []
-        words = f"bench.batch {self.batch} is above max_batch {targets[small[0]].max_batch} of target {small[0]}"
-        return [(words, f"give the target max_batch: {self.batch}, or bench a smaller batch")]
+        option = "bench.batch" if largest == self.batch else "bench.throughput.batches"
+        words = f"{option} {largest} is above max_batch {targets[small[0]].max_batch} of target {small[0]}"
+        return [(words, f"give the target max_batch: {largest}, or bench a smaller batch")]
 
 
 class ModelStage(ModelSettings):
@@ -216,17 +228,20 @@ class TargetSettings(Settings):
     runtime: Literal["openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"]
     """The inference engine."""
     device: str | None = Field(default=None, min_length=1)
-    """The device in the engine's words; `edgekd doctor` lists those that are here. OpenVINO: CPU (default), GPU, GPU.1,
-    NPU, AUTO, HETERO:GPU,CPU. ONNX Runtime: its provider, CPU (default), CUDA, TensorRT, OpenVINO, DirectML, CoreML, ..
-    or any by its full name. TensorRT always uses the GPU."""
+    """The device in the engine's words, in any case; `edgekd doctor` lists those that are here. OpenVINO: CPU
+    (default), GPU, GPU.1, NPU, AUTO, HETERO:GPU,CPU. ONNX Runtime: its provider, CPU (default), CUDA, TensorRT,
+    OpenVINO, DirectML, CoreML, .. or any by its full name. TensorRT always uses the GPU."""
     precision: tuple[Literal["f32", "f16", "bf16", "int8"], ...] = Field(default=("f32", "int8"), min_length=1)
     """Precisions to build. int8 needs the `quantize` stage; a float build to compare with is then made too: f32 unless
     one is named, and with TensorRT f16. f16: TensorRT, ONNX Runtime, and OpenVINO's devices that have it (GPU, NPU).
     bf16: TensorRT (from compute capability 8.0 on), and OpenVINO's devices that have it (CPUs with AVX512-BF16 or AMX).
     """
     host: str | None = None
-    """The device that measures the builds, over ssh: ssh://user@host:port, or a name of `edgekd target add`. Builds are
-    made and evaluated on this machine (runtimes openvino and onnxruntime)."""
+    """The device that the builds are for, over ssh: ssh://user@host:port, or a name of `edgekd target add`. They are
+    compiled (see `compile_on`), evaluated and measured there."""
+    compile_on: Literal["device", "host"] | None = None
+    """Where builds of a target with `host:` are made: on that `device` (the default; executed precisions are then what
+    it does), or on the `host`, this machine. TensorRT's engines belong to the GPU that made them: always there."""
     compute_capabilities: tuple[Annotated[str, AfterValidator(_capability)], ...] = ()
     """GPU architectures to build for, e.g. ["8.6", "8.9"] (tensorrt_rtx only; empty: 8.0 and all later ones)."""
     max_batch: int = Field(default=64, ge=1)
@@ -266,6 +281,11 @@ class TargetSettings(Settings):
         return next(precision for precision in _WIDEST_FIRST if precision in self.precisions)
 
     @property
+    def compiles_there(self) -> bool:
+        """Whether builds are made on the device of `host:`, not here."""
+        return self.host is not None and self.compile_on != "host"
+
+    @property
     def is_tensorrt(self) -> bool:
         """Whether one of the TensorRT family builds for this target."""
         return self.runtime.startswith("tensorrt")
@@ -273,18 +293,21 @@ class TargetSettings(Settings):
     @property
     def device_name(self) -> str:
         """The device with the engine's default filled in."""
-        return self.device or ("GPU" if self.is_tensorrt else "CPU")
+        return "GPU" if self.is_tensorrt else self.device or "CPU"
 
     @model_validator(mode="after")
     def _fits_the_engine(self) -> TargetSettings:
         if len(set(self.precision)) < len(self.precision):
             raise ValueError("precision names one twice | name each precision once")
-        if self.is_tensorrt and self.device_name != "GPU":
+        if self.is_tensorrt and self.device is not None and self.device.upper() != "GPU":
             raise ValueError(f"{self.runtime} runs on the GPU, not on {self.device} | leave `device:` out")
         self._owns({"max_batch", "opt_batch", "workspace_bytes", "optimization_level", "residual"}, *_TENSORRT)
         self._owns({"timing_cache", "hardware_compatibility", "version_compatible"}, "tensorrt")
         self._owns({"compute_capabilities"}, "tensorrt_rtx")
-        self._owns({"host"}, "openvino", "onnxruntime")
+        if self.compile_on is not None and self.host is None:
+            raise ValueError("compile_on does nothing without a device | add `host:`, or remove it")
+        if self.runtime == "tensorrt" and self.compile_on == "host":
+            raise ValueError("an engine of tensorrt belongs to the GPU that made it | leave compile_on out")
         if self.opt_batch is not None and self.opt_batch > self.max_batch:
             raise ValueError(f"opt_batch {self.opt_batch} is above max_batch {self.max_batch} | raise max_batch")
         if self.residual == "skip" and "int8" not in self.precision:

@@ -3,62 +3,58 @@
 objects/ab/abcd../meta.json   every file's sha256, the artefact's digest, facts
 objects/ab/abcd../..          the files
 work/<key>/                   checkpoints of a stage that has not finished
+staging/<key>.<token>/        an artefact that is not whole yet, or no longer
 locks/<key>                   held while a stage works on that key
+runs/<pipeline>.<token>.json  keys that a run uses: `gc` leaves them alone
 memo.json                     digests of data files by path, size and time
+
+Behind the folder may stand further levels (a store that is only read, a remote one): what is missing here is copied
+from them, verified.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from edgekd.errors import TryAgainError
-from edgekd.files import canonical_json, lock, sha256_file, sha256_json, write_atomic
-
-_META = "meta.json"
-_STALE_S = 3600.0
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A finished result of a stage: a folder, the sha256 of each file in it, and the facts the stage stated.
-
-    `record` is what may differ between two runs that built the same thing (seconds); it is not part of the digest.
-    """
-
-    key: str
-    folder: Path
-    files: dict[str, str]
-    facts: dict[str, Any]
-    record: dict[str, Any]
-    digest: str
-
-    def path(self, name: str) -> Path:
-        """Path of one file of the artefact."""
-        return self.folder / name
+from edgekd.files import lock, sha256_file, sync_folder, write_atomic
+from edgekd.store.artifact import META, Artifact, Draft, Place, meta_text, parse_meta, problems_of, strangers_in
+from edgekd.store.usage import Usage
 
 
-@dataclass
-class Draft:
-    """What a stage fills while it works: files in `folder`, `facts`, `record`."""
+class Level(Protocol):
+    """Where artefacts may lie that this store lacks."""
 
-    folder: Path
-    facts: dict[str, Any] = field(default_factory=dict)
-    record: dict[str, Any] = field(default_factory=dict)
+    place: Place
+
+    def peek(self, key: str) -> Artifact | None:
+        """What is known of an artefact without its files, which need not be whole."""
+        ...
+
+    def fetch(self, key: str, folder: Path) -> Artifact | None:
+        """Copy an artefact's files into a folder, verified; None where it has none, or no whole one."""
+        ...
 
 
 class Store:
-    """Artefacts below one folder."""
+    """Artefacts below one folder.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    `behind`: levels that artefacts are copied from when they are missing here. `pushes`: brings one to a remote store,
+    where it may. `tell` takes warnings. `damaged` holds by key what was wrong with artefacts that were found damaged.
+    """
+
+    def __init__(self, root: Path, *, behind: Sequence[Level] = ()) -> None:
+        self.root, self.behind = root, tuple(behind)
+        self.tell: Callable[[str], None] = lambda text: None
+        self.pushes: Callable[[Artifact], None] | None = None
+        self.damaged: dict[str, str] = {}
+        self._usage: Usage | None = None
 
     @property
     def memo(self) -> Path:
@@ -66,46 +62,64 @@ class Store:
         return self.root / "memo.json"
 
     def get(self, key: str, *, verify: bool = True) -> Artifact | None:
-        """The artefact of a key, or None. One that fails verification is removed: it is built again, never served."""
-        folder = self._object(key)
-        try:
-            meta = json.loads((folder / _META).read_text())
-            artifact = Artifact(key, folder, meta["files"], meta["facts"], meta["record"], meta["digest"])
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError):
+        """The artefact of a key in this folder, or None. A damaged one is removed: it is built again, never served."""
+        artifact, wrong = self._read(key, verify=verify)
+        if not wrong:
+            if artifact is not None and verify:
+                with contextlib.suppress(OSError):  # its time is that of the last use
+                    os.utime(artifact.path(META))
+            return artifact
+        # Whoever holds the key may be replacing it at this moment, and will publish over it.
+        with contextlib.suppress(TryAgainError), self.locked(key, timeout_s=0):
+            artifact, wrong = self._read(key, verify=verify)
+            if not wrong:
+                return artifact
             self.discard(key)
-            return None
-        if verify and self.problems(artifact):
-            self.discard(key)
-            return None
+        self._warn_of(key, wrong)
+        return None
+
+    def find(self, key: str, *, far: bool = True) -> Artifact | None:
+        """The artefact of a key, here or (`far`) on the levels behind, from which it is copied; or None."""
+        self.use(key)
+        artifact = self.get(key)
+        for level in self.behind if artifact is None else ():
+            if far or level.place == "local":
+                artifact = self._copied(key, level)
+            if artifact is not None:
+                break
         return artifact
 
-    def problems(self, artifact: Artifact) -> list[str]:
-        """What is wrong with a stored artefact: missing, changed or unknown files."""
-        found = []
-        if artifact.digest != _digest(artifact.files, artifact.facts):
-            found.append(f"{artifact.key[:12]}: meta.json was changed")
-        for name, sha256 in artifact.files.items():
-            path = artifact.path(name)
-            if not path.is_file():
-                found.append(f"{artifact.key[:12]}: {name} is missing")
-            elif sha256_file(path) != sha256:
-                found.append(f"{artifact.key[:12]}: {name} was changed")
-        return found
+    def peek(self, key: str, *, far: bool = True) -> Artifact | None:
+        """The artefact of a key as `find` gives it, but where it lies on a level behind its files stay there."""
+        artifact = self.get(key)
+        for level in self.behind if artifact is None else ():
+            if artifact is None and (far or level.place == "local"):
+                artifact = level.peek(key)
+        return artifact
+
+    def use(self, key: str) -> None:
+        """Note that the run at work uses a key."""
+        if self._usage is not None:
+            self._usage.add(key)
+
+    @contextlib.contextmanager
+    def in_use_by(self, pipeline: str) -> Iterator[Usage]:
+        """While a run of a pipeline works, `collect` leaves alone what it uses; afterwards until its next whole run."""
+        with Usage.open(self.root, pipeline) as self._usage:
+            yield self._usage
+        self._usage = None
 
     @contextlib.contextmanager
     def publish(self, key: str) -> Iterator[Draft]:
-        """Give a draft to fill; on a clean exit it becomes the artefact of the key."""
-        staging = self.root / "staging" / f"{key}.{os.getpid()}"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        draft = Draft(staging)
+        """Give a draft to fill; on a clean exit it becomes the artefact of the key. The caller holds the key."""
+        for left in self.root.glob(f"staging/{key}.*"):  # by a run that was killed: whoever publishes holds the key
+            shutil.rmtree(left, ignore_errors=True)
+        draft = Draft(self._staging(key))
         try:
             yield draft
             self._commit(key, draft)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(draft.folder, ignore_errors=True)
         shutil.rmtree(self.work(key, create=False), ignore_errors=True)
 
     def work(self, key: str, *, create: bool = True) -> Path:
@@ -132,72 +146,99 @@ class Store:
 
     def discard(self, key: str) -> None:
         """Take an artefact out of service at once, then delete it."""
-        folder = self._object(key)
-        if not folder.exists():
-            return
-        bin_ = self.root / "staging" / f"discarded.{key[:16]}.{os.getpid()}"
+        bin_ = self.retire(key)
+        if bin_ is not None:
+            shutil.rmtree(bin_, ignore_errors=True)
+
+    def retire(self, key: str) -> Path | None:
+        """Take an artefact out of service by one rename; returns where it lies now."""
+        bin_ = self.root / "staging" / f"{key}.{uuid.uuid4().hex[:12]}"
         bin_.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            folder.replace(bin_)
-        shutil.rmtree(bin_, ignore_errors=True)
+        try:
+            self.object(key).replace(bin_)
+        except FileNotFoundError:
+            return None
+        return bin_
 
     def all(self) -> list[Artifact]:
-        """Every artefact, without verification, the newest first."""
-        metas = sorted(self.root.glob(f"objects/*/*/{_META}"), key=lambda p: p.stat().st_mtime, reverse=True)
-        found = (self.get(meta.parent.name, verify=False) for meta in metas)
+        """Every artefact whose meta.json is whole, its files not verified, the last used first."""
+        metas = sorted(self.root.glob(f"objects/*/*/{META}"), key=lambda p: p.stat().st_mtime, reverse=True)
+        found = (self._read(meta.parent.name, verify=False)[0] for meta in metas)
         return [artifact for artifact in found if artifact is not None]
 
-    def collect(self, *, keep: int) -> tuple[int, int]:
-        """Delete all but the `keep` newest artefacts and caches, and abandoned work; return (count, bytes) gone."""
-        count = size = 0
-        for artifact in self.all()[keep:]:
-            size += _size(artifact.folder)
-            count += 1
-            self.discard(artifact.key)
-        caches = sorted(self.root.glob("caches/*/*"), key=lambda p: p.stat().st_mtime, reverse=True)
-        for folder in caches[keep:]:
-            size += _size(folder)
-            count += 1
-            shutil.rmtree(folder, ignore_errors=True)
-        for pattern in ("work/*", "staging/*"):
-            for folder in self.root.glob(pattern):
-                if time.time() - folder.stat().st_mtime > _STALE_S and not self._in_use(folder.name.split(".")[0]):
-                    size += _size(folder)
-                    shutil.rmtree(folder, ignore_errors=True)
-        return count, size
+    def check(self) -> tuple[int, list[str]]:
+        """Number of artefacts, and what is wrong with them: missing, changed and unknown files. Nothing is removed."""
+        keys = sorted(path.name for path in self.root.glob("objects/*/*"))
+        problems = []
+        for key in keys:
+            artifact, wrong = self._read(key, verify=True)
+            wrong += strangers_in(artifact) if artifact is not None else []
+            if artifact is None and not wrong:
+                wrong = [f"{META} is missing"]
+            problems += [f"{key[:12]}: {text}" for text in wrong]
+        return len(keys), problems
 
-    def _commit(self, key: str, draft: Draft) -> None:
-        staging = draft.folder
-        paths = sorted(p for p in staging.rglob("*") if p.is_file())
-        files = {}
-        for path in paths:
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-            files[path.relative_to(staging).as_posix()] = sha256_file(path)
-        facts = json.loads(canonical_json(draft.facts))
-        meta = {"key": key, "files": files, "facts": facts, "record": draft.record, "digest": _digest(files, facts)}
-        write_atomic(staging / _META, json.dumps(meta, indent=1, sort_keys=True))
-        self.discard(key)
-        target = self._object(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging.replace(target)
-
-    def _in_use(self, key: str) -> bool:
-        """Whether a run holds this key: however long ago it last wrote, its work is not abandoned."""
-        try:
-            with self.locked(key, timeout_s=0):
-                return False
-        except TryAgainError:
-            return True
-
-    def _object(self, key: str) -> Path:
+    def object(self, key: str) -> Path:
+        """The folder of a key's artefact."""
         return self.root / "objects" / key[:2] / key
 
+    def _read(self, key: str, *, verify: bool) -> tuple[Artifact | None, list[str]]:
+        """The artefact of a key, and what is wrong with it."""
+        folder = self.object(key)
+        try:
+            artifact = parse_meta(key, folder, (folder / META).read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None, []
+        except ValueError as error:
+            return None, [str(error)]
+        return artifact, problems_of(artifact) if verify else []
 
-def _digest(files: dict[str, str], facts: dict[str, Any]) -> str:
-    return sha256_json({"files": files, "facts": facts})
+    def _warn_of(self, key: str, wrong: list[str]) -> None:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        self.damaged[key] = f"{wrong[0]}{more}"
+        self.tell(f"the store held a damaged artefact, {key[:12]}: {wrong[0]}{more}")
 
+    def _copied(self, key: str, level: Level) -> Artifact | None:
+        """Copy an artefact from a level behind; None where it has none, or another run is at it and will have it."""
+        try:
+            with self.locked(key, timeout_s=0):
+                if (artifact := self.get(key, verify=False)) is not None:
+                    return artifact  # another run was quicker
+                staging = self._staging(key)
+                try:
+                    found = level.fetch(key, staging)
+                    if found is None:
+                        return None
+                    write_atomic(staging / META, meta_text(key, found.files, found.facts, found.record))
+                    self._install(key, staging)
+                finally:
+                    shutil.rmtree(staging, ignore_errors=True)
+        except TryAgainError:
+            return None
+        return parse_meta(key, self.object(key), (self.object(key) / META).read_bytes(), level.place)
 
-def _size(folder: Path) -> int:
-    """Bytes on disk."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+    def _staging(self, key: str) -> Path:
+        folder = self.root / "staging" / f"{key}.{uuid.uuid4().hex[:12]}"
+        folder.mkdir(parents=True)
+        return folder
+
+    def _commit(self, key: str, draft: Draft) -> None:
+        paths = sorted(p for p in draft.folder.rglob("*") if p.is_file())
+        files = {path.relative_to(draft.folder).as_posix(): sha256_file(path) for path in paths}
+        write_atomic(draft.folder / META, meta_text(key, files, draft.facts, draft.record))
+        self._install(key, draft.folder)
+
+    def _install(self, key: str, staging: Path) -> None:
+        """Put a whole artefact into service: forced to disk first, then by one rename."""
+        for path in staging.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            elif path.is_dir():
+                sync_folder(path)
+        sync_folder(staging)
+        self.discard(key)
+        target = self.object(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging.replace(target)
+        sync_folder(target.parent)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import jsonschema
 import onnx
@@ -63,6 +65,8 @@ def test_every_file_of_the_report_is_there_with_its_digest(workshop: Workshop, f
     manifest = json.loads((workshop.out / "manifest.json").read_text())
     for name, facts in manifest["files"].items():
         assert sha256_file(workshop.out / name) == facts["sha256"]
+    builds = json.loads((workshop.out / "report.json").read_text())["builds"]
+    assert builds and {build["onnx"] for build in builds} <= set(manifest["files"])
     names = {"report.json", "report.html", "report.md", "junit.xml", "manifest.json", "log.jsonl"}
     assert names <= {p.name for p in workshop.out.iterdir()}
 
@@ -159,7 +163,9 @@ def test_teacher_student_and_quantized_are_measured_interleaved_on_each_target(f
 def without_what_may_differ(value: Any) -> Any:
     if isinstance(value, dict):
         return {
-            k: without_what_may_differ(v) for k, v in value.items() if k not in ("created", "seconds", "state", "why")
+            k: without_what_may_differ(v)
+            for k, v in value.items()
+            if k not in ("created", "seconds", "state", "why", "cache")
         }
     return [without_what_may_differ(v) for v in value] if isinstance(value, list) else value
 
@@ -196,15 +202,53 @@ def test_a_changed_option_runs_its_stage_and_what_depends_on_it_and_says_why(wor
     assert {state for name, (state, _) in states.items() if name != "evaluate"} == {"cached"}
 
 
-def test_a_flipped_bit_in_the_store_is_found_and_built_again(workshop: Workshop, first: Result) -> None:
-    key = next(s["key"] for s in first.report["stages"] if s["name"] == "distill")
-    weights = workshop.folder / "store" / "objects" / key[:2] / key / "weights.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[len(data) // 2] ^= 1
-    weights.write_bytes(bytes(data))
-    again = workshop.run("--to", "quantize")
-    assert again.states()["distill"] == "ran"
-    assert again.states()["quantize"] == "cached"  # the same bytes came out, so nothing after it has to run
+GATES = {
+    'metric, of: quantized, min: "99.9 %"': "metric of quantized at least 99.9 %",
+    'metric_drop, of: quantized, against: teacher, max: "-99 pt"': "metric_drop of quantized against teacher",
+    'metric_drop, of: quantized, against: float, max: "-99 pt"': "metric_drop of quantized against float",
+    'p50, of: quantized, target: ov, max: "1 us"': "p50 of quantized on ov at most 1 us",
+    'p90, of: quantized, target: ort, max: "1 us"': "p90 of quantized on ort at most 1 us",
+    'p99, of: student, target: ov, max: "1 us"': "p99 of student on ov at most 1 us",
+    'throughput, of: quantized, target: ov, min: "1e9 /s"': "throughput of quantized on ov at least 1e9 /s",
+    'speedup, of: quantized, against: float, target: ov, min: "1000 x"': "speedup of quantized against float on ov",
+    'size, of: quantized, target: ort, max: "1 kB"': "size of quantized on ort at most 1 kB",
+    'peak_memory, of: quantized, target: ov, max: "1 MB"': "peak_memory of quantized on ov at most 1 MB",
+    'parity, of: student, target: ov, max: "1 %"': "parity of student on ov at most 1 %",
+    'executed_share, of: quantized, target: ort, max: "1 %"': "executed_share (int8) of quantized on ort at most 1 %",
+}
+
+
+def test_every_kind_of_budget_when_it_breaks_is_named_with_value_and_limit(workshop: Workshop, first: Result) -> None:
+    head = MICRO[: MICRO.index("gates:")]
+    undecided = ", undecided: fail"  # so few samples may have no 99th percentile: then it breaks as undecided
+    gates = "".join(f"  - {{measure: {text}{undecided}}}\n" for text in GATES)
+    workshop.write(f"{head}gates:\n{gates}")
+    try:
+        result = workshop.run()
+    finally:
+        workshop.write(MICRO)
+    assert (result.code, result.report["status"]) == (5, "gate_failed")
+    assert set(result.states().values()) == {"cached"}
+    lines = [line for line in result.err.splitlines() if "budget broken: " in line]
+    rows = result.report["gates"]
+    assert len(lines) == len(rows) == len(GATES)
+    for line, label, row in zip(lines, GATES.values(), rows, strict=True):
+        assert f"budget broken: {label}" in line
+        assert "limit" in line
+        assert row["verdict"] == ("undecided" if row["value"] is None else "failed")
+        assert row["value"] is not None or row["measure"] == "p99"
+    assert [row["measure"] for row in rows if row["ci95"]] >= ["metric", "p50", "p90", "speedup", "throughput"]
+    suite = ElementTree.fromstring((workshop.out / "junit.xml").read_text())
+    broken = {
+        case.get("name"): case.find("failure")
+        for case in suite.iter("testcase")
+        if "gate" in str(case.get("classname"))
+    }
+    assert len(broken) == len(GATES)
+    failed = sum(row["verdict"] == "failed" for row in rows)
+    assert suite.get("failures") == str(failed)
+    messages = [str(mark.get("message")) for mark in broken.values() if mark is not None]
+    assert all(message.startswith("failed: ") and ", limit " in message for message in messages)
 
 
 def test_a_broken_budget_ends_with_5_and_says_which(workshop: Workshop, first: Result) -> None:
@@ -217,6 +261,34 @@ def test_a_broken_budget_ends_with_5_and_says_which(workshop: Workshop, first: R
     assert result.report["status"] == "gate_failed"
     assert "budget broken: metric_drop of quantized against student at most -99 pt" in result.err
     assert 'failures="1"' in (workshop.out / "junit.xml").read_text()
+
+
+def test_a_flipped_bit_in_any_kind_of_artefact_is_found_and_built_again(workshop: Workshop, first: Result) -> None:
+    flipped = {}
+    for stage in first.report["stages"]:
+        folder = workshop.folder / "store" / "objects" / stage["key"][:2] / stage["key"]
+        file = max(
+            (p for p in folder.rglob("*") if p.is_file() and p.name != "meta.json"), key=lambda p: p.stat().st_size
+        )
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(bytes(data))
+        flipped[stage["name"]] = file.relative_to(folder).as_posix()
+    checked = subprocess.run(
+        [sys.executable, "-m", "edgekd", "store", "verify", "--store", str(workshop.folder / "store")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert checked.returncode == 4
+    again = workshop.run()
+    assert again.code == 0, again.err
+    assert [(row["name"], row["state"], row["cache"]) for row in again.report["stages"]] == [
+        (name, "ran", "miss") for name in flipped
+    ]
+    for row in again.report["stages"]:
+        words = f"{flipped[row['name']]} was changed"
+        assert row["why"] == f"its artefact was damaged: {words}"
+        assert words in again.err
+        assert words in checked.stdout
 
 
 def test_a_learning_rate_for_training_from_scratch_does_not_spoil_the_quantized_network(

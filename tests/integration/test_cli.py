@@ -207,3 +207,13 @@ def test_every_command_takes_the_options_of_all() -> None:
         for sub in getattr(made, "commands", {"": made}).values():
             options = {option for parameter in sub.params for option in parameter.opts}
             assert {"--json", "--log-format", "--quiet"} <= options, name
+
+
+def test_a_reader_that_goes_away_is_no_mistake() -> None:
+    command = [sys.executable, "-m", "edgekd", "list", "knowledge"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        assert child.stderr
+        child.stdout.close()
+        said = child.stderr.read()
+    assert (child.returncode, said) == (0, "")

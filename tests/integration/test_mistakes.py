@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 
+import numpy as np
 import pytest
 from mistakes import FILE, TEACHER, Place, edited
+
+from edgekd.runtimes.protocol import Support
 
 # name: (text of the file, what the error line says, what the help line says); each ends with exit code 2.
 IN_THE_FILE: dict[str, tuple[str | bytes, str, str]] = {
@@ -212,6 +215,25 @@ def test_a_mistake_in_a_github_job_marks_its_line(place: Place, monkeypatch: pyt
     assert "::error file=p.yaml,line=5,col=9::unknown key 'bacth' in train" in said.err.splitlines()
 
 
+def test_a_broken_budget_in_a_github_job_marks_its_line_and_leaves_json_one_document(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(place.folder.parent))
+    text = edited(
+        (
+            '{measure: metric_drop, of: quantized, against: teacher, max: "50 pt"}',
+            '{measure: size, of: teacher, max: "1 B"}',
+        )
+    )
+    said = place.run(text, "--to", "teacher", "--json")
+    assert (said.code, json.loads(said.out)["status"]) == (5, "gate_failed")
+    (marked,) = [line for line in said.err.splitlines() if line.startswith("::error ")]
+    assert marked.startswith(
+        f"::error file={place.folder.name}/p.yaml,line=15,col=5::budget broken: size of teacher at most 1 B"
+    )
+
+
 def test_an_engine_that_is_missing_is_named_with_the_command_that_installs_it(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +251,23 @@ def test_an_engine_that_needs_a_gpu_for_evaluate_is_refused_before_any_training(
     said = place.run(edited(("onnxruntime", "tensorrt_rtx")))
     said.is_one_mistake(3, "^p.yaml:13:9: tensorrt_rtx engines run on an NVIDIA GPU", "`evaluate` and `bench`")
     assert not list((place.folder / "store").glob("objects/*"))
+
+
+def test_a_gpu_that_rtx_does_not_know_is_refused_before_any_training(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekd.runtimes.tensorrt.TensorRtRtx.version", lambda _: "1.7")
+    monkeypatch.setattr("edgekd.runtimes.tensorrt.TensorRtRtx.supports", lambda _: Support((), ("8.6", "8.9")))
+    file = edited(("  - evaluate: {}\n", ""), ("onnxruntime}", 'tensorrt_rtx, compute_capabilities: ["8.7"]}'))
+    said = place.run(file.partition("gates:")[0])
+    said.is_one_mistake(3, r"^p.yaml:12:32: tensorrt_rtx 1.7 does not build for .* 8\.7$", "may hold: 8.6, 8.9$")
+    assert not list((place.folder / "store").glob("objects/*"))
+
+
+def test_images_with_their_channels_last_are_a_mistake_of_the_file(place: Place) -> None:
+    np.savez(place.folder / "set.npz", x=np.zeros((30, 8, 8, 3), np.uint8), y=np.arange(30) % 3)
+    said = place.run(edited(("digits: {}", "npz: {path: set.npz}")))
+    said.is_one_mistake(2, r"^p.yaml:3:3: data.npz.layout: .*set.npz array 'x' .*channels last$", "`layout: nhwc`")
 
 
 OWN = """

@@ -97,6 +97,7 @@ def test_bits_found_for_layers_are_told_and_survive_export(tmp_path: Path) -> No
         ),
         ({"self_distillation": True, "qkd": {}, "task_weight": 1, "epochs": 3}, "task_weight does nothing in qkd"),
         ({"float_above": 1, "mixed": {"budget": 4, "float_above": 1}}, "float_above stands here and under mixed"),
+        ({"arms": True}, "arms does nothing in calibration alone"),
         ({"layers": {"fc": "flaot"}}, "fc"),
         ({"mixed": {"budget": 1}}, "budget"),
     ],
@@ -148,7 +149,9 @@ def test_what_an_earlier_run_made_with_other_settings_does_not_stay_among_the_ar
     assert list((place.out / "artifacts").glob("*.onnx"))
     (place.out / "artifacts" / "builds" / "old.int8").mkdir(parents=True)
     (place.out / "artifacts" / "builds" / "old.int8" / "model.xml").write_text("old")
-    assert place.run("--to", "quantize", "--set", "quantize.calibration=16").code == 0
+    again = place.run("--to", "quantize", "--set", "quantize={calibration: 16, epochs: 0, arms: true}")
+    assert again.code == 0
+    assert "with 0 epochs no arm is trained" in again.err
     left = {path.relative_to(place.out).as_posix() for path in (place.out / "artifacts").rglob("*") if path.is_file()}
     assert left == set(json.loads((place.out / "manifest.json").read_text())["files"])
     assert not [name for name in left if name.endswith(".onnx")]
@@ -163,9 +166,10 @@ def test_targets_that_are_not_there_cannot_be_learned_from(tmp_path: Path) -> No
         "name: unlabelled\ndata: {npz: {path: frames.npz, inputs: [x], targets: []}}\nmodel: convnet\n"
         "args: {num_classes: 4}\nstages:\n  - quantize: {epochs: 1, task_weight: 1.0}\n"
     )
-    result = place.run()
-    assert result.code == 2, result.err
-    assert "learns from true targets, and the data has none" in result.err
+    for sets, who in ([], "quantize.task_weight"), (["--set", "quantize={epochs: 0, arms: true}"], "quantize.arms"):
+        result = place.run(*sets)
+        assert result.code == 2, result.err
+        assert f"{who} learns from true targets, and the data has none" in result.err
 
 
 @pytest.mark.slow

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -206,12 +209,21 @@ def test_real_devices_in_a_name_of_openvino(device: str, named: list[str]) -> No
 
 
 @pytest.mark.parametrize(
-    ("device", "missing"), [("cpu", "cpu"), ("GPU.1", "GPU.1"), ("HETERO:NPU,CPU", "NPU"), ("CPU.0", "CPU.0")]
+    ("device", "missing"), [("gpu", "GPU"), ("GPU.1", "GPU.1"), ("HETERO:NPU,CPU", "NPU"), ("CPU.0", "CPU.0")]
 )
 def test_a_wrong_device_of_openvino_is_named_with_what_is_there(device: str, missing: str) -> None:
     with pytest.raises(UnavailableError, match=rf"no device {missing} here \(it has .*CPU") as caught:
         runtime("openvino").check(device, run=True)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_device_may_be_written_in_small_letters(engine: str, net: Path, tmp_path: Path) -> None:
+    runtime(engine).check("cpu", run=True, precisions=("f32",))
+    path = compiled(engine, net, tmp_path, device="cpu")
+    found = [infer(runtime(engine).load(path, device=name, threads=1), feeds(net))["y"] for name in ("cpu", "CPU")]
+    assert np.array_equal(*found)
+    assert runtime(engine).profile(path, feeds(net), device="cpu", threads=1, runs=1, max_s=1.0)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +256,20 @@ def test_a_provider_that_runs_nothing_is_refused(net: Path, tmp_path: Path) -> N
         pytest.skip("this ONNX Runtime has no provider but the CPU's")
     with pytest.raises(UnavailableError, match=r"ran no node of this network on Azure, all \d+ fell back to the CPU"):
         compiled("onnxruntime", net, tmp_path, device="Azure")
+
+
+def test_onnx_runtime_leaves_nothing_in_the_folder_for_temporary_files(net: Path, tmp_path: Path) -> None:
+    """Its telemetry would: it is off."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    code = (
+        "from pathlib import Path; from edgekd.runtimes.registry import runtime; engine = runtime('onnxruntime');"
+        f"engine.compile(Path({str(net)!r}), Path({str(tmp_path)!r}), device='CPU', threads=1, options={{}});"
+        "engine.supports()"
+    )
+    subprocess.run([sys.executable, "-c", code], env=environment | {"TMPDIR": str(scratch)}, check=True)
+    assert list(scratch.iterdir()) == []
 
 
 def test_nodes_that_fell_back_to_the_cpu_say_so(tmp_path: Path) -> None:

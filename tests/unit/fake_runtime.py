@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from edgekd.runtimes.protocol import LayerTime, TensorInfo
 class FakeSession:
     outputs = ()
 
-    def __init__(self, told):
+    def __init__(self, told, slots=None):
         self.inputs = (TensorInfo(told.get("input", "x"), "float32", (-1, 3)),)
         self.told = told
         self.calls = 0
+        self.kept, self.born = [], time.monotonic()
+        self.slots = slots
 
     def bind(self, feeds):
         assert all(array.dtype == "float32" for array in feeds.values())
@@ -27,7 +30,15 @@ class FakeSession:
 
     def run(self):
         self.calls += 1
-        sleep_ms = self.told.get("sleep_ms", 0)
+        if self.told.get("leak_kb"):
+            self.kept.append(bytearray(os.urandom(16)) * (self.told["leak_kb"] * 64))
+        if self.slots is not None:  # as many calls get on at the same time as the engine has slots
+            with self.slots:
+                time.sleep(self.told["sleep_ms"] / 1e3)
+            return
+        sleep_ms = self.told.get("sleep_ms", 0) + float(os.environ.get("FAKE_LOAD_MS", "0"))
+        if self.told.get("slow_after") and time.monotonic() - self.born > self.told["slow_after"]:
+            sleep_ms = self.told["slow_ms"]
         if self.told.get("slow_every") and self.calls % self.told["slow_every"] == 0:
             sleep_ms = self.told["slow_ms"]
         if sleep_ms:
@@ -60,12 +71,19 @@ class FakeRuntime:
         layers = told.get("layers", [["stem", "Conv", "uint8", 0.25], ["head", "Gemm", "f32", 0.75]])
         return tuple(LayerTime(*layer) for layer in layers)
 
+    def load_streams(self, path, *, device, threads, streams):
+        first = self.load(path, device=device, threads=threads)
+        slots = threading.Semaphore(first.told["slots"]) if first.told.get("slots") else None
+        return [FakeSession(first.told, slots) for _ in range(streams)]
+
     def load(self, path, *, device, threads):
         print("an engine that chatters on standard output")
         os.write(1, b"natively, too\n")
         told = json.loads(Path(path).read_text())
         if told.get("pid_file"):
             Path(told["pid_file"]).write_text(str(os.getpid()))
+        while told.get("wait_for") and not Path(told["wait_for"]).exists():
+            time.sleep(0.02)
         if told.get("refuse"):
             raise CompileError("fake cannot read this file", hint="make another")
         if told.get("bug"):

@@ -43,7 +43,8 @@ def install(monkeypatch, major, *, version=None, gpu=None, architectures=None):
         monkeypatch.setattr(f"{place}.has_gpu", lambda: gpu is not None)
     monkeypatch.setattr("edgekd.runtimes.tensorrt.gpu", lambda: gpu)
     monkeypatch.setattr("edgekd.runtimes.tensorrt.installed_version", lambda *_: trt.__version__)
-    monkeypatch.setattr("edgekd.runtimes.tensorrt_session._cuda", lambda: CUDA)
+    trt.cuda = FakeCuda()
+    monkeypatch.setattr("edgekd.runtimes.tensorrt_session.cuda", lambda: trt.cuda)
     return trt
 
 
@@ -191,6 +192,7 @@ def _runtime(trt, major, rtx):
             self._at[name] = address
 
         def execute_async_v3(self, stream):
+            assert stream in trt.cuda.streams
             assert set(self._at) == {"image", "logits"}
             self._runs += 1
             if self.profiler is not None:
@@ -241,20 +243,73 @@ def _runtime(trt, major, rtx):
     trt.Runtime = Runtime
 
 
-class _Tensor(np.ndarray):
-    def data_ptr(self):
-        return id(self)
+class FakeCuda:
+    """A device whose memory is a dict and whose clock is a script: what is queued takes the time that stands for it."""
 
-    def cpu(self):
-        return self
+    def __init__(self):
+        self.device, self.host, self.streams, self.graphs = {}, {}, [], {}
+        self.records, self.entered, self.queued = True, 0, []
+        self.ms = {"to_device": 0.5, "to_host": 0.25, "graph": 1.0, "kernels": 2.0}
+        self._next = 1000
 
-    def numpy(self):
-        return np.asarray(self)
+    def _number(self):
+        self._next += 1
+        return self._next
 
+    def enter(self):
+        self.entered += 1
 
-CUDA = SimpleNamespace(
-    as_tensor=lambda array, device: array.view(_Tensor),
-    empty=lambda shape, dtype, device: np.zeros(shape, dtype).view(_Tensor),
-    float32=np.float32,
-    cuda=SimpleNamespace(Stream=lambda: SimpleNamespace(cuda_stream=7, synchronize=lambda: None)),
-)
+    def allocate(self, size):
+        pointer = self._number()
+        self.device[pointer] = bytes(size)
+        return pointer
+
+    def free(self, pointer):
+        del self.device[pointer]
+
+    def host_array(self, shape, dtype):
+        pointer = self._number()
+        self.host[pointer] = np.zeros(shape, dtype)
+        return pointer, self.host[pointer]
+
+    def free_host(self, pointer):
+        del self.host[pointer]
+
+    def stream(self):
+        self.streams.append(self._number())
+        return self.streams[-1]
+
+    def close_stream(self, stream):
+        self.streams.remove(stream)
+
+    def synchronize(self, stream):
+        assert stream in self.streams
+
+    def to_device(self, pointer, array, stream):
+        assert len(self.device[pointer]) == array.nbytes
+        self.device[pointer] = array.tobytes()
+        self.queued.append("to_device")
+
+    def to_host(self, array, pointer, stream):
+        array[...] = np.frombuffer(self.device[pointer], array.dtype).reshape(array.shape)
+        self.queued.append("to_host")
+
+    def time_ms(self, work, stream):
+        self.queued.clear()
+        work()
+        return sum(self.ms[name] for name in self.queued or ["kernels"])
+
+    def record(self, work, stream):
+        if not self.records:
+            return None
+        work()
+        graph = self._number()
+        self.graphs[graph] = work
+        return graph
+
+    def launch(self, graph, stream):
+        self.graphs[graph]()
+        self.queued.append("graph")
+
+    def forget(self, graph):
+        del self.graphs[graph]

@@ -29,9 +29,12 @@ AGENT_MODULES = {
     "edgekd.errors",
     "edgekd.bench",
     "edgekd.bench.agent",
+    "edgekd.bench.energy",
     "edgekd.bench.entry",
+    "edgekd.bench.growth",
     "edgekd.bench.loop",
     "edgekd.bench.machine",
+    "edgekd.bench.nvml",
     "edgekd.runtimes",
     "edgekd.runtimes.onnxruntime_providers",
     "edgekd.runtimes.protocol",
@@ -246,7 +249,10 @@ def test_agent_ends_when_its_input_closes(subject, tmp_path):
 def test_result_is_the_only_thing_on_standard_output(subject, tmp_path):
     with Local().open([]) as place:
         result = place.run(job(tmp_path, subject("student")), limit_s=60, progress=lambda line: None)
-    assert set(result) == {"name", "rss_before_load_bytes", "peak_rss_bytes", "engine_memory_bytes"}
+    assert set(result) == {
+        *("name", "rss_before_load_bytes", "peak_rss_bytes", "rss_bytes", "engine_memory_bytes"),
+        *("memory_growth_bytes_per_call", "leaks", "device_times", "energy"),
+    }
 
 
 def test_agent_loads_nothing_but_its_own_few_files():
@@ -345,7 +351,9 @@ def test_throttling_is_unknown_without_counters_and_seen_with_them(monkeypatch):
 def interleaved(*factors):
     """A launch of models at 1 ms per call, each slower by its factor from the middle on; no counter says why."""
     facts = {"import_ms": 1.0, "load_ms": 1.0, "runs_1_to_10_ms": [1.0] * 10, "warm_stable": True, "engine": "1.0"}
+    facts |= {"read_ms": None, "compile_ms": 0.5}
     result = {"machine": {"power_mode": None}, "quiet": {"reached": True}, "throttled": None}
+    result |= {"steal_share": None, "pressure_percent": 1.5}
     result["models"] = {str(index): facts for index in range(len(factors))}
     everyone = [
         Measured(str(index), "CPU", {"peak_rss_bytes": 1, "rss_before_load_bytes": 1}) for index in range(len(factors))
@@ -361,6 +369,12 @@ def interleaved(*factors):
 def test_all_models_slowing_down_together_is_throttling():
     assert [(row["throttled"], row["steady"]) for row in interleaved(1.2, 1.2)] == [(True, False), (True, False)]
     assert [(row["throttled"], row["steady"]) for row in interleaved(1.2, 1.0)] == [(None, False), (None, True)]
+
+
+def test_a_model_alone_has_no_reference_that_could_tell_throttling():
+    (row,) = interleaved(1.2)
+    assert (row["throttled"], row["steady"], row["drift"]) == (None, False, 0.2)
+    assert (row["read_ms"], row["compile_ms"], row["steal_share"], row["pressure_percent"]) == (None, 0.5, None, 1.5)
 
 
 def test_launch_waits_for_a_quiet_machine_but_not_for_ever(monkeypatch):

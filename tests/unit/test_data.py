@@ -39,10 +39,14 @@ def problem(**options: Any) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        ({}, "names no data source", "give one of: digits, parquet, folder, npz"),
+        ({}, "names no data source", "give one of: digits, parquet, folder, npz, csv, webdataset, huggingface"),
         ({"digits": None}, "names no data source", "`digits: {}`"),
         ({"digits": {}, "npz": {"path": "x"}}, "names 2 data sources: digits, npz", "keep one"),
-        ({"digits": {}, "size": [8, 8]}, "size is for parquet and folder only", "remove"),
+        (
+            {"digits": {}, "size": [8, 8]},
+            "size is for images in parquet, folder, csv, webdataset and huggingface only",
+            "remove",
+        ),
         ({"digits": {}, "normalize": "atuo"}, "is not allowed here", "did you mean 'auto'?"),
         ({"digits": {}, "normalize": {"mean": [0, 1], "std": [1]}}, "2 means and 1 stds", "one of each"),
         ({"folder": {"path": "x"}, "normalize": {"mean": [0, 1], "std": [1, 1]}}, "2 means for 3 channels", "give 3"),

@@ -204,11 +204,12 @@ def test_a_missing_image_is_named(tmp_path: Path) -> None:
         opened(tmp_path, parquet=PARQUET).load("test")
 
 
-def test_an_image_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_of_too_many_pixels_is_refused(tmp_path: Path) -> None:
     parquet_set(tmp_path / "set")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    with pytest.raises(DataError, match="more than 50 pixels"):
-        opened(tmp_path, parquet=PARQUET).load("train")
+    assert len(opened(tmp_path, parquet=PARQUET, max_pixels=64).load("test")) == 10
+    with pytest.raises(DataError, match=r"test\.parquet row 0: the image has more than 63 pixels"):
+        opened(tmp_path, parquet=PARQUET, max_pixels=63).load("test")
+    assert Image.MAX_IMAGE_PIXELS == 89478485
 
 
 # Data that makes no sense
@@ -261,7 +262,6 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
         ({"x": np.array([[1.0], [1e300]] * 15)}, "array 'x' row 1: the value 1e\\+300 is not finite"),
         ({"x": np.zeros((30, 2), complex)}, "inputs of type complex128"),
         ({"y": np.zeros(30, complex)}, "targets of type complex128"),
-        ({"x": np.zeros((30, 8, 8, 3), np.uint8)}, "have their channels last"),
         ({"x": np.float32(3)}, "array 'x': is one number"),
     ],
 )
@@ -270,6 +270,32 @@ def test_arrays_that_make_no_sense_are_named(tmp_path: Path, arrays: Any, messag
     with pytest.raises(DataError, match=message) as caught:
         opened(tmp_path, npz={"path": "set"}).load("train")
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(("dtype", "shape"), [("u1", (8, 6, 3)), ("f4", (8, 8, 3)), ("f8", (6, 6, 1))])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_images_with_their_channels_last_are_asked_about_and_can_be_declared(
+    tmp_path: Path, dtype: str, shape: tuple[int, ...], save: Any
+) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (30, *shape)).astype(dtype)
+    npz_set(tmp_path / "set", x=images)
+    save(tmp_path / "set" / "train.npz", x=images, y=np.arange(30) % 3)
+    with pytest.raises(ConfigError, match=r"^data\.npz\.layout: .* array 'x' .* channels last") as caught:
+        opened(tmp_path, npz={"path": "set"})
+    assert "layout: nhwc" in str(caught.value.hint)
+    both = {
+        layout: opened(tmp_path, npz={"path": "set", "layout": layout}, validation=0, test=0)
+        for layout in ("nchw", "nhwc")
+    }
+    assert torch.equal(both["nhwc"].load("train").inputs["x"].movedim(1, 3), both["nchw"].load("train").inputs["x"])
+    assert both["nhwc"].fingerprint != both["nchw"].fingerprint
+    assert both["nhwc"].normalization()["x"].mean != both["nchw"].normalization()["x"].mean
+
+
+def test_arrays_of_four_axes_that_are_no_images_need_no_layout(tmp_path: Path) -> None:
+    npz_set(tmp_path / "set", x=np.zeros((30, 16, 100, 1), np.float32))
+    found = opened(tmp_path, npz={"path": "set"}, validation=0, test=0).load("train")
+    assert found.inputs["x"].shape[1:] == (16, 100, 1)
 
 
 def test_splits_of_other_shapes_are_refused(tmp_path: Path) -> None:

@@ -38,7 +38,9 @@ def metric(role: str, value: float, *, better: int = 1, ci95: list[float] | None
         ("p50", "2 ms", 2.0), ("p99", "250us", 0.25), ("p90", "1.5 s", 1500.0), ("metric_drop", "1 pt", 0.01),
         ("metric_drop", "2 %", 0.02), ("metric_drop", 0.5, 0.5), ("metric", "0.9", 0.9), ("metric", "90 %", 0.9),
         ("size", "1.5 MB", 1.5e6), ("size", "2 KiB", 2048.0), ("size", "7 B", 7.0), ("speedup", "1.2 x", 1.2),
-        ("speedup", 2, 2.0), ("metric_drop", "-1e-1 pt", -0.001),
+        ("speedup", 2, 2.0), ("metric_drop", "-1e-1 pt", -0.001), ("throughput", "500 /s", 500.0),
+        ("throughput", "1e3/s", 1000.0), ("peak_memory", "80 MB", 8e7), ("peak_memory", "1 GiB", 2.0**30),
+        ("parity", "99.5 %", 0.995), ("executed_share", 0.9, 0.9),
     ],
 )  # fmt: skip
 def test_a_limit_is_read_with_its_unit(measure: str, text: str | float, base: float) -> None:
@@ -48,7 +50,8 @@ def test_a_limit_is_read_with_its_unit(measure: str, text: str | float, base: fl
 @pytest.mark.parametrize(
     ("measure", "text"),
     [("p50", "2"), ("p50", 2), ("p50", "2 pt"), ("size", "3 ms"), ("size", "3"), ("metric", "soon"), ("p50", "1.2. ms"),
-     ("p50", "ms"), ("p50", ""), ("speedup", "2 %"), ("p50", "nan ms")],
+     ("p50", "ms"), ("p50", ""), ("speedup", "2 %"), ("p50", "nan ms"),
+     ("throughput", "500"), ("throughput", "2 ms"), ("parity", "1 pt"), ("peak_memory", "90 %")],
 )  # fmt: skip
 def test_a_limit_without_a_unit_of_its_measure_is_refused(measure: str, text: str | float) -> None:
     made, problems = validate(GateSettings, {"measure": measure, "of": "student", "max": text})
@@ -144,6 +147,63 @@ def test_size_is_that_of_the_network_or_of_its_build() -> None:
     assert judge(gate(measure="size", max="1 kB", target="ov"), measured)["value"] == 300.0
 
 
+def test_a_throughput_is_judged_with_its_interval() -> None:
+    row = {"model": "quantized", "target": "ov", "throughput_per_s": 100.0, "ci95": {"throughput_per_s": [90.0, 110.0]}}
+    for limit, verdict in (("80 /s", "passed"), ("100 /s", "undecided"), ("120 /s", "failed")):
+        found = judge(gate(measure="throughput", target="ov", min=limit), report(latency=[row]))
+        assert (found["verdict"], found["value"], found["unit"], found["ci95"]) == (verdict, 100.0, "/s", (90.0, 110.0))
+
+
+def test_memory_is_that_of_the_measuring_process() -> None:
+    row = {"model": "quantized", "target": "ov", "peak_rss_bytes": 80_000_000, "ci95": {}}
+    found = judge(gate(measure="peak_memory", target="ov", max="64 MB"), report(latency=[row]))
+    assert (found["verdict"], found["value"], found["limit"], found["unit"]) == ("failed", 8e7, 6.4e7, "B")
+    assert judge(gate(measure="peak_memory", target="ov", max="1 MB"), report())["message"] == "not measured"
+
+
+def test_parity_is_the_least_agreement_of_a_builds_outputs() -> None:
+    parity = {"agreement": {"a": 0.999, "b": 0.97}, "n": 100}
+    build = {"target": "ov", "model": "quantized", "precision": "int8", "parity": parity}
+    found = judge(gate(measure="parity", target="ov", min="98 %"), report(builds=[build]))
+    assert (found["verdict"], found["value"], found["limit"], found["unit"]) == ("failed", 97.0, 98.0, "%")
+    for unknown in (None, {"agreement": {}, "n": 1}):
+        row = judge(gate(measure="parity", target="ov", min="98 %"), report(builds=[{**build, "parity": unknown}]))
+        assert row["verdict"] == "undecided"
+
+
+def test_the_executed_share_counts_layers_of_a_precision() -> None:
+    build = {"target": "ov", "model": "quantized", "precision": "int8", "executed_precision": {"int8": 9, "f32": 1}}
+    cases = [({"min": "90 %"}, "passed"), ({"min": "91 %"}, "failed"), ({"max": "5 %", "precision": "f32"}, "failed")]
+    for values, verdict in [*cases, ({"min": 0.1, "precision": "f16"}, "failed")]:
+        row = judge(gate(measure="executed_share", target="ov", **values), report(builds=[build]))
+        assert row["verdict"] == verdict
+
+
+def test_float_is_the_network_that_was_quantized() -> None:
+    models = [metric("teacher", 0.99), metric("student", 0.95), metric("quantized", 0.94)]
+    drop = gate(measure="metric_drop", against="float", max="2 pt")
+    assert judge(drop, report(models=models))["value"] == pytest.approx(1.0)
+    assert judge(drop, report(models=[models[0], models[2]]))["value"] == pytest.approx(5.0)
+    pairs = [{"target": "ov", "a": "quantized.int8@ov", "b": f"{role}.f32@ov", "ratio": ratio, "ci95": [ratio, ratio]}
+             for role, ratio in (("teacher", 0.1), ("student", 0.5))]  # fmt: skip
+    speedup = gate(measure="speedup", against="float", target="ov", min="1 x")
+    assert judge(speedup, report(models=models, comparisons=pairs))["value"] == pytest.approx(2.0)
+
+
+def test_a_difference_in_latency_within_its_noise_breaks_no_budget() -> None:
+    """1.02 times slower, but as likely faster: nobody's build fails for that, unless it asked to."""
+    pair = {"target": "ov", "a": "quantized.int8@ov", "b": "teacher.f32@ov", "ratio": 1.02, "ci95": [0.93, 1.11]}
+    for undecided, breaks in (("pass", False), ("fail", True)):
+        budget = gate(measure="speedup", against="teacher", target="ov", min="1 x", undecided=undecided)
+        row = judge(budget, report(comparisons=[pair]))
+        assert (row["verdict"], broken(budget, row)) == ("undecided", breaks)
+
+
+def test_a_precision_is_counted_by_one_measure_alone() -> None:
+    _, problems = validate(GateSettings, {"measure": "p50", "of": "student", "max": "1 ms", "precision": "f32"})
+    assert "precision does nothing for p50" in problems[0].message
+
+
 @given(st.floats(0.1, 10), st.floats(0, 5), st.floats(0, 5))
 def test_max_and_min_never_both_fail(limit: float, below: float, above: float) -> None:
     measured = latency(limit, limit - below, limit + above)
@@ -164,6 +224,13 @@ ALL = {"teacher", "distill", "quantize", "compile", "evaluate", "bench"}
         ({"max": "1 ms", "target": "ov"}, ALL - {"quantize"}, "nothing is quantized"),
         ({"measure": "metric", "min": "0.9"}, ALL - {"evaluate"}, "needs the stage evaluate"),
         ({"measure": "metric_drop", "max": "1 pt"}, ALL, "nothing to compare with"),
+        ({"measure": "metric_drop", "max": "1 pt", "against": "float"}, ALL, None),
+        ({"measure": "metric_drop", "of": "student", "max": "1 pt", "against": "float"}, ALL, "for the quantized"),
+        ({"measure": "parity", "min": "99 %"}, ALL, "names no target"),
+        ({"measure": "parity", "min": "99 %", "target": "ov"}, ALL - {"evaluate"}, "needs the stage evaluate"),
+        ({"measure": "throughput", "min": "9 /s", "target": "ov"}, ALL - {"bench"}, "needs the stage bench"),
+        ({"measure": "peak_memory", "max": "9 MB", "target": "ov"}, ALL - {"bench"}, "needs the stage bench"),
+        ({"measure": "executed_share", "min": "9 %", "target": "ov"}, ALL - {"compile"}, "needs the stage compile"),
         ({"measure": "metric_drop", "max": "1 pt", "against": "student"}, ALL - {"distill"}, "names a student"),
         ({"measure": "size", "of": "teacher", "max": "1 B"}, {"model", "quantize"}, "names a teacher"),
         ({"measure": "size", "of": "student", "max": "1 B"}, {"model", "quantize"}, None),

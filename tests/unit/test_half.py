@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from torch.nn import functional
 
 from edgekd.errors import ExportError
 from edgekd.export.flavours import quantize_skips_only, tensorrt_violations
-from edgekd.export.half import to_half
+from edgekd.export.half import _raise_opset, to_half
 from edgekd.export.misfits import find_misfits
 from edgekd.export.onnx_file import load, save, write_onnx
 from edgekd.export.parity import run_reference
@@ -370,6 +371,35 @@ def test_a_grid_to_sample_at_is_made_and_read_in_float_in_the_words_of_its_opset
     words = {a.name: a.s.decode() for a in sampled.attribute}
     new = {"bilinear": "linear", "bicubic": "cubic"} if kind == "bf16" else {}
     assert words.get("mode") == new.get(str(mode), mode)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic", "nearest"])
+def test_samples_of_a_grid_that_a_convolution_makes_are_those_of_torch_in_every_opset(mode: str) -> None:
+    """Of a map so wide that half a float16 step of its coordinates is an eighth of a pixel."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((1, 2, 3, 1024)).astype(np.float32), (0.3 * rng.standard_normal((2, 2, 1, 1)))
+    w = w.astype(np.float32)
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("Tanh", "c", "t"),
+        node("Transpose", "t", "grid", perm=[0, 2, 3, 1]),
+        node("GridSample", "x grid", "s", mode=mode, align_corners=1),
+        node("Relu", "s", "y"),
+    ]
+    grid = torch.tanh(functional.conv2d(torch.from_numpy(x), torch.from_numpy(w))).permute(0, 2, 3, 1)
+
+    def sampled(grid: torch.Tensor) -> Array:
+        found = functional.grid_sample(torch.from_numpy(x), grid, mode=mode, align_corners=True)
+        return np.asarray(found.relu().numpy())
+
+    right = sampled(grid)
+    model = graph(nodes, {"w": w}, ["n", 2, 3, 1024], 18)
+    half, _ = to_half(model, "f16")
+    kept = off(run_reference(half.SerializeToString(), {"x": x})["y"], right)
+    assert kept < 2e-3 < off(sampled(grid.half().float()), right)
+    for opset in (18, 20, 22):
+        _raise_opset(model, opset)
+        assert off(run_reference(model.SerializeToString(), {"x": x})["y"], right) < 1e-3
 
 
 def test_regions_are_read_in_float() -> None:

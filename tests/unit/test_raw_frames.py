@@ -334,7 +334,9 @@ def test_a_device_is_told_size_order_of_channels_and_how_to_resize(tmp_path: Pat
     told = preparation(Common, ["image"], raw=True)["image"]  # type: ignore[arg-type]
     assert (told["dtype"], told["layout"], told["shape"]) == ("uint8", "NHWC", [6, 8, 3])
     assert (told["channels"], told["pixels"], told["normalized_by"]) == ("RGB", [0, 255], "the file")
-    assert told["resize"] == {"filter": "bilinear", "antialias": True, "keep_aspect": False, "crop": None}
+    assert told["background"] == 255
+    resize = {"filter": "bilinear", "antialias": True, "fit": "stretch", "keep_aspect": False, "crop": None}
+    assert told["resize"] == resize
     plain = preparation(Common, ["image"], raw=False)["image"]  # type: ignore[arg-type]
     assert (plain["dtype"], plain["layout"], plain["shape"]) == ("float32", "NCHW", [3, 6, 8])
     assert (plain["normalized_by"], len(plain["mean"]), plain["scale"]) == ("the caller", 3, 1 / 255)

@@ -15,6 +15,7 @@ from xml.etree import ElementTree as ET
 import jsonschema
 import numpy as np
 import pytest
+import xmlschema
 from pydantic import ValidationError
 
 from edgekd.errors import ConfigError
@@ -170,7 +171,7 @@ def test_written_report_validates_and_reads_back(report: Report, tmp_path: Path)
 
 def test_report_holds_the_fields_of_the_contract() -> None:
     fields = """schema_version edgekd_version run_id pipeline status exit_code error created seconds seed git
-                environment data stages models builds latency comparisons gates details"""
+                environment data stages models builds latency comparisons throughput load gates details"""
     assert fields.split() == list(Report.model_fields)
 
 
@@ -300,6 +301,20 @@ def test_result_table_takes_the_smallest_batch_and_drops_what_nobody_measured() 
     assert result_table(full(builds=bare, latency=[]))[0] == ["target", "model", "precision", "accuracy"]
 
 
+def test_every_metric_of_a_build_has_a_column() -> None:
+    metrics = [metric(0.9, name="kind.accuracy"), metric(2.5, name="size.mean_absolute_error", unit="target unit")]
+    found = full(builds=[build("ov", "student", "f32", 0.9, metrics=metrics), build("ov", "teacher", "f32", 0.8)])
+    header, first, second, *_ = result_table(found)
+    assert header[3:6] == ["kind.accuracy", "size.mean_absolute_error", "accuracy"]
+    assert first[3:6] == ["0.9 [0.897, 0.903]", "2.5 target unit [2.497, 2.503]", ""]
+    assert second[3:6] == ["", "", "0.8 [0.797, 0.803]"]
+    assert "| 2.5 target unit [2.497, 2.503] |" in markdown(found)
+    shown = render_text(found).splitlines()
+    assert "kind.accuracy" in shown[0]
+    assert "2.5 target unit  " in shown[2]
+    assert "[0.897" not in shown[2]
+
+
 def test_measured_file_without_a_build_has_its_row() -> None:
     rows = result_table(full(builds=[]))
     assert [row[1] for row in rows[1:]] == ["quantized", "student", "quantized"]
@@ -361,9 +376,26 @@ def test_undecided_budget_that_ended_the_run_is_named() -> None:
     assert lines[1] == "Undecided: p50 at most 2 ms is not measured, limit 1 pt."
 
 
+JUNIT = xmlschema.XMLSchema(Path(__file__).with_name("junit.xsd"))
+
+
 def junit_of(report: Report, folder: Path) -> ET.Element:
     draw(report, folder)
+    JUNIT.validate(str(folder / "junit.xml"))
     return ET.parse(folder / "junit.xml").getroot()
+
+
+@pytest.mark.parametrize(
+    "broken", ['tests="x"', 'timestamp="2026-01-02T03:04:05+00:00"', 'name=""'], ids=["count", "time zone", "no name"]
+)
+def test_the_schema_of_junit_results_refuses_what_readers_do(broken: str, tmp_path: Path) -> None:
+    draw(full(), tmp_path)
+    name = broken.partition("=")[0]
+    text = re.sub(
+        rf'(<testsuite [^>]*?)\b{name}="[^"]*"', rf"\1{broken}", (tmp_path / "junit.xml").read_text(), count=1
+    )
+    assert not JUNIT.is_valid(text)
+    assert JUNIT.is_valid((tmp_path / "junit.xml").read_text())
 
 
 def counts(suite: ET.Element) -> list[int]:

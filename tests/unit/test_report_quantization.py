@@ -118,6 +118,7 @@ def test_the_slowest_twenty_layers_of_each_build_are_bars_in_the_colour_of_their
 def page(tmp_path: Path) -> str:
     contents = {
         "sensitivity": {"rows": [layer("conv1"), layer(HOSTILE)], "steps": [{"mean_bits": "x"}, 3, None]},
+        "calibration": {"rows": [{"what": "equalization", "divergence": 0.25, "kept": False}], "samples": 256},
         "arms": {"rows": [arm("calibration alone", 0.9), arm(HOSTILE, 0.92)]},
         "ladder": {"rows": [rung("file", 1.0), rung(HOSTILE, 0.5), rung("lost", None)]},
         "layers": {"rows": [timed("conv1", 0.5), timed(HOSTILE, 0.4, HOSTILE)]},
@@ -136,7 +137,14 @@ def test_a_page_shows_all_of_it_safely(page: str, tmp_path: Path) -> None:
     assert page.count("<script") == 1
     for drawing in re.findall(r"<svg.*?</svg>", page):
         assert ET.fromstring(drawing).get("width") is None  # as wide as its place, also on a phone
-    assert "| calibration alone | 0.9" in (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text()
+    for title, row in (
+        ("Parity ladder", "| file | PyTorch | 9 | 0.1 | 1 | 0.9 |  |"),
+        ("Arms", "| calibration alone | 0.9"),
+        ("Calibration, 256 samples", "| equalization | 0.25 | false |"),
+        ("Sensitivity", "| conv1 | 100 |"),
+    ):
+        assert row in text.partition(f"## {title}\n")[2].partition("##")[0]
     assert len(page.encode()) < 300_000
 
 

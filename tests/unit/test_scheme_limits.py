@@ -253,5 +253,5 @@ def test_a_built_in_name_is_listed_once_whatever_packages_offer(
     monkeypatch.setattr(
         "edgekd.config.entry_points.offered", lambda group: {name: "other:thing", "mine": "other:thing"}
     )
-    rows = [row["name"] for row in listing._LISTS[what]()]
+    rows = [row["name"] for row in listing.LISTS[what]()]
     assert rows.count(name) == 1 and rows.count("mine") == 1

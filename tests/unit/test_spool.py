@@ -36,8 +36,8 @@ def test_images_are_copied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     same(streamed(tmp_path, spool=spool, parquet=PARQUET).load("train").take(rows), expected)
     code = (
         "import sys, torch; from pathlib import Path; from data_sets import PARQUET, opened\n"
-        "from edgekd.data.readers.parquet import ParquetReader\n"
-        "del ParquetReader._contents; ParquetReader._contents = lambda *_: iter(())\n"
+        "from edgekd.data.readers.columns import ColumnReader\n"
+        "ColumnReader._contents = lambda *_: iter(())\n"
         "data = opened(Path(sys.argv[1]), spool=Path(sys.argv[2]), stream='always', workers=0, parquet=PARQUET)\n"
         "print(data.load('train').take(torch.tensor([3, 30])).inputs['image'].sum().item())"
     )

@@ -27,23 +27,6 @@ BRIEF = BenchSettings(quick=True, launches=1, min_time_s=0.3, min_samples=20, qu
 needs_sshd = pytest.mark.skipif(ssh_server.SSHD is None, reason=ssh_server.MISSING)
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    if ssh_server.SSHD is None:
-        pytest.skip(ssh_server.MISSING)
-    server = ssh_server.Server(tmp_path_factory.mktemp("device"))
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def server(running):
-    """The server as it was before the last test changed what is known of it."""
-    running.trust(running.folder / "host.pub")
-    yield running
-    assert running.left_behind() == []
-
-
 def target(server, **more):
     given = {"config": server.config, "waits_s": (), "pythons": ("device-python",), **more}
     return SshTarget(parse_address(server.url), **given)
@@ -263,14 +246,7 @@ def test_engine_that_fails_on_the_device_is_one_line(server, tmp_path):
 
 @needs_sshd
 def test_full_disk_of_the_device_is_a_failure_in_words(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=512k", "edgekd", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("this system lets nobody mount a small disk")
-    try:
+    with ssh_server.small_disk(tmp_path / "disk", "512k") as disk:
         server = ssh_server.Server(tmp_path / "device", tmp=disk)
         large = tmp_path / "large"
         large.write_bytes(os.urandom(1_000_000))
@@ -281,8 +257,6 @@ def test_full_disk_of_the_device_is_a_failure_in_words(tmp_path):
             assert server.left_behind() == []
         finally:
             server.stop()
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("silent", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import time
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 
 from edgekd.errors import TryAgainError
 from edgekd.files import lock, write_atomic
-from edgekd.store import Store
+from edgekd.store import Store, StorePlace
+from edgekd.store.artifact import meta_text, parse_meta
+from edgekd.store.collect import collect, disk_bytes
 
 KEY = "ab" + "0" * 62
 
@@ -99,7 +102,7 @@ def test_collecting_keeps_the_newest(tmp_path: Path) -> None:
     for key in keys:
         put(store, key)
         time.sleep(0.02)
-    count, size = store.collect(keep=2)
+    count, size = collect(store, keep=2)
     assert (count, size > 0) == (2, True)
     assert [store.get(key) is not None for key in keys] == [False, False, True, True]
 
@@ -110,8 +113,152 @@ def test_collecting_deletes_caches_that_were_not_used_lately(tmp_path: Path) -> 
         store.cache("teacher", str(i)).mkdir(parents=True)
         (store.cache("teacher", str(i)) / "values.bin").write_bytes(b"x" * 5000)
         time.sleep(0.02)
-    assert store.collect(keep=1)[0] == 2
+    assert collect(store, keep=1)[0] == 2
     assert [path.name for path in tmp_path.glob("caches/*/*")] == ["2"]
+
+
+def test_collecting_leaves_what_a_live_run_uses_and_the_newest_whole_run_of_each_pipeline(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    keys = [f"{i:02d}" + "0" * 62 for i in range(5)]
+    for key in keys:
+        put(store, key)
+    for pipeline, key in (("a", keys[0]), ("a", keys[1]), ("b", keys[2])):
+        with store.in_use_by(pipeline) as usage:
+            assert store.find(key) is not None
+            usage.finish()
+    with Store(tmp_path).in_use_by("a") as live:  # it has not ended: the run before still counts
+        live.add(keys[3])
+        collect(store, keep=0)
+        assert [store.get(key) is not None for key in keys] == [False, True, True, True, False]
+    collect(store, keep=0)
+    assert [store.get(key) is not None for key in keys] == [False, True, True, True, False]
+    with store.in_use_by("a") as usage:
+        store.find(keys[1])
+        usage.finish()
+    collect(store, keep=0)
+    assert [store.get(key) is not None for key in keys] == [False, True, True, False, False]
+
+
+def test_collecting_to_a_size_deletes_what_was_not_used_for_longest(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    keys = [f"{i:02d}" + "0" * 62 for i in range(3)]
+    for key in keys:
+        put(store, key, text="x" * 50_000)
+        time.sleep(0.02)
+    assert store.get(keys[0]) is not None  # used just now: the last to go
+    one = disk_bytes(tmp_path / "objects" / "00")
+    collect(store, keep=50, max_bytes=round(2.5 * one))
+    assert [store.get(key) is not None for key in keys] == [True, False, True]
+    assert collect(store, keep=50, max_bytes=0)[0] == 2
+
+
+def test_collecting_deletes_what_killed_runs_left_and_nothing_that_is_held(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    other = "cd" + "0" * 62
+    for key in (KEY, other):
+        (store.work(key) / "checkpoint").write_text("epoch 3")
+        os.utime(store.work(key), (0, 0))
+    with Store(tmp_path).locked(other, timeout_s=0):
+        collect(store, keep=0)
+    assert not store.work(KEY, create=False).exists()
+    assert (store.work(other) / "checkpoint").is_file()
+
+
+def test_a_damaged_artefact_is_told_once_and_why(tmp_path: Path) -> None:
+    store, said = Store(tmp_path), list[str]()
+    store.tell = said.append
+    put(store)
+    (tmp_path / "objects" / "ab" / KEY / "sub" / "file.txt").write_text("contenu")
+    assert store.find(KEY) is None
+    assert said == ["the store held a damaged artefact, ab0000000000: sub/file.txt was changed"]
+    assert store.damaged == {KEY: "sub/file.txt was changed"}
+
+
+def test_checking_names_everything_that_is_not_as_it_was_written_and_removes_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    keys = [f"{i:02d}" + "0" * 62 for i in range(4)]
+    for key in keys:
+        put(store, key)
+    (store.object(keys[0]) / "sub" / "file.txt").unlink()
+    (store.object(keys[1]) / "more.txt").write_text("")
+    (store.object(keys[2]) / "meta.json").write_text("{")
+    assert store.check() == (
+        4,
+        [
+            "000000000000: sub/file.txt is missing",
+            "010000000000: more.txt is no file of it",
+            "020000000000: meta.json was changed",
+        ],
+    )
+    assert all(store.object(key).is_dir() for key in keys)
+
+
+@pytest.mark.parametrize("name", ["../file", "/etc/passwd", "a/../../b", "", ".", "a//b", "a\\b", "c:d"])
+def test_an_artefact_cannot_name_files_outside_of_its_folder(name: str, tmp_path: Path) -> None:
+    content = meta_text(KEY, {name: "0" * 64}, {}, {})
+    with pytest.raises(ValueError, match=r"meta\.json names the file"):
+        parse_meta(KEY, tmp_path, content.encode())
+
+
+def test_a_store_that_is_only_read_stays_as_it_is_and_results_go_to_another(tmp_path: Path) -> None:
+    shared = Store(tmp_path / "shared")
+    put(shared, size=3)
+    before = {path: path.stat().st_mtime_ns for path in sorted(shared.root.rglob("*"))}
+    store = StorePlace(shared.root, "ro").open(tmp_path / "own")
+    artifact = store.find(KEY)
+    assert artifact is not None
+    assert (artifact.facts, artifact.found) == ({"size": 3}, "local")
+    assert artifact.folder.is_relative_to(tmp_path / "own")
+    put(store, "cd" + "0" * 62)
+    collect(store, keep=0)
+    assert {path: path.stat().st_mtime_ns for path in sorted(shared.root.rglob("*"))} == before
+    assert store.pushes is None
+
+
+def test_a_damaged_artefact_of_a_store_that_is_only_read_is_not_used_and_not_removed(tmp_path: Path) -> None:
+    shared, said = Store(tmp_path / "shared"), list[str]()
+    put(shared)
+    file = shared.object(KEY) / "sub" / "file.txt"
+    file.write_text("contenu")
+    store = StorePlace(shared.root, "ro").open(tmp_path / "own", said.append)
+    assert store.find(KEY) is None
+    assert file.is_file()
+    assert "read-only store holds a damaged artefact" in said[0]
+
+
+def build_once(root: Path, built: Path) -> None:
+    """What a run does with a stage: look, hold, look again, build."""
+    store = Store(root)
+    with store.locked(KEY, timeout_s=60):
+        if store.get(KEY) is None:
+            with built.open("a") as stream:
+                stream.write("built\n")
+            time.sleep(0.2)
+            put(store)
+
+
+def test_of_several_builders_one_builds_and_the_others_take_it(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    builders = [context.Process(target=build_once, args=(tmp_path, tmp_path / "built")) for _ in range(2)]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join(60)
+    assert [builder.exitcode for builder in builders] == [0, 0]
+    assert (tmp_path / "built").read_text() == "built\n"
+
+
+def test_a_lock_says_who_holds_it_and_survives_that_its_file_is_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with lock(path, timeout_s=1, holder_hint=""):
+        with (
+            pytest.raises(TryAgainError, match=rf"\(process {os.getpid()} on .+\)"),
+            lock(path, timeout_s=0, holder_hint=""),
+        ):
+            pass
+        path.unlink()
+        with lock(path, timeout_s=0, holder_hint=""):
+            assert path.is_file()
 
 
 def hold(path: Path, started: multiprocessing.synchronize.Event) -> None:

@@ -214,7 +214,7 @@ def test_archives_are_not_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("edgekd.data.loading.free_bytes", lambda: 0)
     assert isinstance(opened(tmp_path, npz={"path": "set"}).load("train"), Table)
     _, problems = validate(DataSettings, {"npz": {"path": "set"}, "stream": "always"})
-    assert "is for parquet and folder only" in problems[0].message
+    assert "stream: always is for images in parquet, folder" in problems[0].message
 
 
 def test_never_streaming_more_than_the_machine_holds_is_refused(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import threading
 
 import fake_tensorrt
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 
 from edgekd.errors import BenchError, CompileError, UnavailableError
 from edgekd.runtimes import nvidia, timing_cache
+from edgekd.runtimes.cuda import Cuda
 from edgekd.runtimes.nvidia import Gpu, dotted
+from edgekd.runtimes.protocol import DeviceTimes, TimedByDevice, check_capabilities
 from edgekd.runtimes.registry import runtime
 from edgekd.runtimes.tensorrt_session import tensor_precision
 from edgekd.stages.settings import TargetSettings
@@ -138,6 +142,114 @@ def test_an_engine_runs_is_profiled_and_says_its_memory(build, major):
     ]
 
 
+def test_kernels_and_copies_are_timed_apart_by_the_devices_clock(build):
+    trt, _, path = build()
+    session = load(path)
+    session.bind(FEEDS)
+    assert session.device_times(5) == DeviceTimes(compute_ms=2.0, graph_ms=1.0, h2d_ms=0.5, d2h_ms=0.25)
+    assert isinstance(session, TimedByDevice)
+    assert trt.cuda.graphs == {}  # given back
+    trt.cuda.records = False
+    assert session.device_times(5).graph_ms is None
+    assert session.phases.read_ms > 0
+    assert session.phases.compile_ms > 0
+
+
+def test_streams_share_one_engine_and_each_has_its_own_queue_and_buffers(build):
+    trt, _, path = build()
+    sessions = runtime("tensorrt").load_streams(path, device="GPU", threads=1, streams=3)
+    assert len({id(session._engine) for session in sessions}) == 1
+    assert len(trt.cuda.streams) == 3
+    for session in sessions:
+        session.bind(FEEDS)
+        session.run()
+        assert session.fetch()["logits"].shape == (2, 10)
+    assert len(trt.cuda.device) == len(trt.cuda.host) == 6
+    sessions[0].bind({"image": np.ones((4, 3, 8, 8), np.float32)})  # another shape: other buffers, the old ones gone
+    assert len(trt.cuda.device) == 6
+    for session in sessions:
+        session.close()
+    assert trt.cuda.streams == []
+    assert trt.cuda.device == trt.cuda.host == {}
+
+
+class Driver:
+    """The driver's library: every call is noted, and answered with 0 unless it is told to fail."""
+
+    def __init__(self, **fails):
+        self.fails, self.calls = fails, []
+        self.memory = (ctypes.c_char * 4096)()
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            self.calls.append(name)
+            if name in (
+                "cuMemAlloc_v2",
+                "cuStreamCreate",
+                "cuEventCreate",
+                "cuStreamEndCapture",
+                "cuGraphInstantiateWithFlags",
+            ):
+                (arguments[1] if name == "cuStreamEndCapture" else arguments[0])._obj.value = 77
+            if name == "cuMemHostAlloc":
+                arguments[0]._obj.value = ctypes.addressof(self.memory)
+            if name == "cuEventElapsedTime":
+                arguments[0]._obj.value = 1.5
+            return self.fails.get(name, 0)
+
+        return call
+
+
+def test_the_driver_is_asked_for_memory_copies_and_times():
+    driver = Driver()
+    cuda = Cuda(driver)
+    cuda.enter()
+    cuda.enter()
+    assert driver.calls.count("cuCtxSetCurrent") == 1
+    other = threading.Thread(target=cuda.enter)
+    other.start()
+    other.join()
+    assert driver.calls.count("cuCtxSetCurrent") == 2  # a context belongs to a thread
+    stream, pointer = cuda.stream(), cuda.allocate(24)
+    kept, array = cuda.host_array((2, 3), np.float32)
+    array[...] = 1.0
+    assert bytes(driver.memory[:24]) == np.ones(6, np.float32).tobytes()
+    cuda.to_device(pointer, array, stream)
+    assert cuda.time_ms(lambda: cuda.to_host(array, pointer, stream), stream) == 1.5
+    assert driver.calls.count("cuEventDestroy_v2") == 2
+    graph = cuda.record(lambda: None, stream)
+    cuda.launch(graph, stream)
+    cuda.forget(graph)
+    cuda.free(pointer)
+    cuda.free_host(kept)
+    cuda.close_stream(stream)
+    assert {"cuGraphLaunch", "cuGraphExecDestroy", "cuMemFree_v2", "cuMemFreeHost", "cuStreamDestroy_v2"} <= {
+        *driver.calls
+    }
+
+
+def test_what_the_driver_refuses_is_one_line():
+    with pytest.raises(BenchError, match="not enough free memory"):
+        Cuda(Driver(cuMemAlloc_v2=2)).allocate(1)
+    with pytest.raises(BenchError, match="CUDA refused cuStreamCreate with error 999"):
+        Cuda(Driver(cuStreamCreate=999)).stream()
+
+
+@pytest.mark.parametrize("step", ["cuStreamEndCapture", "cuGraphInstantiateWithFlags"])
+def test_work_that_cannot_be_recorded_has_no_graph(step):
+    assert Cuda(Driver(**{step: 901})).record(lambda: None, 7) is None
+
+
+def test_work_that_fails_while_it_is_recorded_ends_the_recording():
+    driver = Driver()
+
+    def fails():
+        raise BenchError("the engine did not run")
+
+    assert Cuda(driver).record(fails, 7) is None
+    assert driver.calls[-1] == "cuStreamEndCapture"
+
+
 def test_memory_that_no_attribute_tells_is_unknown(build):
     _, _, path = build()
     session = load(path)
@@ -229,6 +341,16 @@ def test_what_the_engines_offer(monkeypatch):
     fake_tensorrt.install(monkeypatch, 11, gpu=AMPERE)
     (device,) = runtime("tensorrt").supports().devices
     assert (device.name, device.full_name, device.compute_capability) == ("GPU", "NVIDIA A10", "8.6")
+
+
+def test_architectures_that_rtx_does_not_know_are_refused_with_those_that_it_does(build, monkeypatch):
+    fake_tensorrt.install(monkeypatch, 1, version="1.7.1", gpu=None, architectures=ARCHITECTURES)
+    check_capabilities(runtime("tensorrt_rtx"), ["8.6", "12.0"])
+    with pytest.raises(UnavailableError, match=r"tensorrt_rtx 1\.7\.1 does not build for .* 8\.7$") as caught:
+        check_capabilities(runtime("tensorrt_rtx"), ["8.6", "8.7"])
+    assert caught.value.hint == "compute_capabilities may hold: 7.5, 8.0, 8.6, 8.9, 12.0, 12.1"
+    with pytest.raises(UnavailableError, match=r"compute capability 9\.0"):
+        build(1, name="tensorrt_rtx", version="1.7.1", gpu=None, compute_capabilities=["9.0"])
 
 
 def test_engines_of_the_other_tensorrt_and_without_a_manifest_are_refused(build, monkeypatch):

@@ -52,6 +52,7 @@ _VERSION = (
 # $1: the keeper, $2: _VERSION, then names of interpreters. All that is not the script itself comes as arguments.
 _HELLO = (
     'k=$1; v=$2; shift 2; f=; for c in "$@"; do p=$(command -v "$c") || continue; '
+    "case $p in /*) ;; *) p=$PWD/$p ;; esac; "
     'i=$("$p" -c "$v" </dev/null 2>/dev/null) || continue; [ "$i" ] || continue; '
     'printf "edgekd-python %s\\t%s\\n" "$i" "$p"; [ "$f" ] || f=$p; done; '
     '[ "$f" ] || { echo "edgekd-nothing ."; exit 0; }; exec "$f" -c "$k"'

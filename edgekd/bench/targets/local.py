@@ -6,14 +6,17 @@ import contextlib
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from edgekd.bench import probe
 from edgekd.bench.pack import AGENT, agent_bytes
 from edgekd.bench.process import run_agent
+from edgekd.runtimes.registry import RUNTIMES
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,12 @@ class LocalPlace:
     """A folder of this machine. Files that are here already are not copied."""
 
     folder: Path
+    stop: threading.Event | None = None
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What this machine says of itself."""
+        return probe.facts({"runtimes": list(RUNTIMES)})
 
     def push(self, path: Path, name: str) -> str:
         """The file as it lies."""
@@ -44,10 +53,13 @@ class LocalPlace:
     ) -> dict[str, Any]:
         """Run the job with the Python that runs here; -P: nothing beside the agent hides the standard library."""
         command = [sys.executable, "-P", str(self.folder / AGENT)]
-        result = run_agent(command, job, limit_s=limit_s, progress=progress)
+        result = run_agent(command, job, limit_s=limit_s, progress=progress, stop=self.stop)
         for name, to in leaves.items():
             self.fetch(name, to)
         return result
+
+    def forget(self, *names: str) -> None:
+        """Nothing was copied; the folder goes with all that jobs left in it."""
 
     def fetch(self, name: str, to: Path) -> None:
         """Take the file out of the folder."""
@@ -56,7 +68,9 @@ class LocalPlace:
 
 @dataclass(frozen=True)
 class Local:
-    """The machine that edgekd runs on."""
+    """The machine that edgekd runs on. `stop`: ends what is measured, from another thread."""
+
+    stop: threading.Event | None = None
 
     def probe(self, runtimes: Sequence[str]) -> dict[str, Any]:
         """What the agent says of this machine; what an engine lacks here is said by `edgekd doctor`."""
@@ -70,4 +84,4 @@ class Local:
         with tempfile.TemporaryDirectory(prefix="edgekd-place-") as name:
             folder = Path(name)
             (folder / AGENT).write_bytes(agent_bytes())
-            yield LocalPlace(folder)
+            yield LocalPlace(folder, self.stop)

@@ -11,6 +11,11 @@ from typing import Any, Protocol
 class Place(Protocol):
     """A fresh folder on a device, gone with everything in it when the device is left."""
 
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What the device says of itself, see `bench.probe.facts`."""
+        ...
+
     def push(self, path: Path, name: str) -> str:
         """Bring a file there, its digest compared; returns what a job calls it."""
 
@@ -29,6 +34,9 @@ class Place(Protocol):
         leaves: Mapping[str, Path] = ...,
     ) -> dict[str, Any]:
         """The agent's result of a job, ended after `limit_s` seconds; `leaves`: files of it, and where to put them."""
+
+    def forget(self, *names: str) -> None:
+        """Free the room of files and folders that no job needs any more."""
 
     def fetch(self, name: str, to: Path) -> None:
         """Bring a file that a job left back, its digest compared."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import tempfile
-import time
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,20 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from edgekd.bench.pack import AGENT, agent_bytes
-from edgekd.bench.process import AgentDiedError, run_agent
+from edgekd.bench.process import AgentDiedError, NoMemoryError, StoppedError, run_agent
 from edgekd.bench.targets.address import Address
 from edgekd.bench.targets.connection import PYTHONS, Connection, Interpreter
+from edgekd.bench.targets.lacks import missing
 from edgekd.bench.targets.refusals import lost
-from edgekd.errors import TryAgainError, UnavailableError
+from edgekd.errors import BenchError, EdgekdError, TryAgainError, UnavailableError
 from edgekd.files import sha256_file
-from edgekd.runtimes.registry import ENGINE_PACKAGES
 
 _WAITS_S = (1.0, 4.0)
 _PROBE_S = 120.0
 _SPARE_S = 30.0
 # $1: the folder, $2: the file. A folder inside is made when it is needed.
 _PUSH = 'cd "$1" && mkdir -p "$(dirname "./$2")" && cat >"./$2"'
+_REMOVE = 'cd "$1" && shift && for f in "$@"; do rm -rf "./$f"; done'
 _FETCH = 'cd "$1" && cat "./$2"'
 _DIGEST = (
     "import hashlib, sys\nh = hashlib.sha256()\nwith open(sys.argv[1], 'rb') as f:\n"
@@ -53,6 +53,7 @@ class SshPlace:
     def __post_init__(self) -> None:
         self._pushed: dict[str, Path] = {}
         self._runtimes: tuple[str, ...] = ()
+        self.about: Mapping[str, Any] = {}
 
     def push(self, path: Path, name: str) -> str:
         """Bring a file there, its digest compared. Jobs run in the folder, so its name there is `name`."""
@@ -97,6 +98,14 @@ class SshPlace:
         if sha256_file(to) != expected:
             raise lost(self.target.address, f"{name} came back changed")
 
+    def forget(self, *names: str) -> None:
+        """Remove files and folders there, and send them no more; the next job finds out if the connection broke."""
+        for pushed in list(self._pushed):
+            if pushed in names or pushed.partition("/")[0] in names:
+                del self._pushed[pushed]
+        with contextlib.suppress(EdgekdError):
+            self.connection.check(["sh", "-c", _REMOVE, "sh", self.connection.folder, *names])
+
     def choose(self, runtimes: Sequence[str]) -> dict[str, Any]:
         """Push the agent, and take the first interpreter that has all that is needed; its facts with `missing`."""
         self._runtimes = tuple(runtimes)
@@ -112,7 +121,7 @@ class SshPlace:
                 facts = self._run(job, _PROBE_S, lambda line: None)
             except AgentDiedError:
                 continue  # an interpreter that does not even run a program of the standard library
-            facts["missing"] = self._missing(facts, python)
+            facts["missing"] = missing(self.target.address, facts)
             found.append((len(facts["missing"]), len(found), facts, python))
             if not facts["missing"]:
                 break
@@ -121,16 +130,8 @@ class SshPlace:
                 f"{self.target.address}: no Python of the device runs the agent", hint="name one: target add --python"
             )
         _, _, facts, self.python = min(found, key=lambda one: one[:2])
+        self.about = facts
         return facts
-
-    def _missing(self, facts: Mapping[str, Any], python: Interpreter) -> list[dict[str, str]]:
-        wanted = [("numpy", "numpy")] if facts["numpy"] is None else []
-        for name, version in facts["engines"].items():
-            if version is None:
-                wanted.append((name, ENGINE_PACKAGES.get(name, (name.partition(":")[0],))[0]))
-        words = ["ssh", *self.target.address.words[:-2], self.target.address.host]
-        pip = shlex.join([python.path, "-m", "pip", "install"])
-        return [{"what": what, "command": shlex.join([*words, f"{pip} {package}"])} for what, package in wanted]
 
     def _push(self, path: Path, name: str) -> None:
         with path.open("rb") as stream:
@@ -148,20 +149,26 @@ class SshPlace:
         seconds = str(int(limit_s + _SPARE_S))
         words = ["sh", "-c", _RUN, "sh", self.connection.folder, seconds, self.python.path, AGENT]
         try:
-            return run_agent(self.connection.command(words), job, limit_s=limit_s, progress=progress)
+            command, stop = self.connection.command(words), self.target.stop
+            return run_agent(command, job, limit_s=limit_s, progress=progress, stop=stop)
         except AgentDiedError as error:
             if error.returncode == 255 or not self.connection.alive:
                 raise lost(self.target.address, error.said) from None
-            if "No space left" in error.said:
-                raise self.connection.failure(1, error.said) from None
-            raise
+            if isinstance(error, NoMemoryError):
+                error.message = f"{self.target.address}: {error.message}"
+            raise self._full_disk(error.said) or error from None
+        except BenchError as error:
+            raise self._full_disk(error.message) or error from None
+
+    def _full_disk(self, said: str) -> EdgekdError | None:
+        return self.connection.failure(1, said) if "No space left" in said else None
 
     def _again(self, work: Callable[[], T]) -> T:
         for wait_s in self.target.waits_s:
             try:
                 return work()
             except TryAgainError:
-                time.sleep(wait_s)
+                self.target.pause(wait_s)
                 self._reopen()
         return work()
 
@@ -178,7 +185,8 @@ class SshTarget:
     """A device at an address.
 
     `python`: the interpreter there; None: the first of `pythons` that has numpy and the engines. `config`: a file for
-    `ssh -F` in place of the user's own. `waits_s`: pauses before it is tried again.
+    `ssh -F` in place of the user's own. `waits_s`: pauses before it is tried again. `stop`: ends what is measured, from
+    another thread.
     """
 
     address: Address
@@ -186,6 +194,7 @@ class SshTarget:
     config: Path | None = None
     pythons: tuple[str, ...] = PYTHONS
     waits_s: tuple[float, ...] = _WAITS_S
+    stop: threading.Event | None = None
 
     def connect(self) -> Connection:
         """A connection; a device that cannot be reached is tried again after each of `waits_s`."""
@@ -193,8 +202,13 @@ class SshTarget:
             try:
                 return self._connect()
             except TryAgainError:
-                time.sleep(wait_s)
+                self.pause(wait_s)
         return self._connect()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, unless another thread ends it."""
+        if (self.stop or threading.Event()).wait(seconds):
+            raise StoppedError("stopped")
 
     def _connect(self) -> Connection:
         connection = Connection(self.address, self.config, (self.python,) if self.python else self.pythons)

@@ -5,12 +5,15 @@ Importing this loads no numpy, torch or pyarrow, and neither does opening a read
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from edgekd.data.readers.images import EncodedImages, ImageDecoder
-from edgekd.data.settings import SourceSettings, Split
+from edgekd.data.fingerprint import Memo
+from edgekd.data.readers.images import Encoded, EncodedImages, ImageDecoder, ImageRules
+from edgekd.data.readers.sound import SoundReader
+from edgekd.data.sources import ImageSettings, SourceSettings, Split
 from edgekd.store import Store
 
 if TYPE_CHECKING:
@@ -82,28 +85,50 @@ class ImageReader(Reader, Protocol):
         """
         ...
 
+    def each(self, split: Split) -> Iterator[tuple[object, Encoded]]:
+        """Name and content of all images of a split, one after the other; nothing where one is missing."""
+        ...
 
-def open_reader(settings: SourceSettings, base: Path, *, channels: int, size: tuple[int, int] | None) -> Reader:
-    """The reader of the source that the settings name; paths are relative to `base`, images become of one kind.
+
+def open_reader(settings: SourceSettings, base: Path, images: ImageSettings, memo: Memo) -> Reader:
+    """The reader of the source that the settings name, without images that may be left out as broken.
+
+    Args:
+        base: folder that relative paths start from.
+        images: what images become, and how many may be broken.
+        memo: remembers which are.
 
     Raises:
         ConfigError: a path, a file, a column or an array is missing.
         DataError: a file is not what its name says.
     """
+    rules = ImageRules(**{field.name: getattr(images, field.name) for field in fields(ImageRules)})
+    reader = _reader(settings, base, ImageDecoder(rules))
+    reader.check()
+    if images.skip_broken and isinstance(reader, ImageReader):
+        return SoundReader(reader, images.skip_broken, memo)
+    return reader
+
+
+def _reader(settings: SourceSettings, base: Path, decoder: ImageDecoder) -> Reader:
+    from edgekd.data.readers.csv_files import CsvReader
     from edgekd.data.readers.digits import DigitsReader
     from edgekd.data.readers.folder import FolderReader
+    from edgekd.data.readers.huggingface import HuggingFaceReader
     from edgekd.data.readers.npz import NpzReader
     from edgekd.data.readers.parquet import ParquetReader
+    from edgekd.data.readers.webdataset import WebDatasetReader
 
-    reader: Reader
-    decoder = ImageDecoder(channels, size)
-    if settings.parquet is not None:
-        reader = ParquetReader(settings.parquet, base / settings.parquet.path, decoder)
-    elif settings.folder is not None:
-        reader = FolderReader(base / settings.folder.path, decoder)
-    elif settings.npz is not None:
-        reader = NpzReader(settings.npz, base / settings.npz.path)
-    else:
-        reader = DigitsReader()
-    reader.check()
-    return reader
+    given: Any = getattr(settings, settings.source)
+    if settings.digits is not None:
+        return DigitsReader()
+    if settings.npz is not None:
+        return NpzReader(given, base / given.path)
+    kinds: dict[str, Callable[[Any, Path, ImageDecoder], Reader]] = {
+        "parquet": ParquetReader,
+        "folder": FolderReader,
+        "csv": CsvReader,
+        "webdataset": WebDatasetReader,
+        "huggingface": HuggingFaceReader,
+    }
+    return kinds[settings.source](given, base / given.path, decoder)

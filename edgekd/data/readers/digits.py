@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.data.settings import Split
+from edgekd.data.sources import Split
 from edgekd.errors import UnavailableError
 
 if TYPE_CHECKING:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from edgekd.data.readers.images import IMAGE_SUFFIXES, ImageDecoder
-from edgekd.data.settings import SPLITS, Split
+from edgekd.data.readers.layout import leads_out, split_folders
+from edgekd.data.sources import FolderSettings, Split
 from edgekd.errors import ConfigError
 from edgekd.store import Store
 
@@ -27,8 +28,9 @@ class FolderReader:
 
     input_names = ("image",)
 
-    def __init__(self, root: Path, decoder: ImageDecoder) -> None:
+    def __init__(self, settings: FolderSettings, root: Path, decoder: ImageDecoder) -> None:
         self._root = root
+        self._outside = settings.outside
         self.decoder = decoder
 
     @cached_property
@@ -79,6 +81,14 @@ class FolderReader:
     def encoded(self, split: Split, store: Store, digests: Mapping[str, str]) -> ImagePaths:
         return self._images[split]
 
+    def each(self, split: Split) -> Iterator[tuple[object, Path]]:
+        return ((path, path) for path in self._images[split])
+
+    def others(self) -> list[Path]:
+        """Files that are not called like images, hidden ones aside."""
+        folders = self._folders.values()
+        return [path for folder in folders for path in _Below(folder, self._root, outside=self._outside).others()]
+
     def _classes(self, split: Split) -> list[tuple[str, int]]:
         """The classes of a split in the order of its images, each with the number of images that follow one another."""
         names = (path.partition("/")[0] for path in self._images[split].below())
@@ -86,16 +96,19 @@ class FolderReader:
 
     @cached_property
     def _folders(self) -> dict[Split, Path]:
-        found = {split: self._root / split for split in SPLITS if (self._root / split).is_dir()}
+        found = split_folders(self._root, "data.folder.path")
         if found and "train" not in found:
-            there = " and ".join(found)
+            there = " and ".join(path.name for path in found.values())
             raise ConfigError(f"data.folder.path: {self._root} holds {there} but no train folder", hint=_HINT)
         return found or {"train": self._root}
 
     @cached_property
     def _images(self) -> dict[Split, ImagePaths]:
         try:
-            return {split: ImagePaths.find(folder) for split, folder in self._folders.items()}
+            return {
+                split: ImagePaths.of(folder, _Below(folder, self._root, outside=self._outside).images())
+                for split, folder in self._folders.items()
+            }
         except OSError as error:
             raise ConfigError(
                 f"data.folder.path: {error.filename} cannot be read: {error.strerror}", hint="check its rights"
@@ -119,10 +132,10 @@ class ImagePaths(Sequence[Path]):
         self._start, self._stop = start, stop
 
     @classmethod
-    def find(cls, folder: Path) -> ImagePaths:
-        """Images at any depth, without hidden files and folders, sorted by their path. Raises OSError."""
+    def of(cls, folder: Path, paths: Iterable[str]) -> ImagePaths:
+        """Paths from a folder on, with slashes, in this order."""
         text, ends = bytearray(), array("q")
-        for path in _images_below(str(folder), ""):
+        for path in paths:
             text += os.fsencode(path)
             ends.append(len(text))
         return cls(folder, bytes(text), ends, 0, len(ends))
@@ -161,11 +174,56 @@ class ImagePaths(Sequence[Path]):
         return os.fsdecode(self._text[self._ends[place - 1] if place else 0 : self._ends[place]])
 
 
-def _images_below(folder: str, prefix: str) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-    for name, is_folder in found:
-        if is_folder:
-            yield from _images_below(os.path.join(folder, name), f"{prefix}{name}/")
-        elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-            yield prefix + name
+class _Below:
+    """What lies below a folder at any depth, sorted by path, without hidden files and folders.
+
+    Args:
+        outside: whether symbolic links may lead out of `root`.
+    """
+
+    def __init__(self, folder: Path, root: Path, *, outside: bool) -> None:
+        self._folder, self._outside = folder, outside
+        self._root = os.path.realpath(root)
+
+    def images(self) -> Iterator[str]:
+        """Paths from the folder on of what is called like an image.
+
+        Raises:
+            ConfigError: a link leads out of the root, or to a folder that it lies in.
+            OSError: something cannot be read.
+        """
+        return (path for path in self._all() if _is_image(path))
+
+    def others(self) -> Iterator[Path]:
+        """The other files."""
+        return (self._folder / path for path in self._all() if not _is_image(path))
+
+    def _all(self) -> Iterator[str]:
+        self._check_link(str(self._folder), ())
+        return self._walk(str(self._folder), "", ())
+
+    def _walk(self, folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
+        above = (*above, os.path.realpath(folder))
+        with os.scandir(folder) as entries:
+            seen = [entry for entry in entries if not entry.name.startswith(".")]
+        for entry in sorted(seen, key=lambda entry: entry.name):
+            is_folder = entry.is_dir()
+            if entry.is_symlink() and (is_folder or _is_image(entry.name)):
+                self._check_link(entry.path, above)
+            if is_folder:
+                yield from self._walk(entry.path, f"{prefix}{entry.name}/", above)
+            else:
+                yield prefix + entry.name
+
+    def _check_link(self, link: str, above: tuple[str, ...]) -> None:
+        if os.path.realpath(link) in above:
+            raise ConfigError(f"data.folder.path: the link {link} leads to a folder that it lies in", hint="remove it")
+        if not self._outside and leads_out(link, self._root):
+            raise ConfigError(
+                f"data.folder.path: the link {link} leads out of {self._root}",
+                hint="remove it, or allow such links: `folder: {path: .., outside: true}`",
+            )
+
+
+def _is_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import ast
+import math
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from edgekd.config.settings import did_you_mean
-from edgekd.data.settings import SPLITS, NpzSettings, Split
+from edgekd.data.memory import free_bytes
+from edgekd.data.readers.images import DAMAGED
+from edgekd.data.sources import SPLITS, NpzSettings, Split
 from edgekd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_LONGEST_HEADER = 65536
+
 
 class NpzReader:
-    """Named arrays. uint8 of four axes is images (N, C, H, W); every other input becomes float32."""
+    """Named arrays. uint8 of four axes is images; every other input becomes float32."""
 
     def __init__(self, settings: NpzSettings, root: Path) -> None:
         self.input_names = settings.inputs
         self.target_names = settings.targets
+        self._layout = settings.layout
         self._files = _files(root)
         self.splits = tuple(self._files)
         self._inputs: dict[Split, dict[str, Tensor]] = {}
@@ -39,12 +46,16 @@ class NpzReader:
                         raise ConfigError(
                             f"data.npz.{field}: {path} holds no array {name!r}", hint=did_you_mean(name, held)
                         )
+            if self._layout is None:
+                for name in self.input_names:
+                    _check_layout(path, name)
 
     def files(self) -> dict[str, tuple[Path, ...]]:
         return {f"{split}.npz": (path,) for split, path in self._files.items()}
 
     def identity(self) -> dict[str, Any]:
-        return {"inputs": self.input_names, "targets": self.target_names}
+        last = {"layout": self._layout} if self._layout == "nhwc" else {}
+        return {"inputs": self.input_names, "targets": self.target_names, **last}
 
     def rows(self, split: Split) -> int:
         self._load(split)
@@ -75,6 +86,9 @@ class NpzReader:
             raise DataError(
                 f"{path}: the arrays differ in rows: {text}", hint="the first axis of every array counts samples"
             )
+        for name in self.input_names if self._layout == "nhwc" else ():
+            if arrays[name].ndim == 4:
+                arrays[name] = arrays[name].transpose(0, 3, 1, 2)
         inputs = {name: _input(arrays[name], f"{path} array {name!r}") for name in self.input_names}
         for name, values in inputs.items():
             shape = tuple(self._inputs["train"][name].shape[1:]) if split != "train" else tuple(values.shape[1:])
@@ -119,17 +133,40 @@ def _array_names(path: Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile):
+    except DAMAGED:
         raise _unreadable(path) from None
 
 
-def _read(path: Path, names: set[str]) -> dict[str, Any]:
-    import zlib
+def _check_layout(path: Path, name: str) -> None:
+    """Refuse what looks like images with their channels last, by the header of the array alone."""
+    dtype, shape = _header(path, name)
+    if len(shape) != 4 or shape[3] not in (1, 3) or shape[1] in (1, 3):
+        return
+    if dtype == "|u1" or shape[1] == shape[2]:  # floats of four axes may be anything, squares hardly
+        raise ConfigError(
+            f"data.npz.layout: {path} array {name!r} of the shape {shape} looks like images with their channels last",
+            hint="write `layout: nhwc`, or `layout: nchw` if the second axis is the channels",
+        )
 
+
+def _header(path: Path, name: str) -> tuple[str, tuple[int, ...]]:
+    """Type and shape of an array, without numpy; of no axes where that cannot be read: reading it will say why."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
+            version = stream.read(8)[6]
+            length = int.from_bytes(stream.read(2 if version == 1 else 4), "little")
+            facts = ast.literal_eval(stream.read(min(length, _LONGEST_HEADER)).decode("latin-1"))
+            return str(facts["descr"]), tuple(facts["shape"])
+    except (*DAMAGED, RecursionError):
+        return "", ()
+
+
+def _read(path: Path, names: set[str]) -> dict[str, Any]:
     import numpy as np
 
     arrays: dict[str, Any] = {}
     try:
+        _check_sizes(path, names)
         with np.load(path, allow_pickle=False) as archive:
             for name in sorted(names):
                 try:
@@ -139,7 +176,7 @@ def _read(path: Path, names: set[str]) -> dict[str, Any]:
                         f"{path} array {name!r}: holds Python objects, or is damaged",
                         hint="save numbers: `numpy.savez(path, name=array.astype('float32'))`",
                     ) from None
-    except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+    except DAMAGED:
         raise _unreadable(path) from None
     for name, values in arrays.items():
         if values.ndim == 0:
@@ -147,6 +184,44 @@ def _read(path: Path, names: set[str]) -> dict[str, Any]:
                 f"{path} array {name!r}: is one number", hint="the first axis of every array counts samples"
             )
     return arrays
+
+
+def _check_sizes(path: Path, names: set[str]) -> None:
+    """See that arrays are as large as the archive says, and fit into memory, before any is made: a few bytes can say
+    that they hold terabytes.
+
+    Raises:
+        DataError: they do not.
+    """
+    total = 0
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(names):
+            entry = archive.getinfo(f"{name}.npy")
+            if entry.flag_bits & 1:
+                raise zipfile.BadZipFile("encrypted")
+            with archive.open(entry) as stream:
+                needed = _header_bytes(stream)
+            if needed is not None and needed > entry.file_size:
+                raise zipfile.BadZipFile("an array is cut off")
+            total += entry.file_size
+    memory = free_bytes()
+    if total > memory:
+        raise DataError(
+            f"{path}: its arrays take {total / 2**30:.1f} GiB, and {memory / 2**30:.1f} GiB of memory are free",
+            hint="save fewer samples, smaller types (uint8, float32), or encoded images",
+        )
+
+
+def _header_bytes(stream: IO[bytes]) -> int | None:
+    """Bytes of an array by its own header; None for a version that only NumPy's private parts read."""
+    from numpy.lib import format as npy
+
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    read = readers.get(npy.read_magic(stream))
+    if read is None:
+        return None
+    shape, _, dtype = read(stream)
+    return 0 if dtype.hasobject else math.prod(shape) * int(dtype.itemsize)
 
 
 def _input(values: Any, where: str) -> Tensor:
@@ -158,11 +233,6 @@ def _input(values: Any, where: str) -> Tensor:
     if values.dtype.kind not in "iufb":
         raise DataError(f"{where}: inputs of type {values.dtype} are not known", hint="save numbers, e.g. float32")
     if values.dtype == np.uint8 and values.ndim == 4:
-        if values.shape[3] in (1, 3) and values.shape[1] not in (1, 3):
-            raise DataError(
-                f"{where}: images of the shape {values.shape[1:]} have their channels last",
-                hint="save them as (samples, channels, height, width): `array.transpose(0, 3, 1, 2)`",
-            )
         return torch.from_numpy(np.ascontiguousarray(values))
     return torch.from_numpy(finite_float32(values, where))
 

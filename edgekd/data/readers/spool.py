@@ -1,4 +1,4 @@
-"""The spool: encoded images of Parquet files, copied once into one file where each can be read by itself.
+"""The spool: encoded images of Parquet and Arrow files, copied once into one file where each can be read by itself.
 
     caches/data/<key>/meta.json     files and rows it was made from; written last, so a spool without it is none
     caches/data/<key>/images.bin    the images one after the other
@@ -57,8 +57,8 @@ class SpooledImages:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __iter__(self) -> Iterator[tuple[object, bytes]]:
-        """Raises DataError for an image that is missing or was changed."""
+    def __iter__(self) -> Iterator[tuple[object, bytes | None]]:
+        """Raises DataError for an image that was changed; one that is missing is None."""
         folder = self.spool.folder
         try:
             with (folder / _INDEX).open("rb", buffering=0) as index, (folder / _IMAGES).open("rb", buffering=0) as data:
@@ -69,13 +69,11 @@ class SpooledImages:
                 f"{folder}: cannot be read: {error.strerror}", hint="run the same command again: it is made anew"
             ) from None
 
-    def _read(self, index: int, data: int, row: int) -> bytes:
+    def _read(self, index: int, data: int, row: int) -> bytes | None:
         entry = os.pread(index, _ENTRY.size, row * _ENTRY.size)
         start, length, checksum = _ENTRY.unpack(entry) if len(entry) == _ENTRY.size else (0, 0, -1)
         if length == _MISSING:
-            raise DataError(
-                f"{_Name(self.spool, row)}: there is no image", hint="remove the row, or store the image's bytes"
-            )
+            return None
         content = os.pread(data, length, start)
         if zlib.crc32(content) != checksum:
             raise DataError(

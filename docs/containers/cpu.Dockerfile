@@ -1,0 +1,16 @@
+# edgekd on a CPU (x86-64): OpenVINO and ONNX Runtime.
+FROM python:3.11-slim-bookworm
+
+# PyTorch's own index, for the build that is wanted; by default that of pip.
+ARG TORCH_INDEX=
+
+WORKDIR /opt/edgekd
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY edgekd ./edgekd
+RUN PIP_EXTRA_INDEX_URL="$TORCH_INDEX" pip install --no-cache-dir '.' -c constraints.txt \
+ && useradd --create-home --uid 1000 edgekd
+
+USER 1000
+WORKDIR /work
+ENTRYPOINT ["edgekd"]
+CMD ["doctor"]

@@ -19,9 +19,7 @@ _READ_ROWS = 256
 
 def evaluate(
     build: Annotated[Path, typer.Argument(metavar="BUILD", help="Folder of a build, or a file in it.")],
-    data: Annotated[
-        Path, typer.Option("--data", metavar="PATH", help="Labelled images in a folder, Parquet, or .npz.")
-    ],
+    data: Annotated[Path, typer.Option("--data", metavar="PATH", help="Labelled images: a folder, Parquet, .npz, ..")],
     split: Annotated[
         str | None, typer.Option("--split", help="test, validation or train [default: test if it is there, else all].")
     ] = None,
@@ -50,12 +48,13 @@ def evaluate(
 
 def _opened(card: dict[str, Any], path: Path, split: str | None, image: str, label: str) -> tuple[Data, str]:
     """The data, prepared as the build wants it, and the split that is scored: all of it where it has no test split."""
+    from edgekd.data.sources import IMAGE_SOURCES
     from edgekd.pipeline.found_data import open_found, source_at
 
     source, options = source_at(path, image, label)
     how = next(iter(card["inputs"].values()))
     size = channels = None
-    if source in ("folder", "parquet"):
+    if source in IMAGE_SOURCES:
         if len(card["inputs"]) != 1 or not how.get("channels"):
             raise ConfigError(
                 f"--data {path}: images, and the build takes none", hint="give the .npz that it was made on"
@@ -63,6 +62,8 @@ def _opened(card: dict[str, Any], path: Path, split: str | None, image: str, lab
         sizes = how["shape"][:2] if how["layout"] == "NHWC" else how["shape"][1:]
         size, channels = sizes, 1 if how["channels"] == "grey" else 3
     given: dict[str, Any] = {"validation": 0.0, "test": 0.0, "normalize": "none"}
+    if source in IMAGE_SOURCES:
+        given |= _as_resized(how)
     data = open_found(source, options, size=size, channels=channels, seed=0, **given)
     if not data.target_names:
         raise ConfigError(f"--data {path}: has no labels to score against", hint="lay images out as CLASS/*.jpg")
@@ -71,6 +72,14 @@ def _opened(card: dict[str, Any], path: Path, split: str | None, image: str, lab
     if not counts.get(chosen):
         raise ConfigError(f"--split {chosen}: {path} has no such split", hint="leave --split out to score all of it")
     return data, chosen
+
+
+def _as_resized(how: dict[str, Any]) -> dict[str, Any]:
+    """How images become those that the build takes, as options of the data."""
+    rule = how.get("resize") or {}
+    found = {"background": how.get("background"), "interpolation": rule.get("filter"), "fit": rule.get("fit")}
+    found["crop_share"] = rule.get("crop")
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _scored(folder: Path, card: dict[str, Any], data: Data, split: Any) -> dict[str, Any]:

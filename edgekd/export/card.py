@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import ConfigError
 from edgekd.export.metadata import read_metadata
 from edgekd.files import write_atomic
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 CARD, PREDICT = "model.json", "predict.py"
 _TEMPLATE = Path(__file__).with_name(PREDICT)
 
 
 def write_card(folder: Path, source: Path, engine: Mapping[str, Any]) -> None:
-    """Write model.json and, for a model of one image, predict.py.
+    """Write model.json and, for a model of one image in OpenVINO or ONNX Runtime, predict.py.
 
     Args:
         source: the ONNX file that the build is made of; its metadata says how inputs are prepared and answers named.
@@ -39,7 +42,7 @@ def write_card(folder: Path, source: Path, engine: Mapping[str, Any]) -> None:
         "accuracy": known["accuracy"],
     }
     write_atomic(folder / CARD, json.dumps(card, indent=1, sort_keys=True) + "\n")
-    if takes_an_image(card):
+    if takes_an_image(card) and card["runtime"] in ("openvino", "onnxruntime"):
         write_atomic(folder / PREDICT, _TEMPLATE.read_bytes())
 
 
@@ -47,6 +50,14 @@ def takes_an_image(card: Mapping[str, Any]) -> bool:
     """Whether the model's one input is an image whose pixels are known."""
     inputs = list(card["inputs"].values())
     return len(inputs) == 1 and bool(inputs[0].get("pixels")) and bool(inputs[0].get("channels"))
+
+
+def answers(logits: NDArray[Any], labels: list[str] | None, most: int = 5) -> list[tuple[str, float]]:
+    """The likeliest classes of one row of logits with their probabilities, the likeliest first."""
+    import numpy as np
+
+    odds = np.exp(logits - logits.max())
+    return [(labels[i] if labels else str(i), float(odds[i] / odds.sum())) for i in np.argsort(-odds)[:most]]
 
 
 def read_card(build: Path) -> tuple[Path, dict[str, Any]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.config.settings import did_you_mean
+from edgekd.data.sources import IMAGE_SOURCES
 from edgekd.errors import ConfigError
 from edgekd.files import canonical_json
 from edgekd.models.names import elsewhere
@@ -47,6 +48,7 @@ class Wish:
     seed: int = 0
     name: str | None = None
     saturates: bool = False
+    fit: str | None = None
 
 
 def pipeline_text(wish: Wish) -> str:
@@ -106,6 +108,8 @@ def _data(wish: Wish) -> list[str]:
     lines = ["data:", f"  {found.source}: {_flow(options)}  # {found.words}"]
     if found.size is not None:
         lines.append(f"  size: {_value(list(found.size))}  # height, width")
+    if wish.fit is not None:
+        lines.append(f"  fit: {wish.fit}")
     if found.channels is not None:
         lines.append(f"  channels: {found.channels}")
     if wish.normalize is None:
@@ -122,7 +126,7 @@ def _data(wish: Wish) -> list[str]:
 
 
 def _crop(found: Found) -> int:
-    return max(1, min(found.shape) // 8) if found.shape is not None and found.source in ("folder", "parquet") else 0
+    return max(1, min(found.shape) // 8) if found.shape is not None and found.source in IMAGE_SOURCES else 0
 
 
 def _network(wish: Wish) -> list[str]:

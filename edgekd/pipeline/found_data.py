@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.config import validate
-from edgekd.config.settings import did_you_mean
 from edgekd.data import DataSettings
+from edgekd.data.sources import IMAGE_SOURCES
 from edgekd.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgekd.data.source import Data
 
 _LOOKED_AT = 256  # images whose sizes are compared before all of them are decoded
-_IMAGES = ("image", "img", "images", "pixels", "picture")
-_LABELS = ("label", "labels", "fine_label", "class", "target")
-_HINT = "give a folder of images (CLASS/*.jpg, train/CLASS/*.jpg or just *.jpg), of train*.parquet, or an .npz file"
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def find_data(
     """
     source, options = source_at(path, image, label)
     shape = size
-    if source in ("folder", "parquet"):
+    if source in IMAGE_SOURCES:
         shape = size or _shape(path, source, options)
     elif size is not None or channels is not None:
         given = "--size" if size is not None else "--channels"
@@ -77,51 +74,23 @@ def open_found(
 
 
 def source_at(path: Path, image: str, label: str) -> tuple[str, dict[str, Any]]:
-    """The source that reads a path, and its options. Raises ConfigError where nothing that can be read lies there."""
+    """The source that reads a path, and its options, as `edgekd data check` understands it; `digits` is a word.
+
+    Raises:
+        ConfigError: nothing that can be read lies there.
+        DataError: a file is not what its name says.
+    """
+    from edgekd.data.recognise import recognise
+
     if str(path) == "digits" and not path.exists():
         return "digits", {}
-    if not path.exists():
-        raise ConfigError(f"--data {path}: there is no such file or folder", hint=_HINT)
-    options = {"path": str(path.absolute())}
-    if path.is_file():
-        if path.suffix == ".npz":
-            return "npz", options | _arrays(path)
-        if path.suffix == ".parquet":
-            raise ConfigError(f"--data {path}: is one Parquet file", hint="give its folder, with train*.parquet in it")
-        raise ConfigError(f"--data {path}: is no kind of data that is read here", hint=_HINT)
-    if tables := sorted(path.glob("train*.parquet")):
-        return "parquet", options | _columns(tables[0], image, label)
-    if (path / "train.npz").is_file():
-        return "npz", options | _arrays(path / "train.npz")
-    return "folder", options
-
-
-def _columns(path: Path, image: str, label: str) -> dict[str, str]:
-    """The columns of images and labels in a Parquet file, by their usual names where nobody says."""
-    from edgekd.data.readers.parquet_footer import read_footer
-
-    columns = read_footer(path).columns
-    found_image = image or next((name for name in _IMAGES if name in columns), "")
-    found_label = label or next((name for name in _LABELS if name in columns), "")
-    if not found_image:
-        raise ConfigError(f"{path}: which column holds the images?", hint=f"--image one of: {', '.join(columns)}")
-    for option, name in (("--image", found_image), ("--label", found_label)):
-        if name and name not in columns:
-            raise ConfigError(f"{option} {name}: {path} has no such column", hint=did_you_mean(name, columns))
-    return {"image": found_image} | ({"label": found_label} if found_label else {})
-
-
-def _arrays(path: Path) -> dict[str, Any]:
-    """Names of the arrays: `y` is the target if it is there, what else there is are inputs."""
-    import zipfile
-
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile):
-        raise ConfigError(f"{path}: is no .npz archive", hint="write it with numpy.savez") from None
-    targets = [name for name in names if name in ("y", *_LABELS)]
-    return {"inputs": [name for name in names if name not in targets], "targets": targets}
+        block = recognise(path, image=image or None, label=label or None)
+    except ConfigError as error:
+        raise ConfigError(f"--data {error.message}", hint=error.hint) from None
+    ((source, options),) = block.items()
+    options = {key: value for key, value in options.items() if value is not None}
+    return source, {**options, "path": str(path.absolute())}
 
 
 def _shape(path: Path, source: str, options: Mapping[str, Any]) -> tuple[int, int] | None:

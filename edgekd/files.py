@@ -101,9 +101,8 @@ def lock(
                 time.sleep(0.1)
             closing.close()  # what was locked may have been deleted meanwhile: look at the path anew
         with contextlib.suppress(OSError):  # who holds it is for people to read; a full disk keeps it from nobody
-            stream.truncate(0)
-            stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-            stream.flush()
+            os.ftruncate(stream.fileno(), 0)
+            os.write(stream.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         try:
             yield
         finally:

@@ -30,7 +30,10 @@ def main() -> None:
 
 
 def answer(job_line: bytes) -> dict[str, Any]:
-    """The result of a job, or {"error": {"kind": "unavailable"|"failed", "message", "hint"}}."""
+    """The result of a job, or {"error": {"kind": "unavailable"|"failed", "message", "hint"}}.
+
+    An engine's own words are in "said" as a whole; the message has their last line.
+    """
     try:
         return _work(json.loads(job_line))
     except EdgekdError as error:
@@ -43,7 +46,7 @@ def answer(job_line: bytes) -> dict[str, Any]:
         # Engines write whole pages; what is last in them says why.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         message = f"{type(error).__name__}: {lines[-1] if lines else 'no reason was given'}"
-        return {"error": {"kind": "failed", "message": message, "hint": None}}
+        return {"error": {"kind": "failed", "message": message, "hint": None, "said": str(error)}}
 
 
 def _work(job: dict[str, Any]) -> dict[str, Any]:

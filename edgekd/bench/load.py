@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekd.errors import BenchError
+
 GAIN = 0.03
 HEAD_START_NS = 5_000_000
 SPIN_NS = 60_000
@@ -142,8 +144,12 @@ def doubled(limit: int) -> Iterator[int]:
         value *= 2
 
 
-def until_saturated(counts: Sequence[int], measure: Callable[[int], float]) -> tuple[list[int], list[bool]]:
+def until_saturated(
+    counts: Sequence[int], measure: Callable[[int], float], *, given: bool
+) -> tuple[list[int], list[bool]]:
     """Measure one number of streams (or rows) after the other, until one brings less than 3% over the best before it.
+
+    Numbers that were `given` are all measured. Others end, too, where an engine has no room for more (BenchError).
 
     Returns:
         The numbers that were measured, and of each whether it is saturated: more than it brought no more.
@@ -151,13 +157,25 @@ def until_saturated(counts: Sequence[int], measure: Callable[[int], float]) -> t
     done: list[int] = []
     found: list[float] = []
     for count in counts:
-        value = measure(count)
+        try:
+            value = measure(count)
+        except BenchError:
+            if given or not done:
+                raise
+            return done, [False] * len(done)
         done.append(count)
         found.append(value)
-        if len(found) > 1 and value < (1 + GAIN) * max(found[:-1]):
-            enough = next(i for i, one in enumerate(found) if (1 + GAIN) * one > max(found))
-            return done, [i >= enough for i in range(len(found))]
-    return done, [False] * len(found)
+        if not given and _flat(found):
+            break
+    if not _flat(found):
+        return done, [False] * len(found)
+    enough = next(i for i, one in enumerate(found) if (1 + GAIN) * one > max(found))
+    return done, [i >= enough for i in range(len(found))]
+
+
+def _flat(found: Sequence[float]) -> bool:
+    """Whether the last value is less than 3% above the best before it."""
+    return len(found) > 1 and found[-1] < (1 + GAIN) * max(found[:-1])
 
 
 def highest(capacity_per_s: float, passes: Callable[[float], bool], *, until_s: float) -> None:

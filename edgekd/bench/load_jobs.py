@@ -51,25 +51,13 @@ def measure_throughput(job: Mapping[str, Any]) -> dict[str, Any]:
             most.append(burst.per_s * batch)
             return most[-1]
 
-        counts, saturated = load.until_saturated(job["streams"] or list(load.doubled(MOST_STREAMS)), with_streams)
+        streams = job["streams"] or list(load.doubled(MOST_STREAMS))
+        counts, saturated = load.until_saturated(streams, with_streams, given=bool(job["streams"]))
         loops.extend({"batch": batch, "streams": n, "saturated": s} for n, s in zip(counts, saturated))  # noqa: B905
         return max(most)
 
-    if job["batches"]:
-        for batch in job["batches"]:
-            best_of(batch)
-    else:
-        fixed = _fixed_rows(engine, model)
-
-        def unless_refused(batch: int) -> float:
-            try:
-                return best_of(batch)
-            except BenchError:  # TensorRT's engines take no more rows than they were built for
-                if not loops:
-                    raise
-                return 0.0
-
-        load.until_saturated([fixed] if fixed else list(load.doubled(MOST_ROWS)), unless_refused)
+    batches = job["batches"] or _batches(engine, model)
+    load.until_saturated(batches, best_of, given=bool(job["batches"]))
     np.savez(job["samples"], **arrays)
     return {"name": model["name"], "loops": loops, "engine": engine.version()}
 
@@ -161,12 +149,12 @@ def _rows(feeds: Arrays, batch: int) -> Arrays:
     return {name: np.resize(array, (batch, *array.shape[1:])) for name, array in feeds.items()}
 
 
-def _fixed_rows(engine: Runtime, model: Mapping[str, Any]) -> int | None:
-    """The one batch that a build takes, if its batch axis is not open."""
+def _batches(engine: Runtime, model: Mapping[str, Any]) -> list[int]:
+    """1, 2, 4, .. rows, or the one batch that a build takes, if its batch axis is not open."""
     session = engine.load(Path(model["path"]), device=model["device"], threads=model["threads"])
     sizes = {info.shape[0] for info in session.inputs if info.shape}
     session.close()
-    return max(sizes) if sizes and -1 not in sizes else None
+    return [max(sizes)] if sizes and -1 not in sizes else list(load.doubled(MOST_ROWS))
 
 
 MODES = {

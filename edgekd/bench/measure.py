@@ -125,7 +125,8 @@ def measure_rows(
         long_run = launcher.sustained(host)
     latency = []
     for subject, one in zip(subjects, measured, strict=True):
-        about = {**_facts(subject, host), "batch": settings.batch, "threads": subject.threads, "quick": settings.quick}
+        about = {**_facts(subject, host), "batch": settings.batch, "threads": subject.threads}
+        about |= {"cpu": settings.cpu, "quick": settings.quick}
         samples_path = _keep_samples(folder, one)
         latency.append(latency_row(about, one, measured, seed=seed, samples_path=samples_path))
     write_atomic(folder / "launches.json", json.dumps(launches, indent=1))

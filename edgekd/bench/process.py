@@ -144,7 +144,7 @@ def _result(returncode: int, output: bytes, errors: bytes) -> dict[str, Any]:
         message, hint = error["message"], error["hint"] or _DOCTOR
         if error["kind"] == "unavailable":
             raise UnavailableError(message, hint=hint)
-        if _NO_MEMORY.search(message):
+        if _NO_MEMORY.search(error.get("said") or message):
             raise NoMemoryError(f"out of memory: {message}", hint=_LESS, said=message, returncode=returncode)
         raise BenchError(message, hint=hint)
     return result

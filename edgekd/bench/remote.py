@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -43,6 +43,18 @@ class Made:
     arch: str
     seconds: float
 
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Made:
+        """From the result of `builds.compile_build`, or from `as_dict`."""
+        layers = tuple(Layer(**layer) for layer in told["layers"])
+        inputs, outputs = _tensors(told["inputs"]), _tensors(told["outputs"])
+        build = Build(_plain(told["file"]), inputs, outputs, layers, told["facts"])
+        return cls(build, told["arch"], told["seconds"])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self.build), "arch": self.arch, "seconds": self.seconds}
+
 
 def compile_on(place: Place, wish: Wish, onnx: Path, folder: Path, *, limit_s: float) -> Made:
     """Compile an ONNX file on a device; the build's files come into `folder`.
@@ -78,10 +90,7 @@ def compile_on(place: Place, wish: Wish, onnx: Path, folder: Path, *, limit_s: f
         finally:
             place.forget(TIMINGS, "model.onnx", archive.name, BUILD)
         _unpack(archive, folder, wish.timings)
-    layers = tuple(Layer(**layer) for layer in result["layers"])
-    inputs, outputs = _tensors(result["inputs"]), _tensors(result["outputs"])
-    build = Build(_plain(result["file"]), inputs, outputs, layers, result["facts"])
-    return Made(build, result["arch"], result["seconds"])
+    return Made.of(result)
 
 
 def answers_on(

@@ -35,6 +35,7 @@ class Measured:
             visit_cpu_ns=arrays["visit_cpu_ns"],
             visit_switches=arrays["visit_switches"],
             switches=switches if counted else None,
+            cpu_ns=arrays.get("cpu_ns"),
         )
         self.launches.append(samples)
 

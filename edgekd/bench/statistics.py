@@ -24,6 +24,7 @@ Ints = NDArray[np.int64]
 PERCENTILES_PERMILLE = {"p50": 500, "p90": 900, "p95": 950, "p99": 990, "p999": 999}
 SAMPLES_BEYOND = 10
 MARGIN = 0.01
+LOW = 0.1
 DRAWS = 1000
 DISTURBED_SHARE = 0.2
 DRIFT_LIMIT = 0.1
@@ -35,13 +36,15 @@ T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 
 class Samples:
     """One model in one launch, as `loop.Record` recorded it: V visits (two per round) of C calls each.
 
-    `wall_ns` (V, C); `visit_cpu_ns`, `visit_switches` (V,), the latter -1 where not counted; `switches` (V, C) or None.
+    `wall_ns` (V, C); `visit_cpu_ns`, `visit_switches` (V,), the latter -1 where not counted; `switches` and `cpu_ns`
+    (V, C), or None where they were not counted around every call.
     """
 
     wall_ns: Ints
     visit_cpu_ns: Ints
     visit_switches: Ints
     switches: Ints | None = None
+    cpu_ns: Ints | None = None
 
     def round_wall_ns(self) -> Floats:
         """Median wall time per call of each round, shape (V / 2,)."""
@@ -51,6 +54,16 @@ class Samples:
         """Mean CPU time per call of each round, shape (V / 2,)."""
         cpu_ns = self.visit_cpu_ns.reshape(-1, 2).sum(axis=1) / (2.0 * self.wall_ns.shape[1])
         return np.asarray(cpu_ns, dtype=np.float64)
+
+    def round_low_cpu_ns(self) -> Floats | None:
+        """CPU time that nine in ten calls of each round exceed, shape (V / 2,); None: not counted around every call.
+
+        What else the machine does makes calls slower, never faster, and does so in spells that outlast a visit (a
+        neighbour on the same core, cold caches): means and medians move with it, the fastest calls do not.
+        """
+        if self.cpu_ns is None:
+            return None
+        return np.asarray(np.quantile(self.cpu_ns.reshape(len(self.cpu_ns) // 2, -1), LOW, axis=1), dtype=np.float64)
 
     def disturbed_visits(self) -> NDArray[np.bool_] | None:
         """Which visits (V,) lost their core at least once, and once per 20 ms if they are longer; None: not counted."""
@@ -97,12 +110,21 @@ def percentiles(launches: Sequence[Samples], *, seed: int) -> dict[str, Estimate
         return found
     grid = _grid(pooled)
     drawn = _drawn_counts(launches, grid, np.random.default_rng([seed, 0]))
+    own = [np.sort(launch.wall_ns.reshape(-1)) for launch in launches]
     for name, permille in wanted.items():
-        value = float(pooled[-(-n * permille // 1000) - 1])
+        value = _percentile(pooled, permille)
         reached = drawn >= drawn[:, -1:] * (permille / 1000 - 1e-9)
         low, high = np.quantile(grid[reached.argmax(axis=1)], [0.025, 0.975], method="nearest")
-        found[name] = Estimate(value / 1e6, float(min(low, value)) / 1e6, float(max(high, value)) / 1e6)
+        ends = [value, float(low), float(high)]
+        if min(len(walls) for walls in own) * (1000 - permille) >= SAMPLES_BEYOND * 1000:
+            logs = [math.log(max(1.0, _percentile(walls, permille))) for walls in own]
+            ends += [math.exp(end) for end in _between_launches(logs)]
+        found[name] = Estimate(value / 1e6, min(ends) / 1e6, max(ends) / 1e6)
     return found
+
+
+def _percentile(ordered: NDArray[np.int64], permille: int) -> float:
+    return float(ordered[-(-len(ordered) * permille // 1000) - 1])
 
 
 def compare(a: Sequence[Samples], b: Sequence[Samples], *, seed: int, cpu_may_lead: bool) -> Comparison:
@@ -113,7 +135,7 @@ def compare(a: Sequence[Samples], b: Sequence[Samples], *, seed: int, cpu_may_le
     wall = _ratio([s.round_wall_ns() for s in a], [s.round_wall_ns() for s in b], seed)
     cpu = None
     if cpu_may_lead and min(_cpu_share(a), _cpu_share(b)) > 0.05:
-        cpu = _ratio([s.round_cpu_ns() for s in a], [s.round_cpu_ns() for s in b], seed)
+        cpu = _ratio(*_cpu_times(a, b), seed)
     if cpu is not None and (contended(a) or contended(b)):
         return Comparison(cpu, verdict(cpu), "cpu", wall, cpu)
     return Comparison(wall, verdict(wall), "wall", wall, cpu)
@@ -178,6 +200,15 @@ def t_975(freedom: int) -> float:
     return T_975.get(freedom, 1.96 + 2.5 / freedom)
 
 
+def _cpu_times(a: Sequence[Samples], b: Sequence[Samples]) -> tuple[list[Floats], list[Floats]]:
+    """CPU time per call in each round: of the fastest tenth if it is known of both, else the mean of both."""
+    low = [[s.round_low_cpu_ns() for s in side] for side in (a, b)]
+    known_a, known_b = ([times for times in side if times is not None] for side in low)
+    if (len(known_a), len(known_b)) == (len(a), len(b)):
+        return known_a, known_b
+    return [s.round_cpu_ns() for s in a], [s.round_cpu_ns() for s in b]
+
+
 def _cpu_share(launches: Sequence[Samples]) -> float:
     return float(sum(s.visit_cpu_ns.sum() for s in launches) / max(1, sum(s.wall_ns.sum() for s in launches)))
 
@@ -203,7 +234,7 @@ def _resampled(launches: Sequence[Floats], middle: Callable[..., Any], seed: Seq
 
 
 def _between_launches(middles: Sequence[float]) -> tuple[float, ...]:
-    """Student's interval of the launches' own medians: resampling 5 launches alone covers 85% where 95% is claimed."""
+    """Student's interval of what launches say: resampling 5 of them alone covers 88% at most where 95% is claimed."""
     n = len(middles)
     if n < 2:
         return ()

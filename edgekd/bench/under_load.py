@@ -97,7 +97,8 @@ def load(
         "seed": seed,
         "samples": where,
     }
-    result = ask(job, f"load on {model['name']}", leaves={samples.name: samples}, more_s=effort.search_s)
+    more_s = effort.search_s + 2 * effort.request_max_s * (1 + len(options.rates))
+    result = ask(job, f"load on {model['name']}", leaves={samples.name: samples}, more_s=more_s)
     about = {**about, "batch": settings.batch, "streams": options.streams}
     with np.load(samples, allow_pickle=False) as stored:
         rows = [

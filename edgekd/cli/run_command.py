@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,7 +104,10 @@ def _words(file: Path, sets: list[str] | None, options: RunOptions) -> list[str]
     """The command line of the processes that torchrun starts."""
     place = options.store
     words = ["run", str(file), "--out", str(options.out), "--store", str(place.folder), "--store-mode", place.mode]
-    words += ["--remote-store", place.remote] if place.remote else ["--offline"]
+    if place.remote is None:
+        words.append("--offline")
+    else:
+        os.environ["EDGEKD_REMOTE_STORE"] = place.remote  # not for everybody to read in the list of processes
     for flag, values in (
         ("--set", sets or ()),
         ("--to", [options.to] if options.to else ()),

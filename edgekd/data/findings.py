@@ -78,17 +78,17 @@ class Survey:
         between = self.between()
         if between:
             shown = _first([f"{name} ({split}) is {other} ({theirs})" for name, split, other, theirs in between])
-            said.append(f"{len(between)} samples are in two splits: {shown}")
+            said.append(f"{_samples(len(between))} in two splits: {shown}")
         within = len(self.copies) - len(between)
         if within:
             drawn = set(self.in_a_run) - set(self.samples)
             risk = f"; {' and '.join(sorted(drawn))} is drawn and may get one of two" if drawn else ""
-            said.append(f"{within} samples are copies inside of their split{risk}")
+            said.append(f"{_samples(within)} copied inside of a split{risk}")
         if self.conflicts:
             shown = _first([f"{name} is {other}" for name, other in self.conflicts])
-            said.append(f"{len(self.conflicts)} samples have a copy with another label: {shown}")
+            said.append(f"{_samples(len(self.conflicts))} with the content of another one, but not its label: {shown}")
         if self.others:
-            said.append(f"{len(self.others)} files are not called like images: {_first(self.others)}")
+            said.append(f"files that are not called like images: {_first(self.others)}")
         return said
 
     def document(self) -> dict[str, Any]:
@@ -138,6 +138,10 @@ class Survey:
             smallest = min(counts.values(), default=0)
             found[target] = round(max(counts.values()) / smallest, 3) if smallest else None
         return found
+
+
+def _samples(count: int) -> str:
+    return f"{count} sample{'s' if count != 1 else ''}"
 
 
 def _first(words: Sequence[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -48,9 +47,7 @@ def recognise(
     found = kind or _kind(path)
     named = {"folder": lambda _: {}, "parquet": _parquet, "csv": _csv, "npz": _npz}
     named |= {"webdataset": _webdataset, "huggingface": _huggingface}
-    # What the file lacks, opening the data set says better; here it only decides what a column is called.
-    with contextlib.suppress(StopIteration):
-        options = named[found](path)
+    options = named[found](path)
     if found != "folder":
         options |= _given(found, image, label)
     return {found: {"path": str(path), **options}}
@@ -79,19 +76,19 @@ def _given(kind: str, image: str | None, label: str | None) -> dict[str, Any]:
 
 def _parquet(path: Path) -> dict[str, Any]:
     columns = read_footer(_first(path, ".parquet")).columns
-    return {"image": _usual(columns, _IMAGES) or columns[0], "label": _usual(columns, _LABELS)}
+    return {"image": _usual(columns, _IMAGES) or next(iter(columns), "image"), "label": _usual(columns, _LABELS)}
 
 
 def _csv(path: Path) -> dict[str, Any]:
     file = path if not path.is_dir() else _first(path, ".csv", ".tsv")
     columns = header_of(file)
-    found = {"image": _usual(columns, _PATHS) or next(iter(columns)), "label": _usual(columns, _LABELS)}
+    found = {"image": _usual(columns, _PATHS) or next(iter(columns), "path"), "label": _usual(columns, _LABELS)}
     return found | ({"split": _usual(columns, _SPLITS)} if file == path else {})
 
 
 def _npz(path: Path) -> dict[str, Any]:
     arrays = sorted(arrays_of(path))
-    image, label = _usual(arrays, _INPUTS) or next(iter(arrays)), _usual(arrays, _TARGETS)
+    image, label = _usual(arrays, _INPUTS) or next(iter(arrays), "x"), _usual(arrays, _TARGETS)
     return {"inputs": [image], "targets": [label] if label else []}
 
 
@@ -100,7 +97,8 @@ def _webdataset(path: Path) -> dict[str, Any]:
 
 
 def _huggingface(path: Path) -> dict[str, Any]:
-    features = features_of(next(iter(folders_of(path).values())))
+    folders = folders_of(path)
+    features = features_of(folders.get("train", path))
     kinds = {name: feature.get("_type") for name, feature in features.items() if isinstance(feature, dict)}
     pictures = [name for name, kind in kinds.items() if kind == "Image"]
     classes = [name for name, kind in kinds.items() if kind == "ClassLabel"]
@@ -110,7 +108,11 @@ def _huggingface(path: Path) -> dict[str, Any]:
 
 def _first(path: Path, *suffixes: str) -> Path:
     """The first file of train."""
-    return next(files[0] for suffix in suffixes if (files := files_of(path, suffix, loose=True).get("train")))
+    for suffix in suffixes:
+        files = files_of(path, suffix, loose=True).get("train")
+        if files:
+            return files[0]
+    raise ConfigError(f"{path}: holds no train*{suffixes[0]}", hint=f"give a folder with one, or a {suffixes[0]} file")
 
 
 def _usual(names: Collection[str], usual: Iterable[str]) -> str | None:

@@ -29,6 +29,7 @@ def run_reference(model: Path | bytes, feeds: Arrays, *, optimized: bool = False
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.x64quantprecision", "1")  # as runtimes/onnxruntime.py does
     options.log_severity_level = 3
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as the adapter of ONNX Runtime does
     session = onnxruntime.InferenceSession(
         str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
     )

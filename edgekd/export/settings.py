@@ -22,11 +22,11 @@ class ExportSettings(Settings):
     max_noise: float = Field(default=0.3, gt=0)
     """Largest error of a quantized file against the fake-quantized network, as a share of the outputs' own spread over
     the samples (root mean squares): roundings that fall the other way stay far below it, a wrong scale far above.
-    Where it is not given, one and a half times what quantization itself moved the answers, if that is more."""
+    Where it is not given, as much as quantization itself moved the answers, if that is more."""
     min_agreement: float = Field(default=0.95, ge=0, le=1)
     """Least share of samples on which a quantized file and the fake-quantized network give the same answer: the same
-    class, or a value within 5% of the outputs' spread. Judged with a 95% interval. Where it is not given, they may
-    disagree one and a half times as often as the fake-quantized and the float network, if that is more."""
+    class, or a value within 5% of the outputs' spread. Judged with a 95% interval. Where it is not given, the share on
+    which the fake-quantized and the float network agree suffices, if that is less."""
 
     def limits(self) -> dict[str, float]:
         """How far files may be off, by names."""

@@ -15,9 +15,17 @@ from edgekd.bench.machine import environment
 from edgekd.files import replace_atomic, sha256_file, sha256_json, write_atomic
 from edgekd.pipeline.assemble import ARTIFACTS, assemble, data_facts
 from edgekd.pipeline.gates import broken
-from edgekd.pipeline.manifest import MODEL_CARD, delivered, lineage, manifest_of, places, write_manifest
+from edgekd.pipeline.manifest import (
+    MANIFEST,
+    MODEL_CARD,
+    delivered,
+    lineage,
+    manifest_of,
+    places,
+    write_manifest,
+)
 from edgekd.pipeline.schema import Pipeline
-from edgekd.report.draw import draw
+from edgekd.report.draw import DRAWN, draw
 from edgekd.report.model_card import CardFacts, model_card
 from edgekd.report.schema import Report
 from edgekd.store import Artifact
@@ -119,7 +127,10 @@ def _data(pipeline: Pipeline, outcome: Outcome) -> dict[str, Any] | None:
 
 
 def _remove_others(out: Path, files: Collection[str]) -> None:
-    """What an earlier run left among the artefacts, made with other settings: nobody shall ship it by mistake."""
+    """What an earlier run left that this one did not make, or was killed over: nobody shall ship it by mistake."""
+    for name in (*DRAWN, MODEL_CARD, MANIFEST):
+        for path in out.glob(f".{name}.*"):
+            path.unlink()
     for path in sorted((out / ARTIFACTS).rglob("*"), reverse=True):  # what is inside comes before its folder
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):

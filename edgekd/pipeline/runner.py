@@ -141,7 +141,8 @@ class _Run:
             self._left_out()
             with self.store.in_use_by(identity(self.pipeline)) as usage:
                 self._stages()
-                usage.finish()
+                if self.outcome.whole:
+                    usage.finish()
             self.team.end()
         except EdgekdError as error:
             self._failed(error.exit_code, self._located(error), error.hint)

@@ -172,3 +172,22 @@ class FakeQuant(FakeQuantizeBase):
         self._set_sign(unsigned=bool(self.unsigned))
         if bool(self.calibrated):
             self.mode = "rounding"
+
+
+class BiasGrid(nn.Module):
+    """Rounds the bias (C,) of a layer while both its input and its weight are rounded; gradients go straight through.
+
+    Args:
+        scales: the fake-quants of the input and of the weight, modules of the graph themselves.
+    """
+
+    def __init__(self, *scales: FakeQuant) -> None:
+        super().__init__()
+        self._scales = scales  # in a tuple, so that they are not registered a second time
+
+    def forward(self, bias: Tensor) -> Tensor:
+        if any(scale.mode != "rounding" for scale in self._scales):
+            return bias
+        given, weight = (scale.calculate_qparams()[0] for scale in self._scales)
+        step = given * weight
+        return bias + ((bias / step).round() * step - bias).detach()

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from edgekd.quantize.fake_quant import FakeQuant
+from edgekd.quantize.fake_quant import BiasGrid, FakeQuant
 from edgekd.quantize.placement import FUSED, WEIGHTED
 
 Batches = Iterable[tuple[Tensor, ...]]
@@ -150,10 +150,10 @@ def _last(node: Node) -> bool:
 
 
 def _parameter(graph: GraphModule, argument: object) -> str | None:
-    """The name of the parameter that a node hands on, through a fake-quant or not."""
+    """The name of the parameter that a node hands on, rounded or not."""
     if not isinstance(argument, Node):
         return None
-    if _fake_quant(graph, argument) is not None:
+    if isinstance(_module(graph, argument), (FakeQuant, BiasGrid)):
         return _parameter(graph, argument.args[0])
     if argument.op != "get_attr":
         return None
@@ -163,8 +163,13 @@ def _parameter(graph: GraphModule, argument: object) -> str | None:
 
 def _fake_quant(graph: GraphModule, node: Node) -> FakeQuant | None:
     """The fake-quant that a node calls, if it calls one."""
-    module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    module = _module(graph, node)
     return module if isinstance(module, FakeQuant) else None
+
+
+def _module(graph: GraphModule, node: Node) -> nn.Module | None:
+    """The module that a node calls, if it calls one."""
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _groups(node: Node) -> int:

@@ -96,6 +96,7 @@ def prepare(
     with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
+        from edgekd.quantize.biases import add_bias_grids
         from edgekd.quantize.graph import layers_of
         from edgekd.quantize.placement import Placement
         from edgekd.quantize.tied import untie
@@ -104,6 +105,7 @@ def prepare(
     untie(graph)
     with quiet():
         prepared = prepare_pt2e(graph, Placement(settings, outputs))
+    add_bias_grids(prepared)
     quantized = QuantizedNetwork(prepared, settings)
     for parameter in quantized.parameters():
         parameter.requires_grad_(True)  # folding leaves the biases it made without gradients
@@ -129,7 +131,11 @@ def convert(network: QuantizedNetwork) -> GraphModule:
     with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-        graph = convert_pt2e(without_places(copy.deepcopy(network.graph_module)))
+        from edgekd.quantize.biases import write_biases
+
+        graph = without_places(copy.deepcopy(network.graph_module))
+        write_biases(graph)
+        graph = convert_pt2e(graph)
     quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
     for node in graph.graph.nodes:
         if node.target is quantize and (node.args[3], node.args[4]) != _INT8:

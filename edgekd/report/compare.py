@@ -33,7 +33,7 @@ class Outcome:
 
     @property
     def verdict(self) -> changes.Verdict:
-        """The worst of the rows."""
+        """The one of all rows that matters most."""
         return min((row.verdict for row in self.rows), key=_LEVELS.index, default="not judged")
 
     def regressions(self) -> list[Change]:

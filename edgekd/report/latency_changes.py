@@ -134,8 +134,9 @@ class _Pair:
         if (held := self._against_same_file()) is not None:
             ratio, note = held
             return self._share("latency", "p50_ms", "ms", ratio, sd=changes.INTERLEAVED_SD, note=note)
-        cpu = estimates.get("cpu_p50")
-        if cpu is None or not (self._contended() and self.base.device.upper().startswith("CPU")):
+        cpu, on_cpu = estimates.get("cpu_p50"), self.base.device.upper().startswith("CPU")
+        known = self.base.cpu_p50_ms and self.new.cpu_p50_ms
+        if cpu is None or not known or not on_cpu or not self._contended() or self._slowed():
             return None
         note = "CPU time: other processes disturbed the wall clock"
         return self._share("latency", "cpu_p50_ms", "ms", (cpu.value, (cpu.low, cpu.high)), note=note)
@@ -154,12 +155,15 @@ class _Pair:
         return changes.share((kind, self.what, measure, unit), base, new, self.options, ratio=ratio, sd=sd, note=note)
 
     def _unless_disturbed(self, change: Change) -> Change:
-        slowed = self.base.throttled or self.new.throttled
-        why = "other processes disturbed it" if self._contended() else "the machine slowed down" if slowed else ""
+        why = "other processes disturbed it" if self._contended() else ""
+        why = why or ("the machine slowed down" if self._slowed() else "")
         return replace(change, verdict="undecided", note=why) if why else change
 
     def _contended(self) -> bool:
         return bool(self.base.contended or self.new.contended)
+
+    def _slowed(self) -> bool:
+        return bool(self.base.throttled or self.new.throttled)
 
     def _from_launches(self) -> dict[str, Estimate]:
         before, after = launches(self.base, self.base_run.folder), launches(self.new, self.new_run.folder)

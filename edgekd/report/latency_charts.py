@@ -153,7 +153,7 @@ def _by(title: str, rows: Sequence[Row], x_name: str, other: str) -> str:
         return body
 
     room = [(_number(row[x_name]), v) for row, pair in zip(kept, ends, strict=True) for v in pair]
-    notes = ["A square: saturated, more of it brings no more."] if any(row.get("saturated") for row in kept) else []
+    notes = ["A square: saturated, more streams bring no more."] if any(row.get("saturated") for row in kept) else []
     label = f"{x_name} (log)"
     return svg.line_chart(
         title, series, x_label=label, y_label="per s", log_x=True, also=marks, room=room, notes=notes

@@ -103,8 +103,10 @@ class Latency(Part):
     `<launch>/wall_ns` for each launch."""
     cpu_p50_ms: Measured = None
     """Median CPU time of one inference, in milliseconds."""
-    p99_9_ms: Measured = None
+    p99_9_ms: Measured = Field(None, validation_alias=AliasChoices("p99_9_ms", "p999_ms"))
     """99.9th percentile, in milliseconds."""
+    cpu: int | None = None
+    """Core that the measuring process was pinned to; null when it was not."""
 
 
 class Comparison(Part):

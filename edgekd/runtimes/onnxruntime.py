@@ -43,6 +43,10 @@ _NOT_COMPUTE = {"QuantizeLinear", "DequantizeLinear", "Reshape", "Flatten", "Tra
 _SAME_NAME = {"MaxPool", "NhwcMaxPool", "Concat", "Split", "Slice", "Gather", "Pad", "Resize"}
 
 
+# Without VNNI an x64 processor adds products of uint8 and int8 up in 16 bits, which overflow; so they do not.
+EXACT = ("session.x64quantprecision", "1")
+
+
 class OnnxRuntime:
     """The adapter of ONNX Runtime; a device is a provider: CPU, CUDA, OpenVINO, .., or a provider's own name."""
 
@@ -200,9 +204,7 @@ def _open(path: Path, device: str, threads: int, *, optimized: Path | None = Non
     options.inter_op_num_threads = 1
     options.execution_mode = module.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3
-    # Processors without VNNI add two products of uint8 and int8 in 16 bits, which saturates: wrong answers, without a
-    # word. With this they take the slower products that do not; elsewhere it does nothing.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    options.add_session_config_entry(*EXACT)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     if profile is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -165,6 +166,7 @@ class _Session:
 
     def _begin(self) -> None:
         self._request = self._compiled.create_infer_request()
+        self._infer = _bare(self._request)
         self.inputs, self.outputs = _tensors(self._compiled.inputs), _tensors(self._compiled.outputs)
         self._bound: dict[str, Any] = {}
 
@@ -175,7 +177,7 @@ class _Session:
             self._request.set_tensor(name, tensor(self._bound[name], shared_memory=True))
 
     def run(self) -> None:
-        self._request.infer()
+        self._infer()
 
     def fetch(self) -> Arrays:
         return {info.name: np.array(self._request.get_tensor(info.name).data) for info in self.outputs}
@@ -205,7 +207,17 @@ class _Session:
         return None  # OpenVINO does not say
 
     def close(self) -> None:
-        del self._request, self._compiled
+        del self._infer, self._request, self._compiled
+
+
+def _bare(request: Any) -> Callable[[], object]:
+    """One inference on what is bound, without a copy of the outputs, and without the Python method over the engine's:
+    it looks for inputs to set, which takes 4 us of a call."""
+    for kind in type(request).__mro__:
+        infer: Any = getattr(kind, "infer", None) if kind.__module__.endswith("_pyopenvino") else None
+        if infer and "share_outputs: bool, decode_strings: bool" in (infer.__doc__ or ""):
+            return partial(infer, request, {}, True, False)
+    return partial(request.infer, share_outputs=True)  # a version that has another
 
 
 def _module() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from edgekd.export.metadata import stamp
 from edgekd.export.onnx_file import load, save
 from edgekd.export.preprocessing import raw_inputs, rewrite_behind
 from edgekd.export.stays import Misfits
+from edgekd.files import write_atomic
 from edgekd.runtimes import openvino_blob, tensorrt_manifest
 from edgekd.runtimes.onnxruntime_providers import full_name
 from edgekd.runtimes.openvino import HINT
@@ -36,6 +38,7 @@ from edgekd.store import Artifact
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+_MADE = "made.json"
 _EIGHT_BIT = {"int8", "uint8"}
 # What lies beside a model without being part of it.
 _BESIDE = {"layers.json", CARD, PREDICT, openvino_blob.BLOB, openvino_blob.MANIFEST, HINT, tensorrt_manifest.MANIFEST}
@@ -121,7 +124,14 @@ def _made(context: Context, order: Order, source: Source, folder: Path, place: P
 
 
 def _made_there(context: Context, order: Order, source: Source, folder: Path, place: Place) -> Made:
-    """Made on the target's device. TensorRT's timing cache is kept here, for the device keeps nothing."""
+    """Made on the target's device. TensorRT's timing cache is kept here, for the device keeps nothing.
+
+    What came back is kept until the stage is done: a device that drops off need not build it again.
+    """
+    kept, beside = context.work / order.folder, shutil.ignore_patterns(_MADE, source.path.name)
+    if (kept / _MADE).is_file():
+        shutil.copytree(kept, folder, ignore=beside, dirs_exist_ok=True)
+        return Made.of(json.loads((kept / _MADE).read_text()))
     options, timings = _options(context, order), None
     if order.settings.runtime == "tensorrt":
         gpu = place.about["machine"]["gpu"] or place.about["board"]
@@ -129,7 +139,10 @@ def _made_there(context: Context, order: Order, source: Source, folder: Path, pl
         timings = Path(given) if given else usual_place(place.about["engines"]["tensorrt"], gpu)
     settings, limit_s = order.settings, context.options(CompileStage).time_limit_s
     wish = Wish(order.folder, settings.runtime, settings.device_name, order.precision, options, timings)
-    return compile_on(place, wish, source.path, folder, limit_s=limit_s)
+    made = compile_on(place, wish, source.path, folder, limit_s=limit_s)
+    shutil.copytree(folder, kept, ignore=beside, dirs_exist_ok=True)
+    write_atomic(kept / _MADE, json.dumps(made.as_dict()))
+    return made
 
 
 def _engine(order: Order, build: Build) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from edgekd.stages.tensors import FORK_SAMPLES, anchors_of
 from edgekd.store import Artifact
 from edgekd.train.world import Model, named_outputs
 
-_ROOM = 1.5  # times what quantization itself moved the answers
 Arrays = parity.Arrays
 
 
@@ -99,18 +98,17 @@ def _quantized(context: Context, samples: _Samples) -> tuple[dict[str, dict[str,
 
 
 def _limits_of(context: Context, quantized: Model, original: Model, samples: _Samples) -> ExportSettings:
-    """What a form of the quantized network may be off: what is asked for, or half more than quantization itself moved.
+    """What a form of the quantized network may be off: what is asked for, or as much as quantization itself moved.
 
-    With few bits one rounding that falls the other way moves an answer far, and they are many: engines keep biases in
-    steps of the product of two coarse scales.
+    With few bits one rounding that falls the other way moves an answer far, and they are many.
     """
     options = context.options(ExportStage)
     tasks = {head.output: head.task for head in context.common.heads}
     answers = [_outputs(model, samples.network(model)) for model in (quantized, original)]
     moved = parity.compare(answers[0], answers[1], tasks)
     wide = {
-        "max_noise": max(options.max_noise, _ROOM * moved.noise),
-        "min_agreement": min(options.min_agreement, max(0.0, 1 - _ROOM * (1 - min(moved.agreement.values())))),
+        "max_noise": max(options.max_noise, moved.noise),
+        "min_agreement": min(options.min_agreement, *moved.agreement.values()),
     }
     return options.model_copy(update={k: v for k, v in wide.items() if k not in options.model_fields_set})
 

@@ -86,6 +86,10 @@ def _sweep(store: Store) -> int:
             if stale and not held(store, folder.name.partition(".")[0]):
                 size += disk_bytes(folder)
                 shutil.rmtree(folder, ignore_errors=True)
+    for pattern in (".*", "last/.*", "runs/.*"):  # files that were being written
+        for path in store.root.glob(pattern):
+            if path.is_file() and time.time() - path.stat().st_mtime > _STALE_S:
+                path.unlink(missing_ok=True)
     for path in store.root.glob("locks/*"):
         old = time.time() - path.stat().st_mtime > _STALE_S
         if old and "." not in path.name and path.name != "gc":

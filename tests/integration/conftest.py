@@ -13,7 +13,7 @@ from mistakes import Place
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Place:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("STORE", "LOG_FORMAT", "OFFLINE"):
+    for name in ("STORE", "STORE_MODE", "REMOTE_STORE", "LOG_FORMAT", "OFFLINE"):
         monkeypatch.delenv(f"EDGEKD_{name}", raising=False)
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     return Place(tmp_path, capsys)

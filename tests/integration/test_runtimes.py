@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -297,3 +298,16 @@ def test_nodes_that_fell_back_to_the_cpu_say_so(tmp_path: Path) -> None:
     ]
     path.write_text(json.dumps([event("part", f"{whole}_subgraph_1", whole, 0, 5, [{"float": [1]}])]))
     assert profiles.read_nodes(path)[0].precision == "unknown"
+
+
+def test_layers_are_the_same_on_a_device_without_the_package_onnx(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def layers() -> list[tuple[str, str]]:
+        built = runtime("onnxruntime").compile(net, tmp_path, device="CPU", threads=1, options={})
+        return sorted((layer.kind, layer.precision) for layer in built.layers)
+
+    found, find = layers(), importlib.util.find_spec
+    assert ("GlobalAveragePool", "f32") in found
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "onnx" else find(name, *more))
+    assert layers() == found

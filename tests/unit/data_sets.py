@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +84,26 @@ def image_folder(
             for i in range(5):
                 Image.fromarray(picture(i)).save(folder / f"{i}.png")
     return root
+
+
+def tar_set(path: Path, samples: list[dict[str, bytes]]) -> Path:
+    """A WebDataset tar: sample i is `i` with each of its extensions."""
+    with tarfile.open(path, "w") as archive:
+        for i, sample in enumerate(samples):
+            for extension, content in sample.items():
+                info = tarfile.TarInfo(f"part/{i:05}.{extension}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def saved_to_disk(folder: Path, table: pa.Table, features: dict[str, Any]) -> Path:
+    """What `Dataset.save_to_disk` of Hugging Face writes, by hand."""
+    folder.mkdir(parents=True)
+    name = "data-00000-of-00001.arrow"
+    with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+    state = {"_data_files": [{"filename": name}], "_fingerprint": "0", "_format_columns": None, "_split": None}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text(json.dumps({"features": features, "splits": {}}))
+    return folder

@@ -8,14 +8,16 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_runtime
 import numpy as np
 import pytest
 
-from edgekd.bench import load, under_load
+from edgekd.bench import load, loop, statistics, under_load
 from edgekd.bench.measure import Subject, measure_rows
 from edgekd.bench.settings import BenchSettings, LoadSettings, ThroughputSettings
+from edgekd.bench.statistics import Samples
 from edgekd.errors import BenchError
 from edgekd.report.measured import Latency, Load, Throughput
 
@@ -33,6 +35,32 @@ def stalls(ms, *, at, for_ms):
     """1 call of many takes far longer."""
     counted = itertools.count()
     return lambda: time.sleep((for_ms if next(counted) == at else ms) / 1e3)
+
+
+def test_percentiles_of_known_times_are_exact_to_the_clock(monkeypatch):
+    clock = fake_runtime.Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    times_ns = np.random.default_rng(0).permutation(np.arange(1, 2001)) * 1000
+    given = iter(times_ns.tolist() * 2)  # the first call of a visit brings back the caches and is not recorded
+
+    def run():
+        clock.now_ns += next(given)
+
+    seen = []
+    monkeypatch.setattr(loop, "SETTLE_BELOW_NS", 0)
+    monitor = SimpleNamespace(note_if_due=lambda: seen.append(clock.now_ns), note=lambda: None)
+    (record,) = loop.interleave([run], [1_000_000], min_time_s=0.0, max_time_s=100.0, min_samples=2000, monitor=monitor)
+    arrays = record.arrays()
+    assert sorted(arrays["wall_ns"].reshape(-1)) == sorted(times_ns)
+    samples = Samples(arrays["wall_ns"], arrays["visit_cpu_ns"], arrays["visit_switches"])
+    found = statistics.percentiles([samples], seed=0)
+    assert {name: one.value for name, one in found.items() if one} == {
+        "p50": 1.0,
+        "p90": 1.8,
+        "p95": 1.9,
+        "p99": 1.98,
+    }
+    assert seen
 
 
 def test_closed_loop_calls_from_every_stream_until_there_are_enough():
@@ -135,8 +163,28 @@ def test_a_rate_far_below_the_capacity_is_kept_up_with():
 )
 def test_doubling_ends_where_it_brings_less_than_three_percent(values, measured, saturated):
     given = dict(zip([1, 2, 4, 8], values, strict=False))
-    assert load.until_saturated(list(given), given.__getitem__) == (measured, saturated)
+    assert load.until_saturated(list(given), given.__getitem__, given=False) == (measured, saturated)
     assert list(load.doubled(20)) == [1, 2, 4, 8, 16]
+
+
+def test_numbers_that_were_given_are_all_measured():
+    values = {1: 100, 4: 101, 2: 300, 8: 301}
+    assert load.until_saturated(list(values), values.__getitem__, given=True) == (
+        [1, 4, 2, 8],
+        [False, False, True, True],
+    )
+
+
+def test_doubling_ends_where_the_engine_has_no_room_and_what_was_given_fails_there():
+    def measure(count):
+        if count > 2:
+            raise BenchError("the engine takes no input (4, 3)")
+        return 100.0 * count
+
+    assert load.until_saturated([1, 2, 4, 8], measure, given=False) == ([1, 2], [False, False])
+    for counts, given in (([1, 4], True), ([4], False)):
+        with pytest.raises(BenchError, match="takes no input"):
+            load.until_saturated(counts, measure, given=given)
 
 
 @pytest.mark.parametrize("border", [3.0, 55.0, 400.0, 800.0, 990.0])

@@ -7,12 +7,13 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_runtime
 import numpy as np
 import pytest
 
-from edgekd.bench import energy, growth, machine, nvml, sustain, under_load
+from edgekd.bench import energy, growth, loop, machine, nvml, sustain, under_load
 from edgekd.bench.measure import Subject, measure_rows
 from edgekd.bench.settings import BenchSettings
 
@@ -99,15 +100,32 @@ def test_an_engine_that_leaks_is_flagged_and_a_steady_one_is_not(bench):
     assert abs(steady["memory_growth_bytes_per_call"]) < 8 * 1024
 
 
-def test_a_long_run_finds_an_injected_step_and_blames_the_model(bench, tmp_path):
-    row = bench({"sleep_ms": 1, "slow_after": 2.5, "slow_ms": 3}, {"sleep_ms": 1}, sustain_s=4).sustain
-    assert row["drift"] > 0.2
-    assert abs(row["reference_drift"]) < row["drift"]
-    assert (row["model"], row["reference"], row["leaks"]) == ("m0", "m1.f32@here", False)
-    assert len(row["t_s"]) == len(row["p50_ms"]) == len(row["reference_p50_ms"]) == len(row["rss_bytes"]) >= 10
-    assert row["t_s"] == sorted(row["t_s"])
+def test_a_long_run_of_a_build_is_kept_beside_its_row(bench, tmp_path):
+    row = bench({"sleep_ms": 1}, {"sleep_ms": 1}, sustain_s=0.5).sustain
+    assert (row["model"], row["reference"], row["target"]) == ("m0", "m1.f32@here", "here")
+    assert len(row["t_s"]) == len(row["p50_ms"]) == len(row["reference_p50_ms"]) == len(row["rss_bytes"]) >= 1
     assert min(row["p50_ms"]) >= 1.0
     assert json.loads((tmp_path / "out" / "sustain.json").read_text()) == {"rows": [row]}
+
+
+@pytest.mark.parametrize(("reference_ms", "throttled"), [(2.0, None), (2.5, True)])
+def test_a_long_run_finds_an_injected_step_and_what_it_is_of(monkeypatch, reference_ms, throttled):
+    clock = fake_runtime.Clock()
+    for module in (loop, sustain):
+        monkeypatch.setattr(module, "time", clock)
+    runs, lines = [clock.call(1.0, 1.3, 12), clock.call(2.0, reference_ms, 12)], []
+    monitor = SimpleNamespace(notes=[{"frequency_mhz": 1800.0, "temperature_c": 60.0}])
+    monitor.note = monitor.note_if_due = lambda: None
+    found = sustain.sustain(runs, [1e6, 2e6], seconds=24.0, monitor=monitor, progress=lines.append)
+    assert len(lines) == len(found["t_s"]) == 20
+    told = {**found, **growth.growth(found["calls"], found["rss_bytes"]), "throttled": None}
+    row = under_load.sustain_row(ABOUT, told, reference="r", on_cpu=True)
+    assert (row["p50_ms"][0], row["p50_ms"][-1], row["reference_p50_ms"][-1]) == (1.0, 1.3, reference_ms)
+    assert row["drift"] == pytest.approx(0.3)
+    assert row["reference_drift"] == pytest.approx(reference_ms / 2 - 1)
+    assert row["throttled"] is throttled
+    assert (row["frequency_mhz"], row["temperature_c"]) == ([1800.0] * 20, [60.0] * 20)
+    assert row["calls"] == sorted(row["calls"])
 
 
 def series(*p50_ms, cpu_ms=None, disturbed=0.0, throttled=None):
@@ -153,15 +171,6 @@ def test_drift_is_throttling_only_where_the_reference_drifts_too(result, drift, 
 def test_switches_that_nobody_counts_leave_contention_unknown():
     row = under_load.sustain_row(ABOUT, series(FLAT, FLAT, disturbed=-1.0), reference="r", on_cpu=True)
     assert row["contended"] is None
-
-
-def test_a_long_run_tells_how_it_gets_on():
-    lines = []
-    found = sustain.sustain(
-        [lambda: time.sleep(0.001)], [MIB], seconds=0.5, monitor=machine.Monitor(), progress=lines.append
-    )
-    assert len(lines) == len(found["t_s"]) >= 2
-    assert found["calls"] == sorted(found["calls"])
 
 
 RAPL = "/sys/class/powercap/intel-rapl:0"

@@ -74,6 +74,20 @@ def test_percentile_intervals_cover_the_truth():
     assert covered >= 35
 
 
+def test_percentile_interval_is_no_narrower_than_students_between_launches():
+    launches = [one_launch(np.full(100, ms)) for ms in (1.0, 1.02, 0.99)]
+    p50 = statistics.percentiles(launches, seed=0)["p50"]
+    logs = np.log([1.0, 1.02, 0.99])
+    half = 4.303 * logs.std(ddof=1) / 3**0.5
+    assert (p50.low, p50.high) == pytest.approx((np.exp(logs.mean() - half), np.exp(logs.mean() + half)))
+
+
+def test_launches_too_short_for_a_percentile_of_their_own_still_give_one_together():
+    launches = [one_launch(np.arange(1, 61) + shift) for shift in (0, 100)]
+    p90 = statistics.percentiles(launches, seed=0)["p90"]
+    assert 35 < p90.low < p90.value < p90.high <= 160  # Student's interval of two such launches starts below 1
+
+
 def test_percentile_interval_knows_that_neighbouring_samples_depend_on_each_other():
     values = np.random.default_rng(0).normal(10, 1, 200)
     alone = statistics.percentiles([one_launch(np.random.default_rng(1).normal(10, 1, 2000))], seed=0)["p50"]
@@ -141,6 +155,32 @@ def test_cpu_time_leads_only_when_contended_and_on_the_cpu():
     assert (found.led_by, found.verdict) == ("cpu", "slower")
     assert found.ratio.value == pytest.approx(1.05, rel=0.005)
     assert found.wall.value == pytest.approx(1.5, rel=0.02)
+
+
+def beside_a_neighbour(rng, factor, *, counted=True):
+    """100 us a call, 138 us in spells of a neighbour on the same core, which begin and end within a visit or not."""
+    made = []
+    for _ in range(5):
+        slow = rng.random((14, 130)) < rng.beta(0.5, 0.3, (14, 1))
+        cpu = (1e5 * factor * np.exp(0.01 * rng.standard_normal(slow.shape)) * np.where(slow, 1.38, 1)).astype(np.int64)
+        made.append(Samples(cpu, cpu.sum(axis=1), np.full(14, 10), cpu_ns=cpu if counted else None))
+    return made
+
+
+def test_change_is_found_beside_a_neighbour_who_slows_most_calls():
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        a, b = beside_a_neighbour(rng, 1.05), beside_a_neighbour(rng, 1.0)
+        found = statistics.compare(a, b, seed=seed, cpu_may_lead=True)
+        assert found.led_by == "cpu"
+        assert found.ratio.value == pytest.approx(1.05, abs=0.01)
+
+
+def test_cpu_times_are_compared_by_the_same_measure_where_only_one_was_counted_by_call():
+    rng = np.random.default_rng(0)
+    a, b = beside_a_neighbour(rng, 1.0), beside_a_neighbour(rng, 1.0, counted=False)
+    found = statistics.compare(a, b, seed=0, cpu_may_lead=True)
+    assert found.cpu.value == pytest.approx(1.0, abs=0.1)  # the fastest of one over the mean of the other were 0.8
 
 
 def test_contended_means_more_than_a_fifth_of_the_visits_were_disturbed():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +15,7 @@ from edgekd.pipeline.devices import Devices
 from edgekd.pipeline.keys import _targets
 from edgekd.pipeline.schema import load_pipeline
 from edgekd.runtimes import timing_cache
+from edgekd.runtimes.protocol import Build, Layer, TensorInfo
 from edgekd.stages import compile as compile_stage
 from edgekd.stages.kinds import KINDS
 from edgekd.stages.settings import CompileStage, TargetSettings
@@ -142,16 +142,45 @@ def test_what_a_device_lacks_is_said_at_its_line(ask, device):
         ask("compile")
 
 
-@pytest.mark.parametrize("given", [None, "orin.cache"])
-def test_timing_cache_of_a_device_lies_here_by_its_version_and_gpu(monkeypatch, tmp_path, given):
+@pytest.fixture
+def make(monkeypatch, tmp_path):
+    """Makes the build of an order in the stage; what the device was asked is in `wishes`."""
     wishes = []
-    monkeypatch.setattr(compile_stage, "compile_on", lambda *words, **more: wishes.append(words[1]) or Made)
-    about = {"machine": {"gpu": None}, "board": "Jetson Orin Nano", "engines": {"tensorrt": "10.3.0"}}
-    target = TargetSettings(runtime="tensorrt", host="orin", timing_cache=given)
-    context = SimpleNamespace(options=lambda kind: CompileStage(), common=SimpleNamespace(base=tmp_path))
-    order = compile_stage.Order("orin", target, "quantized", "int8")
-    place, source = SimpleNamespace(about=about), compile_stage.Source(Path("s.onnx"), [], 20)
-    compile_stage._made(context, order, source, tmp_path, place)
+
+    def compile_on(place, wish, onnx, folder, *, limit_s):
+        wishes.append(wish)
+        (folder / "engine.plan").write_bytes(b"engine")
+        tensors = (TensorInfo("x", "float32", (-1, 3)),)
+        return Made(Build("engine.plan", tensors, tensors, (Layer("stem", "Conv", "int8"),), {"v": "10"}), "arm", 7.0)
+
+    def made(folder, **target):
+        monkeypatch.setattr(compile_stage, "compile_on", compile_on)
+        about = {"machine": {"gpu": None}, "board": "Jetson Orin Nano", "engines": {"tensorrt": "10.3.0"}}
+        settings = TargetSettings(runtime="tensorrt", host="orin", **target)
+        common = SimpleNamespace(base=tmp_path)
+        context = SimpleNamespace(options=lambda kind: CompileStage(), common=common, work=tmp_path / "work")
+        order = compile_stage.Order("orin", settings, "quantized", "int8")
+        (tmp_path / folder).mkdir()
+        source = compile_stage.Source(tmp_path / folder / "source.onnx", [], 20)
+        source.path.write_bytes(b"onnx")
+        place = SimpleNamespace(about=about)
+        return compile_stage._made(context, order, source, tmp_path / folder, place), wishes
+
+    return made
+
+
+@pytest.mark.parametrize("given", [None, "orin.cache"])
+def test_timing_cache_of_a_device_lies_here_by_its_version_and_gpu(make, tmp_path, given):
+    _, (wish,) = make("build", timing_cache=given)
     usual = timing_cache.usual_place("10.3.0", "Jetson Orin Nano")
-    assert wishes[0].timings == (tmp_path / given if given else usual)
-    assert wishes[0].options["precision"] == "int8"
+    assert wish.timings == (tmp_path / given if given else usual)
+    assert wish.options["precision"] == "int8"
+
+
+def test_build_that_came_back_is_not_made_again_when_the_device_drops_off_later(make, tmp_path):
+    first, _ = make("one")
+    second, wishes = make("two")
+    assert second == first
+    assert len(wishes) == 1
+    assert (tmp_path / "two" / "engine.plan").read_bytes() == b"engine"
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"engine.plan", "source.onnx"}

@@ -127,7 +127,7 @@ def test_throughput_is_drawn_by_batch_and_by_streams() -> None:
         many(b, s, 100 * b * s, ci95={"throughput_per_s": [90 * b * s, 120 * b * s]}) for b in (1, 8) for s in (1, 2)
     ]
     by_batch, by_streams = latency_charts.throughput(with_rows(throughput=[*rows, many(8, 4, 1700, saturated=True)]))
-    assert {"batch (log)", "streams 1", "streams 4", "A square: saturated, more of it brings no more."} <= set(
+    assert {"batch (log)", "streams 1", "streams 4", "A square: saturated, more streams bring no more."} <= set(
         shown(by_batch)
     )
     assert {"streams (log)", "batch 1", "batch 8"} <= set(shown(by_streams))

@@ -35,7 +35,7 @@ def write_card(folder: Path, source: Path, engine: Mapping[str, Any]) -> None:
         "role": known["role"],
         "key": known["key"],
         **engine,
-        "inputs": known["preprocessing"],
+        "inputs": {name: _complete(how) for name, how in known["preprocessing"].items()},
         "outputs": heads,
         "classes": sorted(output for output, head in heads.items() if head["task"] == "classification"),
         "labels": labels,
@@ -44,6 +44,12 @@ def write_card(folder: Path, source: Path, engine: Mapping[str, Any]) -> None:
     write_atomic(folder / CARD, json.dumps(card, indent=1, sort_keys=True) + "\n")
     if takes_an_image(card) and card["runtime"] in ("openvino", "onnxruntime"):
         write_atomic(folder / PREDICT, _TEMPLATE.read_bytes())
+
+
+def _complete(how: Mapping[str, Any]) -> dict[str, Any]:
+    """How an input is prepared, with the usual answer where its data had no images to say it."""
+    background = how.get("background")
+    return {"resize": None, **how, "background": 255 if background is None else background}
 
 
 def takes_an_image(card: Mapping[str, Any]) -> bool:

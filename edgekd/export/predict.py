@@ -38,6 +38,7 @@ def resized(image, size, rule):  # to width and height, as the data was that the
 
 def open_model(path, card):  # a function from named inputs to the values of the outputs, in their order
     if card["runtime"] == "openvino":
+        sys.modules.setdefault("openvino_telemetry", None)  # it would report the import
         core, hint = __import__("openvino").Core(), {"INFERENCE_PRECISION_HINT": card["hint"]}
         model = core.compile_model(path, card["device"], hint)
         return lambda feeds: {port.any_name: value for port, value in model(feeds).items()}

@@ -123,7 +123,7 @@ TABLE: dict[str, tuple[list[str], int, str, str]] = {
     "images in and beside classes": (instead("--data", "mixed"), 2, "both in and beside class folders", "train/"),
     "test without train": (instead("--data", "untrained"), 2, "holds test but no train folder", "train/"),
     "images of several sizes": (instead("--data", "sizes"), 2, "images differ in size", "--size HEIGHTxWIDTH"),
-    "a Parquet file that is none": (instead("--data", "one.parquet"), 4, "not a readable Parquet file", "write it again"),
+    "a file that is no Parquet": (instead("--data", "one.parquet"), 4, "not a readable Parquet", "write it again"),
     "Parquet that is none": (instead("--data", "tables"), 4, "not a readable Parquet file", "write it again"),
     "an archive that is none": (instead("--data", "bad.npz"), 4, "not a readable NumPy archive", "numpy.savez"),
     "a file of another kind": (instead("--data", "nets.py"), 2, "no data set that is known", "a folder, or a file"),

@@ -34,7 +34,9 @@ FILE = "pipeline.yaml"
 
 def compress(
     model: ModelOption,
-    data: Annotated[Path, typer.Option("--data", metavar="PATH", help="Images in a folder, Parquet, or .npz.")],
+    data: Annotated[
+        Path, typer.Option("--data", metavar="PATH", help="Images in a folder, Parquet, .npz, CSV, tars, ..")
+    ],
     target: Annotated[
         list[str], typer.Option("--target", metavar="RUNTIME[:DEVICE][@HOST]", help="Where it shall run; repeatable.")
     ],
@@ -51,6 +53,9 @@ def compress(
         int | None, typer.Option("--epochs", min=1, help="Passes over the data [default: by its size].")
     ] = None,
     size: Annotated[str | None, typer.Option("--size", metavar="HxW", help="Resize images to this.")] = None,
+    fit: Annotated[
+        str | None, typer.Option("--fit", help="With --size: stretch (default), crop the middle, or pad.")
+    ] = None,
     channels: Annotated[int | None, typer.Option("--channels", help="1 makes images grey, 3 makes them RGB.")] = None,
     normalize: Annotated[
         str | None,
@@ -96,12 +101,27 @@ def compress(
     if channels not in (None, 1, 3):
         raise ConfigError(f"--channels {channels}: images have 1 or 3", hint="write --channels 1 for grey images")
     targets_of(target)
+    if fit is not None and (size is None or fit not in ("stretch", "crop", "pad")):
+        wrong = "does nothing without --size" if size is None else "is not known"
+        raise ConfigError(f"--fit {fit}: {wrong}", hint="e.g. --size 224x224 --fit crop; also stretch and pad")
     parse_normalize(normalize)
     found = find_data(
         data, size=parse_size(size) if size else None, channels=channels, seed=seed, image=image, label=label
     )
     wish = Wish(
-        given, small, found, target, out, task, parse_normalize(normalize), epochs, max_drop, seed, name, _weak(target)
+        given,
+        small,
+        found,
+        target,
+        out,
+        task,
+        parse_normalize(normalize),
+        epochs,
+        max_drop,
+        seed,
+        name,
+        _weak(target),
+        fit,
     )
     check_folders({"--out": out, "--store": store})
     file = _write(wish, pipeline_text(wish))

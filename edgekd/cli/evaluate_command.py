@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgekd.cli.shared import JsonOption, LogFormatOption, QuietOption, print_json
-from edgekd.data.sources import IMAGE_SOURCES
 from edgekd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -20,14 +19,12 @@ _READ_ROWS = 256
 
 def evaluate(
     build: Annotated[Path, typer.Argument(metavar="BUILD", help="Folder of a build, or a file in it.")],
-    data: Annotated[
-        Path, typer.Option("--data", metavar="PATH", help="Labelled images in a folder, Parquet, or .npz.")
-    ],
+    data: Annotated[Path, typer.Option("--data", metavar="PATH", help="Labelled images: a folder, Parquet, .npz, ..")],
     split: Annotated[
         str | None, typer.Option("--split", help="test, validation or train [default: test if it is there, else all].")
     ] = None,
-    image: Annotated[str, typer.Option("--image", help="Column or extension of the images, if not a usual one.")] = "",
-    label: Annotated[str, typer.Option("--label", help="Column or extension of the labels, if not a usual one.")] = "",
+    image: Annotated[str, typer.Option("--image", help="Column of the images, in Parquet.")] = "",
+    label: Annotated[str, typer.Option("--label", help="Column of the labels, in Parquet.")] = "",
     json_: JsonOption = False,
     log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
@@ -51,12 +48,12 @@ def evaluate(
 
 def _opened(card: dict[str, Any], path: Path, split: str | None, image: str, label: str) -> tuple[Data, str]:
     """The data, prepared as the build wants it, and the split that is scored: all of it where it has no test split."""
+    from edgekd.data.sources import IMAGE_SOURCES
     from edgekd.pipeline.found_data import open_found, source_at
 
     source, options = source_at(path, image, label)
     how = next(iter(card["inputs"].values()))
     size = channels = None
-    given: dict[str, Any] = {"validation": 0.0, "test": 0.0, "normalize": "none"}
     if source in IMAGE_SOURCES:
         if len(card["inputs"]) != 1 or not how.get("channels"):
             raise ConfigError(
@@ -64,7 +61,9 @@ def _opened(card: dict[str, Any], path: Path, split: str | None, image: str, lab
             )
         sizes = how["shape"][:2] if how["layout"] == "NHWC" else how["shape"][1:]
         size, channels = sizes, 1 if how["channels"] == "grey" else 3
-        given |= _rules(how)
+    given: dict[str, Any] = {"validation": 0.0, "test": 0.0, "normalize": "none"}
+    if source in IMAGE_SOURCES:
+        given |= _as_resized(how)
     data = open_found(source, options, size=size, channels=channels, seed=0, **given)
     if not data.target_names:
         raise ConfigError(f"--data {path}: has no labels to score against", hint="lay images out as CLASS/*.jpg")
@@ -75,13 +74,12 @@ def _opened(card: dict[str, Any], path: Path, split: str | None, image: str, lab
     return data, chosen
 
 
-def _rules(how: dict[str, Any]) -> dict[str, Any]:
-    """How the build's own images were resized and composed, as options of data."""
-    rules = {"background": how.get("background", 255)}
-    if how["resize"]:
-        rules |= {"fit": how["resize"]["fit"], "interpolation": how["resize"]["filter"]}
-        rules |= {"crop_share": how["resize"]["crop"]} if how["resize"]["crop"] else {}
-    return rules
+def _as_resized(how: dict[str, Any]) -> dict[str, Any]:
+    """How images become those that the build takes, as options of the data."""
+    rule = how.get("resize") or {}
+    found = {"background": how.get("background"), "interpolation": rule.get("filter"), "fit": rule.get("fit")}
+    found["crop_share"] = rule.get("crop")
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _scored(folder: Path, card: dict[str, Any], data: Data, split: Any) -> dict[str, Any]:

@@ -23,8 +23,7 @@ def predict(
     quiet: QuietOption = False,
 ) -> None:
     """Show what a build says of images: classes with their probabilities."""
-    from edgekd.export.card import read_card, takes_an_image
-    from edgekd.export.predict import answers
+    from edgekd.export.card import answers, read_card, takes_an_image
     from edgekd.runtimes.protocol import infer
     from edgekd.runtimes.registry import runtime
 
@@ -43,7 +42,7 @@ def predict(
             if output not in card["classes"]:
                 rows.append({"image": str(path), "output": output, "values": values[0].tolist()})
                 continue
-            found = answers(values[0], card["labels"].get(output), most)  # type: ignore[no-untyped-call]
+            found = answers(values[0], card["labels"].get(output), most)
             shown = [{"class": label, "probability": share} for label, share in found]
             rows.append({"image": str(path), "output": output, "classes": shown})
     session.close()

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import ConfigError
 from edgekd.export.metadata import read_metadata
 from edgekd.files import write_atomic
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 CARD, PREDICT = "model.json", "predict.py"
 _TEMPLATE = Path(__file__).with_name(PREDICT)
 
 
 def write_card(folder: Path, source: Path, engine: Mapping[str, Any]) -> None:
-    """Write model.json and, for a model of one image, predict.py.
+    """Write model.json and, for a model of one image in OpenVINO or ONNX Runtime, predict.py.
 
     Args:
         source: the ONNX file that the build is made of; its metadata says how inputs are prepared and answers named.
@@ -32,21 +35,35 @@ def write_card(folder: Path, source: Path, engine: Mapping[str, Any]) -> None:
         "role": known["role"],
         "key": known["key"],
         **engine,
-        "inputs": known["preprocessing"],
+        "inputs": {name: _complete(how) for name, how in known["preprocessing"].items()},
         "outputs": heads,
         "classes": sorted(output for output, head in heads.items() if head["task"] == "classification"),
         "labels": labels,
         "accuracy": known["accuracy"],
     }
     write_atomic(folder / CARD, json.dumps(card, indent=1, sort_keys=True) + "\n")
-    if takes_an_image(card):
+    if takes_an_image(card) and card["runtime"] in ("openvino", "onnxruntime"):
         write_atomic(folder / PREDICT, _TEMPLATE.read_bytes())
+
+
+def _complete(how: Mapping[str, Any]) -> dict[str, Any]:
+    """How an input is prepared, with the usual answer where its data had no images to say it."""
+    background = how.get("background")
+    return {"resize": None, **how, "background": 255 if background is None else background}
 
 
 def takes_an_image(card: Mapping[str, Any]) -> bool:
     """Whether the model's one input is an image whose pixels are known."""
     inputs = list(card["inputs"].values())
     return len(inputs) == 1 and bool(inputs[0].get("pixels")) and bool(inputs[0].get("channels"))
+
+
+def answers(logits: NDArray[Any], labels: list[str] | None, most: int = 5) -> list[tuple[str, float]]:
+    """The likeliest classes of one row of logits with their probabilities, the likeliest first."""
+    import numpy as np
+
+    odds = np.exp(logits - logits.max())
+    return [(labels[i] if labels else str(i), float(odds[i] / odds.sum())) for i in np.argsort(-odds)[:most]]
 
 
 def read_card(build: Path) -> tuple[Path, dict[str, Any]]:

@@ -48,6 +48,7 @@ class Wish:
     seed: int = 0
     name: str | None = None
     saturates: bool = False
+    fit: str | None = None
 
 
 def pipeline_text(wish: Wish) -> str:
@@ -107,6 +108,8 @@ def _data(wish: Wish) -> list[str]:
     lines = ["data:", f"  {found.source}: {_flow(options)}  # {found.words}"]
     if found.size is not None:
         lines.append(f"  size: {_value(list(found.size))}  # height, width")
+    if wish.fit is not None:
+        lines.append(f"  fit: {wish.fit}")
     if found.channels is not None:
         lines.append(f"  channels: {found.channels}")
     if wish.normalize is None:

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from edgekd.data.source import Data
 
 _LOOKED_AT = 256  # images whose sizes are compared before all of them are decoded
-_HINT = (
-    "give a folder of images (CLASS/*.jpg, train/CLASS/*.jpg or just *.jpg), of train*.parquet, *.tar .. (docs/data.md)"
-)
 
 
 @dataclass(frozen=True)
@@ -77,15 +74,23 @@ def open_found(
 
 
 def source_at(path: Path, image: str, label: str) -> tuple[str, dict[str, Any]]:
-    """The source that reads a path, and its options. Raises ConfigError where nothing that can be read lies there."""
-    if str(path) == "digits" and not path.exists():
-        return "digits", {}
-    if not path.exists():
-        raise ConfigError(f"--data {path}: there is no such file or folder", hint=_HINT)
+    """The source that reads a path, and its options, as `edgekd data check` understands it; `digits` is a word.
+
+    Raises:
+        ConfigError: nothing that can be read lies there.
+        DataError: a file is not what its name says.
+    """
     from edgekd.data.recognise import recognise
 
-    ((source, options),) = recognise(path.absolute(), image=image or None, label=label or None).items()
-    return source, options
+    if str(path) == "digits" and not path.exists():
+        return "digits", {}
+    try:
+        block = recognise(path, image=image or None, label=label or None)
+    except ConfigError as error:
+        raise ConfigError(f"--data {error.message}", hint=error.hint) from None
+    ((source, options),) = block.items()
+    options = {key: value for key, value in options.items() if value is not None}
+    return source, {**options, "path": str(path.absolute())}
 
 
 def _shape(path: Path, source: str, options: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -36,6 +36,7 @@ from edgekd.stages import evaluate as evaluating
 from edgekd.stages.compile import Order, source_of
 from edgekd.stages.feeds import preparation
 from edgekd.stages.ladder import engine_fork
+from edgekd.stages.places import Places
 from edgekd.stages.settings import TargetSettings
 from edgekd.stages.tensors import anchors
 from edgekd.train.world import Model
@@ -219,12 +220,13 @@ def test_a_build_tells_the_opset_that_its_file_is_written_in(
             return Build("model.bin", (), (), ())
 
     monkeypatch.setattr(compiling, "runtime", lambda name: Engine())
+    monkeypatch.setattr(compiling, "write_card", lambda folder, source, engine: None)  # this file says little of itself
     shutil.copy(folder / "raw.f32.onnx", tmp_path / "f32.onnx")
     context: Any = SimpleNamespace(
         draft=SimpleNamespace(folder=tmp_path, record={}), common=SimpleNamespace(base=tmp_path)
     )
     export = exported(Misfits(), tmp_path)
-    rows = [compiling._build(context, ordered(precision), export) for precision in ("f32", "bf16")]
+    rows = [compiling._build(context, ordered(precision), export, Places({})) for precision in ("f32", "bf16")]
     assert [row["opset"] for row in rows] == [20, 22]
     assert seen == {"cpu.f32": 20, "cpu.bf16": 22}
 

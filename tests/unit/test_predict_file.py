@@ -1,0 +1,105 @@
+"""predict.py beside a build sees of an image what training saw, to the pixel, and is short enough to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import edgekd.export.predict as beside
+from edgekd.data.readers.images import ImageDecoder, ImageRules
+from edgekd.errors import ConfigError
+from edgekd.export.card import answers, read_card
+
+RULES = [
+    ImageRules(3, (8, 8)),
+    ImageRules(3, (7, 12), fit="crop", interpolation="bicubic"),
+    ImageRules(3, (16, 16), fit="crop", crop_share=0.875),
+    ImageRules(3, (9, 14), fit="pad"),
+    ImageRules(1, (8, 8), fit="pad", interpolation="nearest", background=0),
+]
+
+
+def saved(mode: str, folder: Path) -> Path:
+    """A picture of 21x30 in a mode, turned by EXIF where the format has it."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (21, 30, 4), dtype=np.uint8)
+    path = folder / f"{mode.replace(';', '')}.{'jpg' if mode in ('RGB', 'CMYK') else 'png'}"
+    if mode == "I;16":
+        Image.fromarray(rng.integers(0, 65536, (21, 30), dtype=np.uint16)).save(path)
+        return path
+    image = Image.fromarray(pixels, "RGBA").convert(mode if mode != "P" else "RGB")
+    if mode == "P":
+        image.quantize(16).save(path, transparency=3)
+        return path
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(path, exif=exif)
+    return path
+
+
+def how(rules: ImageRules, layout: str) -> dict[str, Any]:
+    assert rules.size is not None
+    sizes, count = list(rules.size), rules.channels
+    resize = {
+        "filter": rules.interpolation,
+        "fit": rules.fit,
+        "crop": rules.crop_share if rules.fit == "crop" else None,
+    }
+    return {
+        "channels": "grey" if count == 1 else "RGB",
+        "layout": layout,
+        "shape": [*sizes, count] if layout == "NHWC" else [count, *sizes],
+        "resize": resize,
+        "background": rules.background,
+        "normalized_by": "the file" if layout == "NHWC" else "the caller",
+        "pixels": [0, 255],
+        "scale": 1 / 255,
+        "mean": [0.5] * count,
+        "std": [0.25] * count,
+    }
+
+
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA", "P", "CMYK", "1", "I;16"])
+@pytest.mark.parametrize("rules", RULES, ids=lambda rules: f"{rules.fit}-{rules.interpolation}-{rules.channels}")
+def test_an_image_is_prepared_as_training_prepared_it(mode: str, rules: ImageRules, tmp_path: Path) -> None:
+    path = saved(mode, tmp_path)
+    expected = ImageDecoder(rules).decode([(path, path)], 1)
+    frames = beside.prepare(path, how(rules, "NHWC"))
+    assert frames.dtype == np.uint8
+    assert np.array_equal(frames, expected.transpose(0, 2, 3, 1))
+    x = beside.prepare(path, how(rules, "NCHW"))
+    assert x.dtype == np.float32
+    assert np.allclose(x, (expected / 255 - 0.5) / 0.25, atol=1e-5)
+
+
+def test_the_script_is_short_and_needs_numpy_pillow_and_an_engine_alone() -> None:
+    lines = Path(beside.__file__).read_text().splitlines()
+    assert len(lines) < 60
+    assert [line for line in lines if line.startswith(("import ", "from "))] == [
+        "import json",
+        "import sys",
+        "from pathlib import Path",
+        "import numpy as np",
+        "from PIL import Image, ImageOps",
+    ]
+
+
+def test_answers_are_the_likeliest_classes_with_their_probabilities() -> None:
+    logits = np.log(np.array([0.2, 0.7, 0.1]))
+    assert [(name, round(share, 6)) for name, share in answers(logits, ["a", "b", "c"], 2)] == [("b", 0.7), ("a", 0.2)]
+    assert answers(logits, None, 1)[0][0] == "1"
+
+
+@pytest.mark.parametrize("file", ["../x", "/etc/hostname", "no.onnx", 3, ""])
+def test_a_card_names_a_file_beside_it_or_is_refused(file: object, tmp_path: Path) -> None:
+    import json
+
+    card = {"runtime": "r", "device": "d", "file": file, "inputs": {}, "outputs": {}, "classes": [], "labels": {}}
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    with pytest.raises(ConfigError, match="names no file beside it"):
+        read_card(tmp_path)

@@ -12,7 +12,7 @@ from edgekd.errors import ConfigError, UnavailableError
 
 _TEMPLATE = Path(__file__).with_name("template")
 _PER_CLASS = {"train": 60, "test": 40}
-_SEVEN = ", weights: 7"  # see runtimes/saturation.py
+_FIX = ", overflow_fix: all"  # see runtimes/saturation.py
 
 
 def new(
@@ -29,7 +29,7 @@ def new(
 
     folder.mkdir(parents=True, exist_ok=True)
     count = _write_images(folder / "images")
-    text = (_TEMPLATE / "pipeline.yaml").read_text().replace("WEIGHTS", _SEVEN if saturates() else "")
+    text = (_TEMPLATE / "pipeline.yaml").read_text().replace("FIX", _FIX if saturates() else "")
     write_atomic(folder / "network.py", (_TEMPLATE / "network.py").read_bytes())
     write_atomic(folder / "pipeline.yaml", text)
     if json_:

@@ -20,7 +20,6 @@ from edgekd.runtimes.registry import RUNTIMES
 _SAMPLES = 3_000_000  # that a student sees in all: 60 epochs of CIFAR-10
 _EPOCHS = (20, 200)
 _CALIBRATION = 256
-_SEVEN_BITS = 7
 
 
 @dataclass(frozen=True)
@@ -177,11 +176,11 @@ def _stages(wish: Wish) -> list[str]:
 def _quantization(wish: Wish) -> str:
     """How much calibration looks at, and the bits of weights where 8 would saturate."""
     found = {"calibration": min(_CALIBRATION, max(wish.data.train, 1))}
-    return _flow(found | ({"weights": _SEVEN_BITS} if wish.saturates else {}))[1:-1]
+    return _flow(found | ({"overflow_fix": "all"} if wish.saturates else {}))[1:-1]
 
 
 def _processor(wish: Wish) -> list[str]:
-    words = "  # weights in 7 bits: this processor has no VNNI, and its sums of 8-bit products saturate."
+    words = "  # overflow_fix: this processor has no VNNI, and its sums of 8-bit products overflow."
     return [words] if wish.saturates else []
 
 

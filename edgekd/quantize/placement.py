@@ -59,6 +59,7 @@ _MOVES = {
     _aten.upsample_bilinear2d.vec,
     _aten.upsample_nearest2d.vec,
 }
+_OVERFLOWS_NOT = 7  # bits: 2 * 255 * 63 < 2^15
 _MAPS_MOVES = {_aten.upsample_bilinear2d.vec, _aten.upsample_nearest2d.vec, _aten.dropout.default}
 
 
@@ -129,7 +130,7 @@ class Placement(Quantizer):
         activation = activation_spec(choice.activations or settings.activations)
         if node.target in WEIGHTED:
             axis = _output_axis(node) if settings.per_channel else None
-            weight = _spec(choice.weights or settings.weights, axis, weight=True)
+            weight = _spec(choice.weights or self._weight_bits(node), axis, weight=True)
             # A weight that is computed (tied, normalised) is an activation of its own; ours are stored parameters.
             return {_node(node.args[0]): activation, _node(node.args[1]): weight}
         if node.target in _BINARY:
@@ -138,6 +139,12 @@ class Placement(Quantizer):
         if _is_gated(node) or node.target in _POOLS:
             return dict.fromkeys(_nodes(node.args[:2]), activation)
         return {}
+
+    def _weight_bits(self, node: Node) -> int:
+        """Bits of a layer's weights where `layers` does not say, see `overflow_fix`."""
+        fix = self._settings.overflow_fix
+        narrow = fix == "all" or (fix == "first_layer" and _reads_input(node))
+        return min(self._settings.weights, _OVERFLOWS_NOT) if narrow else self._settings.weights
 
 
 def activation_spec(bits: int) -> QuantizationSpec:
@@ -184,6 +191,14 @@ def _output_axis(node: Node) -> int | None:
     if node.target not in TRANSPOSED:
         return 0
     return 1 if len(node.args) <= 6 or node.args[6] == 1 else None
+
+
+def _reads_input(layer: Node) -> bool:
+    """Whether a layer reads an input of the network, behind what has no weights (a normalisation, a reshape)."""
+    node = _node(layer.args[0])
+    while node.op == "call_function" and node.target not in WEIGHTED and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node.op == "placeholder"
 
 
 def _of_maps(node: Node) -> bool:

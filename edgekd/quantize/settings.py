@@ -57,6 +57,9 @@ class QuantizationSettings(Settings):
     """Bits of activations, 2 to 8; symmetric, one scale per tensor."""
     per_channel: bool = True
     """Whether each output channel of a weight has a scale of its own, or all have one."""
+    overflow_fix: Literal["first_layer", "all", "off"] = "first_layer"
+    """Which layers' weights have 7 bits where they would have 8: x86 processors without VNNI add two products of 8 bits
+    in 16, which overflow, in first layers most, for their inputs use the whole grid. `layers` counts before this."""
     layers: dict[str, LayerChoice] = Field(default_factory=dict)
     """Layers that differ, by name or pattern (`head.*`): their bits, or the word float. The last that fits counts."""
     float_outputs: tuple[str, ...] = ()

@@ -1,13 +1,14 @@
 """Processors whose products of uint8 and int8 saturate: x86 without VNNI adds two of them in 16 bits (vpmaddubsw).
 
-Weights of 7 bits cannot: 255 * 63 * 2 < 2^15. ONNX Runtime has a slower way around it, OpenVINO has none.
+With weights of 7 bits (`quantize.overflow_fix`) they cannot: 255 * 63 * 2 < 2^15. ONNX Runtime has a slower way around
+it, OpenVINO has none.
 """
 
 from __future__ import annotations
 
 import platform
 
-HINT = "this processor has no VNNI, and sums of 8-bit products saturate: set quantize.weights to 7"
+HINT = "this processor has no VNNI, and sums of 8-bit products overflow: set `quantize.overflow_fix: all`"
 
 
 def saturates() -> bool:

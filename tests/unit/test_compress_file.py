@@ -94,8 +94,8 @@ def test_targets_have_names_devices_hosts_and_their_precisions(tmp_path: Path) -
         targets_of(["openvino", "openvino"])
 
 
-def test_weights_have_seven_bits_where_eight_saturate(tmp_path: Path) -> None:
-    assert options(written(tmp_path, saturates=True), "quantize").weights == 7
+def test_all_weights_have_seven_bits_where_eight_overflow(tmp_path: Path) -> None:
+    assert options(written(tmp_path, saturates=True), "quantize").overflow_fix == "all"
 
 
 @pytest.mark.parametrize(

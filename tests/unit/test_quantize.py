@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from edgekd.errors import ExportError
 from edgekd.models.weights import load_state, save_state
 from edgekd.quantize.fake_quant import FakeQuant, lsq
+from edgekd.quantize.graph import layers_of, weight_quant
 from edgekd.quantize.placement import fits
 from edgekd.quantize.post_training import calibrated
 from edgekd.quantize.quantizer import capture, convert, prepare
@@ -42,6 +43,38 @@ def quantized(settings: QuantizationSettings | None = None) -> tuple[nn.Module, 
     network = Residual().eval()
     x = example()
     return network, calibrated(network, (x[:2],), [(x[:16],), (x[16:],)], settings or QuantizationSettings())
+
+
+class Normalised(Residual):
+    """The same behind a normalisation of its own, which has no weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x - 0.5) / 0.25)
+
+
+@pytest.mark.parametrize("kind", [Residual, Normalised])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [7, 8, 8]),
+        ({"overflow_fix": "all"}, [7, 7, 7]),
+        ({"overflow_fix": "off"}, [8, 8, 8]),
+        ({"weights": 4}, [4, 4, 4]),
+        ({"layers": {"stem": {"weights": 8}}}, [8, 8, 8]),
+    ],
+)
+def test_weights_of_the_first_layer_leave_room_for_sums_in_16_bits(
+    kind: type[nn.Module], options: dict[str, object], expected: list[int]
+) -> None:
+    torch.manual_seed(0)
+    network, x = kind().eval(), example()
+    found = calibrated(network, (x[:2],), [(x,)], QuantizationSettings(**options))
+    layers = layers_of(found.graph_module)
+    assert [weight_quant(found.graph_module, layer.node).bits for layer in layers] == expected
+    stored = [p for p in convert(found).state_dict().values() if p.dtype == torch.int8]
+    assert len(stored) == 3
+    for weight, bits in zip(stored, expected, strict=True):
+        assert weight.int().abs().max() <= 2 ** (bits - 1)
 
 
 def test_lsq_has_the_published_values_and_gradients() -> None:
@@ -150,7 +183,7 @@ def test_both_inputs_of_an_addition_and_the_pool_are_quantized() -> None:
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_fewer_bits_mean_fewer_levels(bits: int) -> None:
-    _, result = quantized(QuantizationSettings(weights=bits, activations=bits))
+    _, result = quantized(QuantizationSettings(weights=bits, activations=bits, overflow_fix="off"))
     signed = {f.quant_max for f in result.fake_quants() if not f.unsigned}  # type: ignore[operator]
     assert signed == {2 ** (bits - 1) - 1}
     # What a ReLU gave never needs the negative half; at 8 bits int8 has no room for more above 0.

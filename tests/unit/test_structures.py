@@ -29,7 +29,13 @@ from edgekd.runtimes.protocol import Runtime, infer
 from edgekd.train.world import named_outputs
 
 Arrays = dict[str, NDArray[Any]]
-FAST = {"ranges": "minmax", "weight_ranges": "minmax", "equalization": False, "bias_correction": False}
+FAST = {
+    "overflow_fix": "all",
+    "ranges": "minmax",
+    "weight_ranges": "minmax",
+    "equalization": False,
+    "bias_correction": False,
+}
 KINDS = ("Conv", "QLinearConv", "Convolution", "ConvTranspose", "Deconvolution")
 # Convolutions that engines have no 8-bit kernel for, or no use: ONNX Runtime leaves one float that gives the network's
 # output, whose values nothing rounds, and has none for a transposed one; OpenVINO none for a transposed one in groups.

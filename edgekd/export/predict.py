@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 def prepare(path, how):  # one image file as a batch of one; `how` is the model's input in model.json
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I;16"):
+        if image.mode.startswith("I"):  # 16 bits
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         elif image.has_transparency_data:
             behind = Image.new("RGBA", image.size, (*[how["background"]] * 3, 255))
@@ -29,11 +29,7 @@ def resized(image, size, rule):  # to width and height, as the data was that the
     resample = Image.Resampling[rule.get("filter", "bilinear").upper()]
     if rule.get("fit") == "crop":
         return ImageOps.fit(image, size, resample, (1 - rule["crop"]) / 2)
-    if rule.get("fit") != "pad":
-        return image.resize(size, resample)
-    inside, canvas = ImageOps.contain(image, size, resample), Image.new(image.mode, size)
-    canvas.paste(inside, ((size[0] - inside.width) // 2, (size[1] - inside.height) // 2))
-    return canvas
+    return ImageOps.pad(image, size, resample) if rule.get("fit") == "pad" else image.resize(size, resample)
 
 
 def open_model(path, card):  # a function from named inputs to the values of the outputs, in their order

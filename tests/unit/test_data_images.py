@@ -333,35 +333,3 @@ def test_a_damaged_image_is_an_image_or_a_data_error(data: st.DataObject, form: 
     whole = bytes(content[:cut] if data.draw(st.booleans()) else content)
     with contextlib.suppress(DataError):
         assert decoded(whole, size=(4, 4)).shape == (4, 4, 3)
-
-
-# What is beside a build
-
-
-@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "I;16", "CMYK"])
-def test_predict_prepares_images_by_the_same_rules(tmp_path: Path, fit: str, interpolation: str, mode: str) -> None:
-    from edgekd.export.predict import prepare
-
-    image = Image.fromarray(picture(4, 31, 50))
-    if mode == "I;16":
-        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 251)
-    elif mode in ("RGBA", "LA"):
-        image.putalpha(Image.fromarray(picture(5, 31, 50)[..., 0]))
-    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
-    exif = Image.Exif()
-    exif[274] = 6
-    (image if mode == "I;16" else image.convert(mode)).save(path, exif=exif)
-    crop = 0.8 if fit == "crop" else 1.0
-    how = {"layout": "NHWC", "shape": [16, 20, 3], "channels": "RGB", "background": 60}
-    how |= {"normalized_by": "the file", "pixels": [0, 255], "scale": 1 / 255, "mean": [0.5], "std": [0.25]}
-    resize = {"fit": fit, "filter": interpolation, "crop": crop if fit == "crop" else None}
-    rules = {"size": (16, 20), "fit": fit, "crop_share": crop, "interpolation": interpolation, "background": 60}
-    expected = decoded(path, **rules)
-    assert np.array_equal(prepare(path, how | {"resize": resize})[0], expected)  # type: ignore[no-untyped-call]
-    how |= {"normalized_by": "the caller", "layout": "NCHW", "shape": [3, 16, 20]}
-    x = prepare(path, how | {"resize": resize})  # type: ignore[no-untyped-call]
-    normal = (expected.astype(np.float32) * np.float32(1 / 255) - np.float32(0.5)) / np.float32(0.25)
-    assert x.dtype == np.float32
-    assert np.array_equal(x[0], normal.transpose(2, 0, 1))

@@ -19,6 +19,7 @@ RULES = [
     ImageRules(3, (7, 12), fit="crop", interpolation="bicubic"),
     ImageRules(3, (16, 16), fit="crop", crop_share=0.875),
     ImageRules(3, (9, 14), fit="pad"),
+    ImageRules(3, (30, 24), fit="pad"),
     ImageRules(1, (8, 8), fit="pad", interpolation="nearest", background=0),
 ]
 
@@ -27,8 +28,9 @@ def saved(mode: str, folder: Path) -> Path:
     """A picture of 21x30 in a mode, turned by EXIF where the format has it."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (21, 30, 4), dtype=np.uint8)
-    path = folder / f"{mode.replace(';', '')}.{'jpg' if mode in ('RGB', 'CMYK') else 'png'}"
-    if mode == "I;16":
+    ending = "jpg" if mode in ("RGB", "CMYK") else "pgm" if mode == "I" else "png"
+    path = folder / f"{mode.replace(';', '')}.{ending}"
+    if mode in ("I", "I;16"):
         Image.fromarray(rng.integers(0, 65536, (21, 30), dtype=np.uint16)).save(path)
         return path
     image = Image.fromarray(pixels, "RGBA").convert(mode if mode != "P" else "RGB")
@@ -64,7 +66,7 @@ def how(rules: ImageRules, layout: str) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA", "P", "CMYK", "1", "I;16"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA", "P", "CMYK", "1", "I;16", "I"])
 @pytest.mark.parametrize("rules", RULES, ids=lambda rules: f"{rules.fit}-{rules.interpolation}-{rules.channels}")
 def test_an_image_is_prepared_as_training_prepared_it(mode: str, rules: ImageRules, tmp_path: Path) -> None:
     path = saved(mode, tmp_path)

@@ -27,7 +27,6 @@ def run_reference(model: Path | bytes, feeds: Arrays, *, optimized: bool = False
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as runtimes/onnxruntime.py does
     options.log_severity_level = 3
     options.add_session_config_entry("session.x64quantprecision", "1")  # as the adapter of ONNX Runtime does
     session = onnxruntime.InferenceSession(

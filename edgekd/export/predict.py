@@ -48,8 +48,12 @@ def open_model(path, card):  # a function from named inputs to the values of the
 if __name__ == "__main__":
     card = json.loads(Path(__file__).with_name("model.json").read_text())
     ask, ((name, how),) = open_model(str(Path(__file__).with_name(card["file"])), card), card["inputs"].items()
-    for path in sys.argv[1:]:
-        for output, (values, *_) in ask({name: prepare(path, how)}).items():
+    for path in sys.argv[1:] or sys.exit(__doc__):
+        try:
+            x = prepare(path, how)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            sys.exit(f"error: {path}: {error}")
+        for output, (values, *_) in ask({name: x}).items():
             odds, labels = np.exp(values - values.max()), card["labels"].get(output)
             best = [f"{labels[i] if labels else i} {odds[i] / odds.sum():.4f}" for i in np.argsort(-odds)[:5]]
             print(path, output, *(best if output in card["classes"] else values))

@@ -178,8 +178,15 @@ def _judged(gate: GateSettings, value: float | None, ci95: tuple[float, float] |
         "ci95": (ci95[0] * shown, ci95[1] * shown) if ci95 else None,
         "verdict": verdict,
         "label": gate.label(),
-        "message": "not measured" if value is None else None,
+        "message": "not measured" if value is None else _KEPT if _keeps_float(gate, verdict) else None,
     }
+
+
+def _keeps_float(gate: GateSettings, verdict: str) -> bool:
+    return gate.otherwise == "float" and verdict == "failed"
+
+
+_KEPT = "so 8 bits are not chosen, but a float build"
 
 
 def broken(gate: GateSettings, row: dict[str, Any], *, whole: bool = True) -> bool:

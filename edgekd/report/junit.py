@@ -63,8 +63,8 @@ def _add_gate(suite: ET.Element, report: Report, gate: Gate, *, fails: bool) -> 
     message = f"{gate.verdict}: {words.gate_value(gate)}, limit {words.gate_limit(gate)}"
     if fails:
         _mark(case, "failure", message, gate.message or "")
-    elif gate.verdict == "undecided":
-        ET.SubElement(case, "skipped", message=_legal(message))
+    elif gate.verdict != "passed":  # undecided, or broken by a build that is then not chosen
+        ET.SubElement(case, "skipped", message=_legal(": ".join(filter(None, (message, gate.message)))))
 
 
 def _case(suite: ET.Element, report: Report, kind: str, name: str, seconds: float) -> ET.Element:

@@ -43,8 +43,10 @@ def _outcome(report: Report) -> str:
         return f"{report.pipeline} is done; it has no budgets."
     passed = sum(gate.verdict == "passed" for gate in report.gates)
     undecided = sum(gate.verdict == "undecided" for gate in report.gates)
+    kept = len(report.gates) - passed - undecided  # a run that broke others did not end well
+    more = f"; where 8 bits broke {'one' if kept == 1 else kept}, a float build is chosen" if kept else ""
     return f"{report.pipeline}: {passed} of {len(report.gates)} budgets held" + (
-        f", {undecided} undecided." if undecided else "."
+        f", {undecided} undecided{more}." if undecided else f"{more}."
     )
 
 

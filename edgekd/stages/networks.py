@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,16 +76,26 @@ def _silent(text: str) -> None:
     """Where nobody listens."""
 
 
-def note_normalization(context: Context, settings: ModelSettings) -> None:
-    """Trained weights expect the inputs they were trained on: say what they get when nobody said what it should be."""
-    data = context.common.data
+def warn_of_start(context: Context, settings: ModelSettings, *, trains: bool) -> None:
+    """Say what a network starts from, where nobody said what it should be; kept with the artefact, for the report."""
+    found = [*_unsaid_normalization(context.common, settings)]
+    if settings.weights is None and not trains:
+        found.append("no weights are given: those that the factory makes count, and are random unless it loads some")
+    for text in found:
+        context.warn(text)
+    context.draft.facts["warnings"] = found
+
+
+def _unsaid_normalization(common: Common, settings: ModelSettings) -> Iterator[str]:
+    """Trained weights expect the inputs they were trained on."""
+    data = common.data
     if settings.weights is None or "normalize" in data.settings.model_fields_set:
         return
     for name in settings.inputs or data.input_names:
         found = data.normalization()[name]
         mean, std = (", ".join(f"{value:.3g}" for value in values[:3]) for values in (found.mean, found.std))
-        context.tell(
-            f"{context.stage}: note: {name} is normalised by this data (mean {mean}, std {std}); "
+        yield (
+            f"{name} is normalised by this data (mean {mean}, std {std}); "
             "if the weights were trained otherwise, set data.normalize"
         )
 
@@ -121,7 +131,8 @@ def save_model(
 
 def save_curves(context: Context, curves: list[dict[str, Any]]) -> None:
     """Write the training curves beside the weights; what training warned of becomes a fact of the artefact."""
-    context.draft.facts["warnings"] = [warning["text"] for curve in curves for warning in curve.get("warnings", ())]
+    told = [warning["text"] for curve in curves for warning in curve.get("warnings", ())]
+    context.draft.facts["warnings"] = [*context.draft.facts.get("warnings", ()), *told]
     write_atomic(context.draft.folder / CURVES, json.dumps({"phases": curves}, indent=1))
 
 

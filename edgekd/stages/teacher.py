@@ -6,7 +6,7 @@ from edgekd.distill.schemes.offline import supervised
 from edgekd.errors import ConfigError
 from edgekd.models.settings import ModelSettings
 from edgekd.stages.context import Context
-from edgekd.stages.networks import fresh_model, make_world, note_normalization, save_curves, save_model, training_tables
+from edgekd.stages.networks import fresh_model, make_world, save_curves, save_model, training_tables, warn_of_start
 from edgekd.stages.settings import ModelStage, Select, TeacherStage
 from edgekd.stages.training import optim, run_phases, stage_train_settings, target_options, validation_scores
 from edgekd.train.world import Model, Phase, World
@@ -15,7 +15,7 @@ from edgekd.train.world import Model, Phase, World
 def run(context: Context) -> None:
     """Train the teacher for its epochs; with none, its weights are taken as they are."""
     options = context.options(TeacherStage)
-    note_normalization(context, options)
+    warn_of_start(context, options, trains=bool(options.passes()))
     settings = stage_train_settings(context)
     model = fresh_model(context.common, options, seed=context.common.seed, tell=context.tell)
     phases: list[Phase] = []
@@ -36,7 +36,7 @@ def run(context: Context) -> None:
 def run_model(context: Context) -> None:
     """Take the given network as it is."""
     options = context.options(ModelStage)
-    note_normalization(context, options)
+    warn_of_start(context, options, trains=False)
     model = fresh_model(context.common, options, seed=context.common.seed, tell=context.tell)
     world = make_world(context.common, tables=training_tables(context.common))
     world.models["model"] = model

@@ -39,6 +39,7 @@ def report(int8: float, ratio: float, *, labelled: bool = True) -> Report:
     choose(document, [GATE])
     row = judge(GATE, document)
     assert not broken(GATE, row)
+    document["gates"] = [row]
     del document["preferred"]
     for item in (*document["models"], *document["builds"]):
         item["metrics"] = [{k: v for k, v in m.items() if k not in ("evaluated", "better")} for m in item["metrics"]]
@@ -97,3 +98,17 @@ def test_the_difference_in_pairs_has_an_interval_that_knows_the_pairs() -> None:
     # Agresti and Min (2005) by hand: b = c = 20.5, n + 2 = 1002.
     assert both.ci95[1] == pytest.approx(1.959964 * (41**0.5) / 1002)
     assert task_named("regression").difference is None
+
+
+def test_a_budget_that_chose_the_float_build_says_so_and_is_no_failure_in_junit() -> None:
+    from xml.etree import ElementTree
+
+    from edgekd.report.junit import junit
+    from edgekd.report.verdict import sentences
+
+    found = report(0.7, 0.5)
+    assert sentences(found)[0] == "p: 0 of 1 budgets held; where 8 bits broke one, a float build is chosen."
+    (case,) = [c for c in ElementTree.fromstring(junit(found)).iter("testcase") if c.get("classname") == "p.gate"]
+    (skipped,) = case
+    assert skipped.tag == "skipped"
+    assert "8 bits are not chosen" in str(skipped.get("message"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
 from edgekd.bench.settings import BenchSettings
 from edgekd.config import Settings
@@ -49,18 +49,15 @@ def tables_of(settings: Settings) -> tuple[str, ...]:
 class TeacherStage(TrainOverrides, ModelSettings):
     """Trains the teacher, or (with `weights` and no `epochs`) takes a trained one."""
 
+    model: ModelReference = Field(validation_alias=AliasChoices("model", "onnx"))
+    """Name of a built-in network (`edgekd list models`), or `package.module:factory` of your own; the folder of the
+    pipeline file is on the import path. Also `timm:resnet18`, `torchvision:resnet18`, `hf:FOLDER` of save_pretrained,
+    and an ONNX file (`model: file.onnx` or `onnx: file.onnx`), which ONNX Runtime runs and whose answers alone can be
+    taught."""
     epochs: int | None = Field(default=None, ge=0)
     """Passes over the training split; without it 60, or 0 when `weights` are given."""
     select: Select = "last"
     """Which weights go on: those of the last epoch, or of the best one on the validation split."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_onnx(cls, given: Any) -> Any:
-        """`{onnx: file.onnx}` is `{model: file.onnx}`."""
-        if isinstance(given, dict) and isinstance(given.get("onnx"), str) and "model" not in given:
-            return {"model": given["onnx"], **{key: value for key, value in given.items() if key != "onnx"}}
-        return given
 
     @model_validator(mode="after")
     def _nothing_to_train(self) -> TeacherStage:

@@ -126,7 +126,7 @@ TABLE: dict[str, tuple[list[str], int, str, str]] = {
     "a file that is no Parquet": (instead("--data", "one.parquet"), 4, "not a readable Parquet", "write it again"),
     "Parquet that is none": (instead("--data", "tables"), 4, "not a readable Parquet file", "write it again"),
     "an archive that is none": (instead("--data", "bad.npz"), 4, "not a readable NumPy archive", "numpy.savez"),
-    "a file of another kind": (instead("--data", "nets.py"), 2, "no data set that is known", "a folder, or a file"),
+    "a file of another kind": (instead("--data", "nets.py"), 2, "no kind of data", "a folder"),
     "a size for arrays": ([*instead("--data", "arrays.npz"), "--size", "8"], 2, "is for images", "leave --size"),
     "a size that is none": ([*COMPRESS, "--size", "8y8"], 2, "--size 8y8: is no size", "224x224"),
     "a fit without a size": ([*COMPRESS, "--fit", "crop"], 2, "--fit crop: does nothing without", "--size 224x224"),

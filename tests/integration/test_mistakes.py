@@ -46,7 +46,7 @@ IN_THE_FILE: dict[str, tuple[str | bytes, str, str]] = {
     "two data sources": (edited(("digits: {}", "digits: {}\n  npz: {path: x}")), r"^p.yaml:2:1: .*2 data", "keep one"),
     "raw frames of no images": (
         edited(("export: {}", "export: {raw_input: true}")),
-        r"^p.yaml:9:14: raw_input: no input of the data is an image of uint8 \(image is float32", "parquet, folder",
+        r"^p.yaml:9:14: raw_input: no input of the data is an image of uint8 \(image is float32", "images in files",
     ),
     "no data source": (edited(("digits: {}", "licence: MIT")), r"^p.yaml:2:1: .*no data source", "give one of"),
     "missing weights": (edited(("epochs: 1", "weights: w.pt")), r"^p.yaml:7:59: w.pt: no such file", "relative"),
@@ -155,7 +155,7 @@ def test_a_mistake_on_the_command_line_is_explained(name: str, place: Place) -> 
 
 
 COMMANDS: dict[str, tuple[list[str], int, str, str]] = {
-    "no command": ([], 2, "^edgekd needs a command: run, plan", "`edgekd --help`"),
+    "no command": ([], 2, "^edgekd needs a command: compress, run", "`edgekd --help`"),
     "unknown command": (["plna"], 2, "^no such command 'plna'. Did you mean 'plan'", "`edgekd --help`"),
     "no file": (["run"], 2, "^missing argument 'FILE'", "`edgekd run --help`"),
     "file that is not there": (

@@ -25,7 +25,6 @@ from edgekd.errors import BenchError, CompileError, StageError, first_line
 from edgekd.files import write_atomic
 from edgekd.runtimes.protocol import Arrays, Build, Layer, TensorInfo
 
-
 MOST_BYTES = 8 * 2**30
 _SUFFIXES = {".xml", ".bin", ".onnx", ".plan", ".engine", ".json", ".cache", ".blob"}
 _HINT = "repeat it, or make the build on this machine: `compile_on: host`"

@@ -272,11 +272,13 @@ def test_a_build_larger_than_stated_is_not_unpacked(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("answers", [b"no archive", packed({"other.npy": b"x"}), packed({"0.npy": b"\x93NUMPY"})])
 def test_answers_of_a_device_that_are_none_are_one_line(tmp_path, answers):
-    with pytest.raises(BenchError, match="^pi.f32: its answers: what the device sent"):
+    with pytest.raises(BenchError, match=r"^pi.f32: its answers: what the device sent"):
         answers_on(Liar({"outputs": ["y"]}, answers), MODEL, tmp_path / "m", [{"x": np.ones(3)}], batch=1, limit_s=1)
 
 
-@pytest.mark.parametrize("name", ["build/..", "build/a\\b", "build/.ssh.json", "build/run.py", "build/a\n.bin", "build/x"])
+@pytest.mark.parametrize(
+    "name", ["build/..", "build/a\\b", "build/.ssh.json", "build/run.py", "build/a\n.bin", "build/x"]
+)
 def test_names_that_a_device_gives_stay_in_the_builds_folder(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "build.zip", "w") as archive:
         archive.writestr("elsewhere/x", b"is not unpacked")

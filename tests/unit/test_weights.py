@@ -245,5 +245,5 @@ def test_a_mapping_that_holds_itself_is_no_state_dict(tmp_path):
     loop = {"a": torch.ones(2)}
     loop["model"] = loop
     torch.save(loop, tmp_path / "w.pt")
-    with pytest.raises(ConfigError, match="1 entries that are no tensors .model., not a state dict"):
+    with pytest.raises(ConfigError, match=r"1 entries that are no tensors .model., not a state dict"):
         load_state(tmp_path / "w.pt")

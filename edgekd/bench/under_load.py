@@ -135,6 +135,8 @@ def load_row(
         met = False
     elif limit_ms is not None and p99 is not None:
         met = True if p99.high <= limit_ms else (False if p99.low > limit_ms else None)
+    open_ = limit_ms is not None and met is None
+    note = _unknown(p99, len(latency_ns), float(loop["rate_per_s"])) if open_ else None
     return {
         **about,
         "scenario": "Server",
@@ -149,9 +151,7 @@ def load_row(
         "limit_ms": limit_ms,
         "met": met,
         "highest": False,
-        "note": _unknown(p99, len(latency_ns), float(loop["rate_per_s"]))
-        if limit_ms is not None and met is None
-        else None,
+        "note": note,
     }
 
 

@@ -15,7 +15,7 @@ import pytest
 import ssh_server
 from fake_builder import NAMES
 
-from edgekd.bench import remote
+from edgekd.bench import process, remote
 from edgekd.bench.remote import Wish, answers_on, compile_on
 from edgekd.bench.targets.address import parse_address
 from edgekd.bench.targets.local import Local
@@ -260,6 +260,12 @@ def test_what_a_device_sends_is_checked_and_named_in_one_line(tmp_path, result, 
         built(tmp_path, Liar(result, archive))
     assert "\n" not in caught.value.message
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("said", [b"[]", b"3", b"null"])
+def test_a_result_that_is_no_object_is_one_line(said):
+    with pytest.raises(BenchError, match="no result that edgekd knows"):
+        process._result(0, said, b"")
 
 
 def test_a_build_larger_than_stated_is_not_unpacked(tmp_path, monkeypatch):

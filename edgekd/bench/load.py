@@ -32,6 +32,7 @@ SWITCH_S = 5e-5
 KEPT_BACKLOG = 0.02
 NEAR = 1.1
 MOST_TRIALS = 12
+ENOUGH = 1000  # requests that p99 is known from: 10 lie beyond it
 
 if TYPE_CHECKING:
     Run = Callable[[], None]
@@ -178,16 +179,55 @@ def _flat(found: Sequence[float]) -> bool:
     return len(found) > 1 and found[-1] < (1 + GAIN) * max(found[:-1])
 
 
-def highest(capacity_per_s: float, passes: Callable[[float], bool], *, until_s: float) -> None:
+def search(
+    capacity_per_s: float,
+    serve: Callable[[float, int], Served],
+    *,
+    limit_ns: float,
+    requests: int,
+    fewest: int,
+    max_s: float,
+    search_s: float,
+) -> float | None:
+    """Look for the highest rate whose p99 is within a limit, within `search_s`; `serve` measures (rate, requests).
+
+    A loop has `requests`, or as many as `max_s` has room for, but enough to judge p99 by where the time left allows.
+
+    Returns:
+        The rate at which it ended because that many take longer; one is then measured only if none was before.
+    """
+    until_s = time.monotonic() + search_s
+    served: list[Served] = []
+    unjudged: list[float] = []
+
+    def passes(rate: float) -> bool | None:
+        left_s, count = until_s - time.monotonic(), min(requests, int(rate * max_s))
+        enough = count >= ENOUGH or rate * left_s >= ENOUGH
+        if not enough:
+            unjudged.append(rate)
+            if served or fewest > rate * left_s:
+                return None
+        served.append(serve(rate, max(count, ENOUGH if enough else fewest)))
+        return served[-1].kept_up and beyond_99(served[-1].latency_ns) <= limit_ns if enough else None
+
+    highest(capacity_per_s, passes, until_s=until_s)
+    return unjudged[0] if unjudged else None
+
+
+def highest(capacity_per_s: float, passes: Callable[[float], bool | None], *, until_s: float) -> None:
     """Look for the highest rate that passes: from half the capacity by factors of 2, then between them until 10% apart.
 
-    `passes` measures a rate and keeps what it found. At or above the capacity nothing is tried: a queue grows there.
+    `passes` measures a rate and keeps what it found; None, if nobody can tell, ends it: a lower rate tells less.
+    At or above the capacity nothing is tried: a queue grows there.
     """
     low, high, rate = 0.0, capacity_per_s, capacity_per_s / 2
     for _ in range(MOST_TRIALS):
         if time.monotonic() >= until_s:
             return
-        if passes(rate):
+        verdict = passes(rate)
+        if verdict is None:
+            return
+        if verdict:
             low = rate
         else:
             high = rate
@@ -200,7 +240,7 @@ def beyond_99(latency_ns: Any) -> float:
     """Upper end of a one-sample 95% interval of the 99th percentile, by order statistics; infinite for too few."""
     n = len(latency_ns)
     rank = math.ceil(0.99 * n + 1.96 * math.sqrt(0.0099 * n))
-    return float(np.partition(latency_ns, rank - 1)[rank - 1]) if n >= 1000 and rank <= n else math.inf
+    return float(np.partition(latency_ns, rank - 1)[rank - 1]) if n >= ENOUGH and rank <= n else math.inf
 
 
 def _wait_until(due: int) -> None:

@@ -6,7 +6,6 @@ the engine.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,8 +65,9 @@ def measure_rates(job: Mapping[str, Any]) -> dict[str, Any]:
     """Open loops of the one model of the job: Poisson arrivals at the given "rates", and at those that a search for the
     highest one whose p99 keeps within "limit_ms" comes by (null: no search).
 
-    "streams"; "requests" of each loop and the most seconds that they may spread over, "max_s"; "search_s"; "samples":
-    an .npz with "<i>/due_ns" and "<i>/latency_ns" for the i-th of `loops` [{rate_per_s, achieved_per_s, kept_up}].
+    "streams"; "requests" of each loop and the most seconds that they may spread over, "max_s", but never less than
+    "fewest"; "search_s"; "samples": an .npz with "<i>/due_ns" and "<i>/latency_ns" for the i-th of `loops`
+    [{rate_per_s, achieved_per_s, kept_up}].
     """
     feeds = read_feeds(job["feeds"])
     (model,) = job["models"]
@@ -80,20 +80,23 @@ def measure_rates(job: Mapping[str, Any]) -> dict[str, Any]:
         load.closed_loop(runs, seconds=warm_s / 2, min_calls=2 * len(runs), max_s=job["max_s"])
         capacity = load.closed_loop(runs, seconds=warm_s, min_calls=20, max_s=job["max_s"]).per_s
 
-        def passes(rate: float) -> bool:
+        def serve(rate: float, count: int) -> load.Served:
             progress(f"{rate:.4g} requests a second")
-            count = max(20, min(job["requests"], int(rate * job["max_s"])))
             due = load.arrivals(rate, count, seed=[job["seed"], len(loops)])
             served = load.open_loop(runs, due, grace_s=min(GRACE_S, job["max_s"]))
             index = len(loops)
             arrays[f"{index}/due_ns"], arrays[f"{index}/latency_ns"] = served.due_ns, served.latency_ns
             loops.append({"rate_per_s": rate, "achieved_per_s": served.per_s, "kept_up": served.kept_up})
-            return served.kept_up and load.beyond_99(served.latency_ns) <= limit_ns
+            return served
 
         for rate in job["rates"]:
-            passes(float(rate))
+            serve(float(rate), max(job["fewest"], min(job["requests"], int(rate * job["max_s"]))))
         if limit_ns:
-            load.highest(capacity, passes, until_s=time.monotonic() + job["search_s"])
+            more = {key: job[key] for key in ("requests", "fewest", "max_s", "search_s")}
+            unjudged = load.search(capacity, serve, limit_ns=limit_ns, **more)
+            if unjudged is not None:
+                why = f"{load.ENOUGH} requests, which p99 needs, take longer than is left of {job['search_s']:g} s"
+                progress(f"the search ended at {unjudged:.4g} a second: {why}")
     np.savez(job["samples"], **arrays)
     return {"name": model["name"], "loops": loops, "capacity_per_s": capacity, "engine": engine.version()}
 

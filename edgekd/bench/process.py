@@ -139,6 +139,8 @@ def _result(returncode: int, output: bytes, errors: bytes) -> dict[str, Any]:
         result: dict[str, Any] = json.loads(output)
     except ValueError:
         raise _death(returncode, errors) from None
+    if not isinstance(result, dict):
+        raise BenchError("the measuring process gave no result that edgekd knows", hint=_DOCTOR)
     if "error" in result:
         error = result["error"]
         message, hint = error["message"], error["hint"] or _DOCTOR

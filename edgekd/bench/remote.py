@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -18,9 +21,26 @@ from edgekd.bench.builds import BUILD, TIMINGS
 from edgekd.bench.measure import save_arrays
 from edgekd.bench.process import NoMemoryError
 from edgekd.bench.targets.protocol import Place
-from edgekd.errors import BenchError, CompileError
+from edgekd.errors import BenchError, CompileError, StageError, first_line
 from edgekd.files import write_atomic
 from edgekd.runtimes.protocol import Arrays, Build, Layer, TensorInfo
+
+MOST_BYTES = 8 * 2**30
+_SUFFIXES = {".xml", ".bin", ".onnx", ".plan", ".engine", ".json", ".cache", ".blob"}
+_HINT = "repeat it, or make the build on this machine: `compile_on: host`"
+_MALFORMED = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +68,8 @@ class Made:
         """From the result of `builds.compile_build`, or from `as_dict`."""
         layers = tuple(Layer(**layer) for layer in told["layers"])
         inputs, outputs = _tensors(told["inputs"]), _tensors(told["outputs"])
-        build = Build(_plain(told["file"]), inputs, outputs, layers, told["facts"])
-        return cls(build, told["arch"], told["seconds"])
+        build = Build(_plain(told["file"]), inputs, outputs, layers, dict(told["facts"]))
+        return cls(build, str(told["arch"]), float(told["seconds"]))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -60,7 +80,8 @@ def compile_on(place: Place, wish: Wish, onnx: Path, folder: Path, *, limit_s: f
     """Compile an ONNX file on a device; the build's files come into `folder`.
 
     Raises:
-        CompileError: the engine refused the graph, memory ran out, or it took longer than `limit_s`.
+        CompileError: the engine refused the graph, memory ran out, it took longer than `limit_s`, or what came back is
+            no build.
         UnavailableError: the engine or the device of the engine is missing there.
         TryAgainError: the connection was lost several times.
     """
@@ -89,8 +110,12 @@ def compile_on(place: Place, wish: Wish, onnx: Path, folder: Path, *, limit_s: f
             raise CompileError(f"{wish.name}: {error.message}", hint=error.hint) from None
         finally:
             place.forget(TIMINGS, "model.onnx", archive.name, BUILD)
-        _unpack(archive, folder, wish.timings)
-    return Made.of(result)
+        with _looked_at(wish.name, CompileError):
+            _unpack(archive, folder, wish.timings)
+            made = Made.of(result)
+            if not (folder / made.build.file).is_file():
+                raise CompileError(f"the device sent no {made.build.file!r}", hint=_HINT)
+    return made
 
 
 def answers_on(
@@ -110,7 +135,7 @@ def answers_on(
         limit_s: seconds for each part.
 
     Raises:
-        BenchError: the engine failed, memory ran out, or a part took too long.
+        BenchError: the engine failed, memory ran out, a part took too long, or what came back are no answers.
         UnavailableError, TryAgainError: as `compile_on`.
     """
     found: list[Arrays] = []
@@ -123,7 +148,7 @@ def answers_on(
                 given, left = place.push(feeds, feeds.name), place.where(outputs.name)
                 job = {"mode": "evaluate", "models": [about], "feeds": given, "batch": batch, "outputs": left}
                 result = place.run(job, limit_s=limit_s, progress=_silent, leaves={outputs.name: outputs})
-                with np.load(outputs, allow_pickle=False) as stored:
+                with _looked_at("its answers", BenchError), np.load(outputs, allow_pickle=False) as stored:
                     found.append({name: stored[str(index)] for index, name in enumerate(result["outputs"])})
         except NoMemoryError as error:
             less = "lower `evaluate.batch`, or free memory there"
@@ -135,14 +160,37 @@ def answers_on(
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
+@contextmanager
+def _looked_at(name: str, kind: type[StageError]) -> Iterator[None]:
+    """What a device sent may be anything: whatever is wrong with it becomes one line of `kind` that names the build."""
+    try:
+        yield
+    except StageError as error:
+        raise kind(f"{name}: {error.message}", hint=error.hint) from None
+    except _MALFORMED as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise kind(f"{name}: what the device sent is damaged, or not edgekd's ({what})", hint=_HINT) from error
+
+
 def _tensors(rows: Iterable[Mapping[str, Any]]) -> tuple[TensorInfo, ...]:
-    return tuple(TensorInfo(row["name"], row["dtype"], tuple(row["shape"])) for row in rows)
+    return tuple(TensorInfo(str(r["name"]), str(r["dtype"]), tuple(int(n) for n in r["shape"])) for r in rows)
 
 
 def _unpack(archive: Path, folder: Path, timings: Path | None) -> None:
-    """Write an archive's files: those of the build flat into `folder`, the timing cache to its place."""
+    """Write an archive's files: those of the build flat into `folder`, the timing cache to its place.
+
+    Raises:
+        CompileError: a name is not plain or of no kind that engines write, or it is larger than a build may be.
+    """
     with zipfile.ZipFile(archive) as packed:
-        for entry in packed.infolist():
+        entries = packed.infolist()
+        size_bytes = sum(entry.file_size for entry in entries)  # zipfile reads no more of an entry than it claims
+        if size_bytes > MOST_BYTES:
+            message = f"the device sent a build of {size_bytes:,} bytes, more than {MOST_BYTES:,}"
+            raise CompileError(message, hint="make the build on this machine: `compile_on: host`")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise CompileError("the device sent a compressed archive, and edgekd's agent compresses none", hint=_HINT)
+        for entry in entries:
             inside, _, name = entry.filename.rpartition("/")
             if inside == BUILD:
                 with packed.open(entry) as source, (folder / _plain(name)).open("wb") as target:
@@ -152,8 +200,8 @@ def _unpack(archive: Path, folder: Path, timings: Path | None) -> None:
 
 
 def _plain(name: str) -> str:
-    """A file's name as a device gives it: it names a file in the build's folder and nothing else."""
-    if not name or name in (".", "..") or set(name) & {"/", "\\", "\0"}:
+    """A file's name as a device gives it: it names a file in the build's folder, of a kind that engines write."""
+    if Path(name).suffix not in _SUFFIXES or name.startswith(".") or set(name) & {"/", "\\"} or not name.isprintable():
         raise CompileError(f"the device names a file of the build {name!r}", hint="see what its engine leaves")
     return name
 

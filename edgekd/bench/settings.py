@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -9,6 +10,8 @@ from pydantic import Field, model_validator
 
 from edgekd.config.durations import Milliseconds, Seconds
 from edgekd.config.settings import Settings
+
+FEWEST_REQUESTS = 20
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,18 @@ class BenchSettings(Settings):
 
     time_limit_s: float = Field(default=900.0, gt=0)
     """Seconds after which one measuring process (a long run: beyond its own time) is ended: the measurement failed."""
+
+    @model_validator(mode="after")
+    def _end_in_time(self) -> BenchSettings:
+        least = FEWEST_REQUESTS / self.time_limit_s
+        for rate in self.load.rates if self.load else ():
+            if rate < least:
+                takes = f"{FEWEST_REQUESTS} requests, the fewest, take {FEWEST_REQUESTS / rate:g} s"
+                raise ValueError(
+                    f"`load.rates` has {rate:g}: {takes}, and `time_limit_s` is {self.time_limit_s:g} | "
+                    f"give rates of at least {math.ceil(least * 1000) / 1000:g}, or raise `time_limit_s`"
+                )
+        return self
 
     @model_validator(mode="after")
     def _pin_one_thread(self) -> BenchSettings:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.bench import statistics
-from edgekd.bench.settings import BenchSettings
+from edgekd.bench.load import ENOUGH
+from edgekd.bench.settings import FEWEST_REQUESTS, BenchSettings
 
 Ask = Callable[..., dict[str, Any]]
 """Runs a job: (job, title, leaves=files that it leaves, more_s=seconds beyond the time limit) -> the agent's result."""
@@ -92,12 +93,14 @@ def load(
         "limit_ms": options.p99_limit_ms,
         "streams": options.streams,
         "requests": effort.requests,
+        "fewest": FEWEST_REQUESTS,
         "max_s": effort.request_max_s,
         "search_s": effort.search_s,
         "seed": seed,
         "samples": where,
     }
-    more_s = effort.search_s + 2 * effort.request_max_s * (1 + len(options.rates))
+    schedules_s = sum(max(effort.request_max_s, FEWEST_REQUESTS / rate) for rate in options.rates)
+    more_s = effort.search_s + schedules_s + effort.request_max_s * (2 + len(options.rates))
     result = ask(job, f"load on {model['name']}", leaves={samples.name: samples}, more_s=more_s)
     about = {**about, "batch": settings.batch, "streams": options.streams}
     with np.load(samples, allow_pickle=False) as stored:
@@ -132,6 +135,8 @@ def load_row(
         met = False
     elif limit_ms is not None and p99 is not None:
         met = True if p99.high <= limit_ms else (False if p99.low > limit_ms else None)
+    open_ = limit_ms is not None and met is None
+    note = _unknown(p99, len(latency_ns), float(loop["rate_per_s"])) if open_ else None
     return {
         **about,
         "scenario": "Server",
@@ -146,7 +151,15 @@ def load_row(
         "limit_ms": limit_ms,
         "met": met,
         "highest": False,
+        "note": note,
     }
+
+
+def _unknown(p99: statistics.Estimate | None, n: int, rate_per_s: float) -> str:
+    """Why nobody knows whether the limit is met."""
+    if p99 is not None:
+        return "the limit lies within the interval of p99"
+    return f"{n} requests are too few for p99: {ENOUGH} take {ENOUGH / rate_per_s:.0f} s at this rate"
 
 
 def sustained(

@@ -34,8 +34,8 @@ def evaluate(
     from edgekd.runtimes.registry import runtime
 
     folder, card = read_card(build)
-    opened, chosen = _opened(card, data, split, image, label)
     engine = runtime(card["runtime"])
+    opened, chosen = _opened(card, data, split, image, label)
     engine.version()
     engine.check(card["device"], run=True)
     row = {"build": str(build), "data": str(data), "split": chosen, **_scored(folder, card, opened, chosen)}

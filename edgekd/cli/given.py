@@ -15,7 +15,7 @@ from edgekd.errors import ConfigError, UnavailableError
 from edgekd.models.onnx_safety import check_onnx
 from edgekd.runtimes import tensorrt_manifest
 from edgekd.runtimes.protocol import TensorInfo
-from edgekd.runtimes.registry import runtime
+from edgekd.runtimes.registry import RUNTIMES, runtime
 
 _BUILDS = ("model.xml", "model.onnx", "engine.plan")
 _PLANS = (".plan", ".engine", ".trt")
@@ -91,9 +91,14 @@ def _built_by(file: Path) -> str | None:
         return "openvino"
     if file.suffix in _PLANS:
         try:
-            return str(tensorrt_manifest.read(file).get("runtime", "tensorrt"))
+            name = str(tensorrt_manifest.read(file).get("runtime", "tensorrt"))
         except UnavailableError as error:
             raise ConfigError(f"{file}: {error.message}", hint=error.hint) from None
+        if name not in RUNTIMES:  # the agent imports "module:Class": nothing that a file may ask for
+            known = ", ".join(sorted(RUNTIMES))
+            message = f"{file}: {tensorrt_manifest.MANIFEST} beside it names an unknown runtime {name!r}"
+            raise ConfigError(message, hint=f"build it again; known are: {known}")
+        return name
     raise ConfigError(
         f"{file}: not an ONNX file, nor one of an engine",
         hint=f"known are: .onnx, .xml (OpenVINO), {', '.join(_PLANS)} (TensorRT)",

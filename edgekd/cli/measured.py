@@ -56,6 +56,8 @@ def _load(rows: list[Row]) -> Iterator[str]:
         p99 = "p99 unknown" if low is None else f"p99 {row['p99_ms']:.3f} ms [{low:.3f}, {high:.3f}]"
         kept = "" if row["kept_up"] else f"  the queue only grew ({row['achieved_per_s']:.4g}/s were answered)"
         yield f"{row['model']} at {row['rate_per_s']:.4g}/s: p50 {row['p50_ms']:.3f} ms, {p99}{kept}"
+        if row.get("note"):
+            yield f"  note: {row['note']}"
     for name, limit in dict.fromkeys((row["model"], row["limit_ms"]) for row in rows if row["limit_ms"] is not None):
         best = [row["rate_per_s"] for row in rows if row["model"] == name and row["highest"]]
         found = f"{best[0]:.4g}/s" if best else "none was found"

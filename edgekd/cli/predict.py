@@ -28,11 +28,11 @@ def predict(
     from edgekd.runtimes.registry import runtime
 
     folder, card = read_card(build)
+    engine = runtime(card["runtime"])
     if not takes_an_image(card):
         raise ConfigError(f"{build}: takes no single image: {', '.join(card['inputs'])}", hint="feed it by its engine")
     ((name, how),) = card["inputs"].items()
     arrays = [(path, _prepared(path, how)) for path in images]
-    engine = runtime(card["runtime"])
     engine.version()
     engine.check(card["device"], run=True)
     session = engine.load(folder / card["file"], device=card["device"], threads=1)

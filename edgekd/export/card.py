@@ -80,7 +80,7 @@ def read_card(build: Path) -> tuple[Path, dict[str, Any]]:
         raise ConfigError(f"{build}: no build of edgekd: there is no {CARD}", hint=hint) from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder / CARD}: cannot be read: {error}", hint="build it again") from None
-    if not isinstance(card, dict) or not card.keys() >= _NEEDED:
+    if not _is_card(card):
         raise ConfigError(f"{folder / CARD}: is damaged", hint="build it again")
     # The name of a file in the folder, and nothing else: a card may come from elsewhere.
     file = card["file"]
@@ -89,4 +89,12 @@ def read_card(build: Path) -> tuple[Path, dict[str, Any]]:
     return folder, card
 
 
-_NEEDED = {"runtime", "device", "file", "inputs", "outputs", "classes", "labels"}
+_NEEDED = {"runtime": str, "device": str, "inputs": dict, "outputs": dict, "classes": list, "labels": dict}
+
+
+def _is_card(card: Any) -> bool:
+    """Whether it has what a card must have, each of its kind: it may come from elsewhere."""
+    if not isinstance(card, dict) or "file" not in card:
+        return False
+    right = all(isinstance(card.get(key), kind) for key, kind in _NEEDED.items())
+    return right and all(isinstance(how, dict) for key in ("inputs", "outputs") for how in card[key].values())

@@ -64,6 +64,9 @@ class _Unpickler(pickle.Unpickler):
 _DTYPES = {"float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}
 
 
+_DEEPEST = 100
+
+
 def tensors_of(path: Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint by name; a pickled network's as its state dict has them.
 
@@ -85,19 +88,22 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
         raise ConfigError(
             f"{path}: not a PyTorch file, or damaged: {first_line(error)}", hint="save or copy it again"
         ) from error
-    found = dict(_walk(unwrapped(loaded, []), ""))
+    found = dict(_walk(unwrapped(loaded, []), "", ()))
     if not found:
         raise ConfigError(f"{path}: holds no tensors", hint="give a file that torch.save wrote")
     return found
 
 
-def _walk(value: Any, name: str) -> list[tuple[str, Tensor]]:
+def _walk(value: Any, name: str, above: tuple[int, ...]) -> list[tuple[str, Tensor]]:
+    """Tensors by name in a value; `above` are the mappings that it lies in, for one may hold itself."""
     import torch
 
     if isinstance(value, torch.Tensor):
         return [(name, value.detach())]
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or id(value) in above:
         return []
+    if len(above) >= _DEEPEST:
+        raise ConfigError(f"it is nested more than {_DEEPEST} deep: {name[:80]} ..", hint="save the tensors alone")
     found = []
     # A pickled module keeps its tensors in these three; buffers that it would not save are left out.
     parts = [value.get(key) for key in ("_parameters", "_buffers", "_modules")]
@@ -107,7 +113,7 @@ def _walk(value: Any, name: str) -> list[tuple[str, Tensor]]:
     else:
         inside = [(k, v) for k, v in value.items() if isinstance(k, str)]
     for key, inner in inside:
-        found += _walk(inner, f"{name}.{key}" if name else str(key))
+        found += _walk(inner, f"{name}.{key}" if name else str(key), (*above, id(value)))
     return found
 
 

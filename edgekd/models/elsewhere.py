@@ -14,6 +14,7 @@ from edgekd.config.settings import did_you_mean
 from edgekd.errors import ConfigError, UnavailableError, first_line
 from edgekd.files import sha256_file, sha256_json
 from edgekd.models.names import elsewhere
+from edgekd.models.onnx_safety import digest_onnx
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,8 +48,7 @@ def digest_elsewhere(reference: str, base: Path) -> str:
     if kind == "onnx":
         if not (base / name).is_file():
             raise ConfigError(f"{base / name}: no such file", hint="paths are relative to the pipeline file")
-        beside = sorted((base / name).parent.glob(f"{Path(name).name}*"))  # external data is usually called so
-        files = {path.name: sha256_file(path) for path in beside if path.is_file()}
+        files = {Path(name).name: digest_onnx(base / name)}
     elif kind == "hf":
         folder = _folder(reference, base / name)
         files = {path.name: sha256_file(path) for path in sorted(folder.glob("*")) if path.suffix in _HF_FILES}

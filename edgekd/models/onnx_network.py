@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.errors import ConfigError, UnavailableError, first_line
-from edgekd.files import sha256_file
-from edgekd.models.onnx_safety import check_onnx
+from edgekd.models.onnx_safety import check_onnx, digest_onnx
 
 _NO_LAYERS = "give the PyTorch network as `model:` (package.module:factory) for that"
 
@@ -37,7 +36,7 @@ class OnnxNetwork(nn.Module):
         sizes = {value.shape[0] for value in given if value.shape and isinstance(value.shape[0], int)}
         self._rows = max(sizes, default=None)
         self.facts = _facts(path)
-        digest = bytes.fromhex(sha256_file(path))
+        digest = bytes.fromhex(digest_onnx(path))
         self.register_buffer("sha256", torch.tensor(list(digest), dtype=torch.uint8))
 
     def forward(self, *inputs: Tensor) -> Tensor | dict[str, Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from edgekd.errors import ConfigError, first_line
+from edgekd.files import sha256_file, sha256_json
 
 _HINT = "put the data into the file: onnx.save(onnx.load(FILE), NEW) where FILE is one that you trust"
 
@@ -19,6 +21,41 @@ def check_onnx(path: Path) -> None:
     Raises:
         ConfigError: it is not there, no ONNX, or points out of its folder.
     """
+    for name in sorted(set(_places(_model(path)))):
+        _check_place(path, name)
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise ConfigError(f"{path}: not valid ONNX: {first_line(error)}", hint="export it again") from error
+
+
+def digest_onnx(path: Path) -> str:
+    """The sha256 of an ONNX file and of all files, whatever their names, in which it keeps its weights.
+
+    Raises:
+        ConfigError: as `check_onnx`.
+    """
+    files = {"": path}
+    if _may_point(path):
+        for name in sorted(set(_places(_model(path)))):
+            _check_place(path, name)
+            files[name] = path.parent / name
+    return sha256_json({name: sha256_file(file) for name, file in files.items()})
+
+
+def _may_point(path: Path) -> bool:
+    """Whether the key that external data needs stands in a file: where it does not, onnx need not be imported."""
+    try:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(b"location") >= 0
+    except (OSError, ValueError):  # not there, or empty
+        return True
+
+
+def _model(path: Path) -> Any:
+    """An ONNX file without its external data."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file", hint="give the path of an ONNX file")
     import onnx
@@ -30,12 +67,7 @@ def check_onnx(path: Path) -> None:
         raise ConfigError(f"{path}: not an ONNX file, or damaged", hint="save or copy it again") from error
     if not model.HasField("graph") or not model.opset_import:
         raise ConfigError(f"{path}: not an ONNX file, or damaged", hint="save or copy it again")
-    for name in sorted(set(_places(model))):
-        _check_place(path, name)
-    try:
-        onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
-        raise ConfigError(f"{path}: not valid ONNX: {first_line(error)}", hint="export it again") from error
+    return model
 
 
 def _check_place(path: Path, name: str) -> None:

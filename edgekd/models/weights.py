@@ -162,7 +162,9 @@ def _load_pickle(path: Path) -> Any:
 
 def unwrapped(loaded: Any, notes: list[str]) -> Any:
     """What training scripts wrap around a state dict, taken off; anything else as it is."""
-    while isinstance(loaded, Mapping):
+    seen: set[int] = set()
+    while isinstance(loaded, Mapping) and id(loaded) not in seen:  # a mapping may hold itself
+        seen.add(id(loaded))
         found = [key for key in _WRAPPINGS if isinstance(loaded.get(key), Mapping)]
         if not found:
             break

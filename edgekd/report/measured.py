@@ -219,3 +219,5 @@ class Load(Part):
     there is no limit, or the measurement does not tell."""
     highest: bool = False
     """True for the highest rate that was found to meet the limit."""
+    note: str | None = None
+    """Why nobody knows whether the limit is met; null where that is known, or no limit was asked for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, cast
 
+from edgekd.errors import ConfigError
 from edgekd.runtimes.onnxruntime_providers import PACKAGES
 
 if TYPE_CHECKING:  # a pipeline file is checked without numpy
@@ -29,6 +30,12 @@ OLDEST = {"tensorrt": 10}
 
 
 def runtime(name: str) -> Runtime:
-    """The adapter of an engine by name (a key of RUNTIMES); nothing of the engine itself is loaded yet."""
+    """The adapter of an engine by name (a key of RUNTIMES); nothing of the engine itself is loaded yet.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in RUNTIMES:
+        raise ConfigError(f"unknown runtime {name!r}", hint=f"known are: {', '.join(sorted(RUNTIMES))}")
     module, _, attribute = RUNTIMES[name].partition(":")
     return cast("Runtime", getattr(importlib.import_module(module), attribute)())

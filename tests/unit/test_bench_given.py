@@ -62,6 +62,12 @@ def refusal(*words):
     return result.exception.message
 
 
+def test_a_plan_whose_manifest_names_a_function_is_refused_before_anything_is_called(files):
+    (files / "trt" / "engine.json").write_text(json.dumps({"runtime": "os:abort"}))
+    assert "engine.json beside it names an unknown runtime 'os:abort'" in refusal("trt/engine.plan")
+    assert "unknown runtime 'os:abort'" in refusal("trt")
+
+
 def test_every_kind_of_file_is_known_with_its_engine_and_a_name(files):
     paths = [Path(name) for name in ("net.onnx", "ov.int8", "ov.int8/model.xml", "trt/engine.plan", "trt")]
     found = given.look_at(paths, None)

@@ -143,12 +143,32 @@ def test_a_rate_above_the_capacity_is_not_kept_up_with_and_given_up():
     assert served.per_s <= 100
 
 
-def test_a_rate_far_below_the_capacity_is_kept_up_with():
+def test_a_rate_far_below_the_capacity_is_served_whole():
     served = load.open_loop([sleeper(0.1)], np.arange(100) * MS, grace_s=10.0)
     assert served.unserved == 0
     assert (served.latency_ns > 0).all()
-    ended = served.due_ns + served.latency_ns
-    assert served.kept_up == ((ended > served.due_ns[-1]).sum() <= 1 + load.KEPT_BACKLOG * 100)
+
+
+@pytest.mark.parametrize(
+    ("late", "streams", "kept_up"),
+    [(0, 1, True), (3, 1, True), (4, 1, False), (5, 3, True), (6, 3, False), (99, 1, False)],
+)
+def test_a_queue_is_kept_up_with_while_few_wait_when_the_last_one_arrives(late, streams, kept_up):
+    due = np.arange(100) * 10 * MS  # 2 in 100 may wait, beside one in each stream
+    ended = due + MS
+    ended[-1] = due[-1]
+    ended[:late] = due[-1] + MS
+    served = load._served(due, ended, streams, latest_ns=2000 * MS)
+    assert served.kept_up is kept_up
+    assert (served.unserved, served.seconds) == (0, (991 if late else 990) / 1000)
+
+
+def test_a_request_without_an_answer_is_not_kept_up_with_and_waited_until_the_end():
+    due = np.arange(100) * 10 * MS
+    ended = due + MS
+    ended[50] = -1
+    served = load._served(due, ended, 1, latest_ns=2000 * MS)
+    assert (served.kept_up, served.unserved, served.latency_ns[50]) == (False, 1, 1500 * MS)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +222,60 @@ def test_the_search_ends_when_its_time_is_over_or_nothing_passes():
     load.highest(1000.0, lambda rate: bool(tried.append(rate)), until_s=time.monotonic() + 60)
     assert len(tried) == load.MOST_TRIALS
     load.highest(1000.0, lambda rate: pytest.fail("too late"), until_s=time.monotonic() - 1)
+
+
+@pytest.fixture
+def served_in(monkeypatch):
+    """Searches over a network that takes some time a call, on a clock of its own; the loops that it came by."""
+
+    def search(call_ms, limit_ms, **more):
+        now_s, loops = [0.0], []
+        monkeypatch.setattr(load, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+
+        def serve(rate, count):
+            now_s[0] += count / rate
+            waited_ms = call_ms / (1 - rate * call_ms / 1e3)
+            loops.append((rate, count))
+            due = np.arange(count)
+            return load.Served(due, np.full(count, waited_ms * MS), 0, kept_up=True, seconds=count / rate)
+
+        how = {"requests": 1000, "fewest": 20, "max_s": 10.0, "search_s": 60.0, **more}
+        return load.search(1e3 / call_ms, serve, limit_ns=limit_ms * MS, **how), loops
+
+    return search
+
+
+def test_the_search_gives_a_slow_network_the_requests_that_p99_needs(served_in):
+    ended_at, loops = served_in(10.0, 50.0)
+    assert loops[0] == (50.0, 1000)  # 10 s had room for 500, of which p99 is not known
+    assert loops[1][0] > 50.0
+    assert ended_at is None
+    assert sum(count / rate for rate, count in loops) < 60 + 20
+
+
+def test_the_search_ends_where_no_rate_can_be_judged_after_one_row_that_says_so(served_in):
+    assert served_in(500.0, 5000.0) == (1.0, [(1.0, 20)])
+    assert served_in(500.0, 5000.0, max_s=30.0) == (1.0, [(1.0, 30)])
+    assert served_in(60_000.0, 100_000.0) == (1 / 120, [])  # not even the fewest have room
+    assert served_in(10.0, 11.0, search_s=59.0) == (25.0, [(50.0, 1000)])  # lower rates would take 40 s
+
+
+def test_a_row_that_cannot_be_judged_says_why():
+    one = {"rate_per_s": 2.0, "achieved_per_s": 2.0, "kept_up": True}
+    about = {**ABOUT, "batch": 1, "streams": 1}
+    few = under_load.load_row(about, one, np.full(20, MS), limit_ms=5.0, seed=0)
+    assert few["met"] is None
+    assert few["note"] == "20 requests are too few for p99: 1000 take 500 s at this rate"
+    assert under_load.load_row(about, one, np.full(2000, MS), limit_ms=5.0, seed=0)["note"] is None
+    assert under_load.load_row(about, one, np.full(20, MS), limit_ms=None, seed=0)["note"] is None
+    Load.model_validate(few)
+
+
+def test_rates_whose_fewest_requests_take_longer_than_the_time_limit_are_refused():
+    with pytest.raises(ValueError, match=r"has 0.01: 20 requests, the fewest, take 2000 s.* rates of at least 0.023"):
+        BenchSettings(load=LoadSettings(rates=(50.0, 0.01)))
+    BenchSettings(load=LoadSettings(rates=(0.023,)))
+    BenchSettings(load=LoadSettings(rates=(0.01,)), time_limit_s=2000.0)
 
 
 def test_the_bound_of_p99_needs_a_thousand_requests_and_lies_above_it():

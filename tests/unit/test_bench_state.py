@@ -94,7 +94,10 @@ def bench(tmp_path, monkeypatch):
 
 
 def test_an_engine_that_leaks_is_flagged_and_a_steady_one_is_not(bench):
-    leaky, steady = bench({"sleep_ms": 0.5, "leak_kb": 64}, {"sleep_ms": 0.5}).latency
+    for _ in range(5):  # a machine that stalls while memory is watched leaves it unknown
+        leaky, steady = bench({"sleep_ms": 0.5, "leak_kb": 64}, {"sleep_ms": 0.5}).latency
+        if None not in (leaky["leaks"], steady["leaks"]):
+            break
     assert (leaky["leaks"], steady["leaks"]) == (True, False)
     assert leaky["memory_growth_bytes_per_call"] > 32 * 1024
     assert abs(steady["memory_growth_bytes_per_call"]) < 8 * 1024

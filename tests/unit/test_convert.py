@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgekd.errors import ConfigError
 from edgekd.models.convert import main, tensors_of
 from edgekd.models.weights import load_state
 
@@ -76,3 +77,17 @@ def test_what_is_no_checkpoint_is_said_in_two_lines(
 def test_two_files_are_needed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["one.pt"]) == 2
     assert "NEW.safetensors" in capsys.readouterr().err
+
+
+def test_what_holds_itself_or_is_nested_without_end_is_walked_once_or_refused(tmp_path: Path) -> None:
+    shared = {"w": torch.ones(2)}
+    loop: dict[str, object] = {"x": shared, "y": shared}
+    loop["model"] = loop["z"] = loop
+    torch.save(loop, tmp_path / "loop.pt")
+    assert sorted(tensors_of(tmp_path / "loop.pt")) == ["x.w", "y.w"]
+    deep: dict[str, object] = {"w": torch.ones(2)}
+    for _ in range(101):
+        deep = {"d": deep}
+    torch.save(deep, tmp_path / "deep.pt")
+    with pytest.raises(ConfigError, match="nested more than 100 deep"):
+        tensors_of(tmp_path / "deep.pt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 import ssh_server
 from fake_builder import NAMES
 
-from edgekd.bench import remote
+from edgekd.bench import process, remote
 from edgekd.bench.remote import Wish, answers_on, compile_on
 from edgekd.bench.targets.address import parse_address
 from edgekd.bench.targets.local import Local
@@ -203,7 +204,87 @@ def test_disk_that_a_build_fills_is_a_failure_in_words(tmp_path):
             server.stop()
 
 
-@pytest.mark.parametrize("name", ["build/..", "build/a\\b"])
+TOLD = {"file": "m.xml", "inputs": [], "outputs": [], "layers": [], "facts": {}, "arch": "x", "seconds": 1.0}
+
+
+class Liar:
+    """A device that answers what it is told, and sends these bytes as the archive."""
+
+    def __init__(self, result, archive):
+        self.result, self.archive = result, archive
+
+    def push(self, path, name):
+        return name
+
+    def where(self, name):
+        return name
+
+    def forget(self, *names):
+        pass
+
+    push_build = push
+
+    def run(self, job, *, limit_s, progress, leaves):
+        for path in leaves.values():
+            path.write_bytes(self.archive)
+        return self.result
+
+
+def packed(files, how=zipfile.ZIP_STORED):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", how) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+GOOD = packed({"build/m.xml": b"<net/>"})
+
+
+@pytest.mark.parametrize(
+    ("result", "archive", "words"),
+    [
+        ({}, GOOD, "KeyError"),
+        ([], GOOD, "TypeError"),
+        ({**TOLD, "inputs": 3}, GOOD, "TypeError"),
+        ({**TOLD, "inputs": [{"name": "x", "dtype": "float32", "shape": ["n"]}]}, GOOD, "ValueError"),
+        ({**TOLD, "layers": [{"no": 1}]}, GOOD, "TypeError"),
+        ({**TOLD, "file": "other.xml"}, GOOD, "sent no 'other.xml'"),
+        (TOLD, b"no archive", "BadZipFile"),
+        (TOLD, GOOD.replace(b"<net/>", b"<not/>"), "BadZipFile: Bad CRC"),
+        (TOLD, packed({"build/m.xml": b"<net/>"}, zipfile.ZIP_DEFLATED), "compressed archive"),
+    ],
+)
+def test_what_a_device_sends_is_checked_and_named_in_one_line(tmp_path, result, archive, words):
+    with pytest.raises(CompileError, match=f"^pi.f32: .*{words}") as caught:
+        built(tmp_path, Liar(result, archive))
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("said", [b"[]", b"3", b"null"])
+def test_a_result_that_is_no_object_is_one_line(said):
+    with pytest.raises(BenchError, match="no result that edgekd knows"):
+        process._result(0, said, b"")
+
+
+def test_a_build_larger_than_stated_is_not_unpacked(tmp_path, monkeypatch):
+    assert built(tmp_path, Liar(TOLD, GOOD))[0].build.file == "m.xml"
+    monkeypatch.setattr(remote, "MOST_BYTES", 5)
+    with pytest.raises(CompileError, match=r"pi.f32: the device sent a build of 6 bytes, more than 5"):
+        built(tmp_path, Liar(TOLD, GOOD), to="again")
+    assert not list((tmp_path / "again").iterdir())
+
+
+@pytest.mark.parametrize("answers", [b"no archive", packed({"other.npy": b"x"}), packed({"0.npy": b"\x93NUMPY"})])
+def test_answers_of_a_device_that_are_none_are_one_line(tmp_path, answers):
+    with pytest.raises(BenchError, match=r"^pi.f32: its answers: what the device sent"):
+        answers_on(Liar({"outputs": ["y"]}, answers), MODEL, tmp_path / "m", [{"x": np.ones(3)}], batch=1, limit_s=1)
+
+
+@pytest.mark.parametrize(
+    "name", ["build/..", "build/a\\b", "build/.ssh.json", "build/run.py", "build/a\n.bin", "build/x"]
+)
 def test_names_that_a_device_gives_stay_in_the_builds_folder(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "build.zip", "w") as archive:
         archive.writestr("elsewhere/x", b"is not unpacked")

@@ -43,6 +43,33 @@ def test_the_key_of_an_onnx_file_is_its_content_not_its_place(tmp_path: Path) ->
         code_digest("c/model.onnx", tmp_path)
 
 
+@pytest.mark.parametrize("folder", ["a", "b[1]"])
+def test_one_bit_of_external_weights_changes_key_and_network_whatever_the_file_is_called(
+    folder: str, tmp_path: Path
+) -> None:
+    path = with_data_in(tmp_path / folder, "weights.bin")
+    data = np.ones(16, dtype=np.float32)
+    (path.parent / "weights.bin").write_bytes(data.tobytes())
+    (path.parent / "model.onnx.md").write_text("not of the network")
+    reference = f"{folder}/model.onnx"
+    before, buffer = code_digest(reference, tmp_path), build(reference, {}, tmp_path).state_dict()["sha256"]
+    (path.parent / "model.onnx.md").write_text("changed")
+    assert code_digest(reference, tmp_path) == before
+    data.view(np.uint32)[3] ^= 1
+    (path.parent / "weights.bin").write_bytes(data.tobytes())
+    assert code_digest(reference, tmp_path) != before
+    assert not torch.equal(build(reference, {}, tmp_path).state_dict()["sha256"], buffer)
+    (path.parent / "weights.bin").unlink()
+    with pytest.raises(ConfigError, match=r"keeps weights in 'weights.bin', which is not there"):
+        code_digest(reference, tmp_path)
+
+
+def test_the_key_of_an_onnx_file_that_holds_all_needs_no_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_data_in(tmp_path, None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert code_digest("model.onnx", tmp_path)
+
+
 def test_an_exported_program_is_refused_with_the_reason() -> None:
     with pytest.raises(ConfigError, match=r"\(.pt2\) is refused: its loader has a known hole"):
         check_name("program.pt2")

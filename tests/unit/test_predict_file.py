@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,38 @@ def test_answers_are_the_likeliest_classes_with_their_probabilities() -> None:
 
 @pytest.mark.parametrize("file", ["../x", "/etc/hostname", "no.onnx", 3, ""])
 def test_a_card_names_a_file_beside_it_or_is_refused(file: object, tmp_path: Path) -> None:
-    import json
-
     card = {"runtime": "r", "device": "d", "file": file, "inputs": {}, "outputs": {}, "classes": [], "labels": {}}
     (tmp_path / "model.json").write_text(json.dumps(card))
     with pytest.raises(ConfigError, match="names no file beside it"):
         read_card(tmp_path)
+
+
+CARD = {"runtime": "r", "device": "d", "file": "m", "inputs": {}, "outputs": {}, "classes": [], "labels": {}}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("inputs", []), ("inputs", {"x": 1}), ("outputs", "y"), ("labels", [1]), ("classes", {}), ("runtime", ["r"])],
+)
+def test_a_card_whose_parts_are_of_another_kind_is_damaged(key: str, value: object, tmp_path: Path) -> None:
+    (tmp_path / "m").touch()
+    (tmp_path / "model.json").write_text(json.dumps(CARD))
+    assert read_card(tmp_path) == (tmp_path, CARD)
+    (tmp_path / "model.json").write_text(json.dumps({**CARD, key: value}))
+    with pytest.raises(ConfigError, match="is damaged"):
+        read_card(tmp_path)
+
+
+@pytest.mark.parametrize("words", [["predict", "BUILD", "x.png"], ["evaluate", "BUILD", "--data", "x"]])
+def test_a_build_of_an_unknown_runtime_is_refused(words: list[str], tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from edgekd.cli.main import app
+
+    (tmp_path / "m").touch()
+    image = {"x": {"pixels": "rgb", "channels": "rgb"}}
+    (tmp_path / "model.json").write_text(json.dumps({**CARD, "runtime": "os:abort", "inputs": image}))
+    asked = [str(tmp_path) if word == "BUILD" else word for word in words]
+    found = CliRunner().invoke(app, asked).exception
+    assert isinstance(found, ConfigError)
+    assert found.message == "unknown runtime 'os:abort'"

@@ -239,3 +239,11 @@ def test_an_exported_program_is_refused_with_the_reason(tmp_path):
     (tmp_path / "w.pt2").write_bytes(b"PK")
     with pytest.raises(ConfigError, match="refused: its loader has a known hole"):
         load_state(tmp_path / "w.pt2")
+
+
+def test_a_mapping_that_holds_itself_is_no_state_dict(tmp_path):
+    loop = {"a": torch.ones(2)}
+    loop["model"] = loop
+    torch.save(loop, tmp_path / "w.pt")
+    with pytest.raises(ConfigError, match=r"1 entries that are no tensors .model., not a state dict"):
+        load_state(tmp_path / "w.pt")

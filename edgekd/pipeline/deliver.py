@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import edgekd
 from edgekd.bench.machine import environment
-from edgekd.files import replace_atomic, sha256_file, sha256_json, write_atomic
+from edgekd.files import replace_atomic, sha256_file, sha256_json, temporaries, write_atomic
 from edgekd.pipeline.assemble import ARTIFACTS, assemble, data_facts
 from edgekd.pipeline.gates import broken
 from edgekd.pipeline.manifest import (
@@ -129,7 +129,7 @@ def _data(pipeline: Pipeline, outcome: Outcome) -> dict[str, Any] | None:
 def _remove_others(out: Path, files: Collection[str]) -> None:
     """What an earlier run left that this one did not make, or was killed over: nobody shall ship it by mistake."""
     for name in (*DRAWN, MODEL_CARD, MANIFEST):
-        for path in out.glob(f".{name}.*"):
+        for path in temporaries(out, name):
             path.unlink()
     for path in sorted((out / ARTIFACTS).rglob("*"), reverse=True):  # what is inside comes before its folder
         if path.is_dir() and not path.is_symlink():

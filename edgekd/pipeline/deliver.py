@@ -16,7 +16,6 @@ from edgekd.files import replace_atomic, sha256_file, sha256_json, temporaries, 
 from edgekd.pipeline.assemble import ARTIFACTS, assemble, data_facts
 from edgekd.pipeline.gates import broken
 from edgekd.pipeline.manifest import (
-    MANIFEST,
     MODEL_CARD,
     delivered,
     lineage,
@@ -26,6 +25,7 @@ from edgekd.pipeline.manifest import (
 )
 from edgekd.pipeline.schema import Pipeline
 from edgekd.report.draw import DRAWN, draw
+from edgekd.report.lineage import MANIFEST
 from edgekd.report.model_card import CardFacts, model_card
 from edgekd.report.schema import Report
 from edgekd.store import Artifact
@@ -79,7 +79,7 @@ def draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float)
     manifest = manifest_of(pipeline, outcome, document, files)
     draw(report, out, manifest)
     write_atomic(out / MODEL_CARD, model_card(report, _card_facts(pipeline, outcome, files)))
-    write_manifest(out, manifest)
+    write_manifest(out, manifest, pipeline)
     if not outcome.exit_code:
         _remove_others(out, files)
 

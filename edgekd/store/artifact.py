@@ -101,7 +101,7 @@ def strangers_in(artifact: Artifact) -> list[str]:
 
 
 def _is_record(record: Any) -> bool:
-    """Whether a record is of the kinds that stages write: what it is of, times in seconds, and the same of each build."""
+    """Whether a record is of the kinds that stages write: what it is of, times in seconds, and those of each build."""
     if not isinstance(record, dict):
         return False
     words = [record[name] for name in _WORDS if name in record]

@@ -183,7 +183,12 @@ def test_collecting_leaves_what_is_not_of_the_store(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
         os.utime(path, (0, 0))
+    (tmp_path / "runs/p.results.json").write_text(whole := json.dumps({"keys": [], "whole": True}))
+    (tmp_path / "runs/p.more.json").write_text(whole)
+    with Store(tmp_path).in_use_by("p") as usage:
+        usage.finish()
     collect(Store(tmp_path), keep=0)
+    assert [path.name for path in sorted(tmp_path.glob("runs/p.[a-z][a-z]*.json"))] == ["p.more.json", "p.results.json"]
     assert [name for name in (*theirs, *ours) if (tmp_path / name).exists()] == theirs
 
 

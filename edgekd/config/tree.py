@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.errors import ConfigError
+from edgekd.files import sha256_bytes
 
 Location = tuple[str | int, ...]
 
@@ -37,6 +38,11 @@ class Tree:
     value: Any
     positions: dict[Location, str] = field(default_factory=dict)
     content: bytes = b""
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the file as it was read: who edits it afterwards does not change what runs."""
+        return sha256_bytes(self.content)
 
     def where(self, location: Location) -> str:
         """`file:line:column` of a location, or of the nearest thing around it."""

@@ -77,7 +77,7 @@ def manifest_of(
         "created": document["created"],
         "status": document["status"],
         "command": ["edgekd", *_shown(sys.argv[1:])],
-        "pipeline": {"name": pipeline.settings.name, "file": pipeline.path.name, "sha256": pipeline.sha256},
+        "pipeline": {"name": pipeline.settings.name, "file": pipeline.path.name, "sha256": pipeline.tree.sha256},
         "git": document["git"],
         "seed": pipeline.settings.seed,
         "environment": document["environment"],
@@ -104,7 +104,7 @@ def write_manifest(out: Path, manifest: Mapping[str, Any], pipeline: Pipeline) -
         name: {"sha256": sha256_file(out / name), "bytes": (out / name).stat().st_size} for name in (*DRAWN, MODEL_CARD)
     }
     if pipeline.base == out.resolve():
-        documents[pipeline.path.resolve().name] = {"sha256": pipeline.sha256, "bytes": len(pipeline.tree.content)}
+        documents[pipeline.path.resolve().name] = {"sha256": pipeline.tree.sha256, "bytes": len(pipeline.tree.content)}
     write_atomic(out / MANIFEST, manifest_text({**manifest, "documents": documents}))
 
 

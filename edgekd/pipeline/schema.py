@@ -20,7 +20,6 @@ from edgekd.distill.knowledge_settings import KnowledgeSettings
 from edgekd.distill.own import own_problems
 from edgekd.distill.settings import SCHEMES
 from edgekd.errors import ConfigError, EdgekdError
-from edgekd.files import sha256_bytes
 from edgekd.models.settings import Columns, ModelReference, ModelSettings
 from edgekd.pipeline.gates import GateSettings
 from edgekd.pipeline.onnx_teachers import onnx_problems
@@ -112,11 +111,6 @@ class Pipeline:
     def roles(self) -> dict[str, str]:
         """What each network is called, by the stage that makes it."""
         return roles([stage.name for stage in self.stages])
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the file as it was read: who edits it afterwards does not change what runs."""
-        return sha256_bytes(self.tree.content)
 
     @property
     def base(self) -> Path:

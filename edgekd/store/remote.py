@@ -27,6 +27,7 @@ _BLOCK = 8 << 20
 # A write to these shows whole or not at all; elsewhere a file is written beside and moved.
 _WHOLE_WRITES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "memory", "http", "https"})
 _SCHEME, _URL = re.compile(r"[A-Za-z][\w+.-]*"), re.compile(r"[\w+.:-]+://[^\s'\"<>]+")
+_CHAINED = re.compile(r"[\w+.-]+://.*|[a-z]+|/[^@]*")  # what may follow `::`; else it stood in a secret
 T = TypeVar("T")
 
 
@@ -194,25 +195,25 @@ def _open(url: str, shown: str) -> tuple[Any, str]:
 def without_secrets(url: str) -> str:
     """A URL for messages, of each of its parts (`filecache::https://..`): no user, no password, no query.
 
-    Of a part of which it is not clear what is secret (no `//`, marks in a password) only the scheme is left.
+    Where it is not clear what is secret (no `//`, marks in a password), the scheme alone is left.
     """
-    parts = url.split("::")
-    return "::".join(_without_secrets(part, chained=len(parts) > 1) for part in parts)
+    first, *more = url.split("::")
+    shown = [_without_secrets(first), *(_without_secrets(part) for part in more if _CHAINED.fullmatch(part))]
+    return "::".join(shown)
 
 
-def _without_secrets(url: str, *, chained: bool) -> str:
+def _without_secrets(url: str) -> str:
     scheme, slashes, rest = url.partition("://")
     if not slashes:
         scheme, colon, _ = url.partition(":")
-        is_path = not colon or _SCHEME.fullmatch(scheme) is None
-        return f"{scheme}:" if not is_path else url.rpartition("@")[2] if chained else url
+        return f"{scheme}:" if colon and _SCHEME.fullmatch(scheme) else url
     place = re.split("[?#]", rest, maxsplit=1)[0]
     left = rest[len(place) :]
     user, at, address = place.rpartition("@")
     if at and ("/" not in user or ":" in user.partition("/")[0]):  # `dir@v1` in a path is none; secrets hold slashes
         place = address
     host = place.partition("/")[0]
-    odd = ":" in host and not host.startswith("[") and not host.rpartition(":")[2].isdigit()
+    odd = ":" in host and not host.rpartition(":")[2].isdigit()
     return f"{scheme}:" if odd or "@" in left else f"{scheme}://{place}"
 
 

@@ -79,7 +79,7 @@ def test_the_manifest_has_the_pipeline_file_and_the_weights_as_they_were_used(ru
 def test_a_pipeline_file_with_line_ends_of_windows_has_the_digest_of_its_bytes(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     file.write_bytes(FILE.replace("\n", "\r\n").encode())
-    assert load_pipeline(file).sha256 == sha256_file(file)
+    assert load_pipeline(file).tree.sha256 == sha256_file(file)
 
 
 @pytest.mark.parametrize("name", ["../out.txt", "/etc/passwd", "a/../../out.txt"])

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -19,6 +20,7 @@ from typing import IO, Any
 from edgekd.errors import TryAgainError
 
 _PR_SET_PDEATHSIG = 1
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # as `replace_atomic` has tempfile name them
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -48,6 +50,11 @@ def replace_atomic(path: Path, write: Callable[[Path], None]) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)  # a full disk is reported with the file that was to be written
         raise
+
+
+def temporaries(folder: Path, pattern: str) -> list[Path]:
+    """What writers that were killed left in a folder of files whose names match a glob pattern; no other dotfile."""
+    return [path for path in folder.glob(f".{pattern}.*") if _TEMPORARY.fullmatch(path.name) and path.is_file()]
 
 
 def sha256_file(path: Path) -> str:

@@ -14,7 +14,7 @@ def bundle(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
     target: Annotated[str | None, typer.Option("--target", help="Which target's build, if there are several.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The archive [default: DIR/NAME-TARGET.tar.gz].")
+        Path | None, typer.Option("--output", "-o", help="The archive [default: DIR-TARGET.tar.gz, beside DIR].")
     ] = None,
     licence: Annotated[Path | None, typer.Option("--licence", help="File with the licence of the network.")] = None,
     json_: JsonOption = False,

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from edgekd.pipeline.runner import RunOptions
     from edgekd.pipeline.schema import Pipeline
 
-FILE = "pipeline.yaml"
-
 
 def compress(
     model: ModelOption,
@@ -151,15 +149,17 @@ def _weak(targets: list[str]) -> bool:
 def _write(wish: Wish, text: str) -> Path:
     """Write the pipeline file; one that somebody edited is kept beside it."""
     from edgekd.files import write_atomic
+    from edgekd.pipeline.compress import FILE, PREVIOUS
 
     file = wish.out / FILE
     if file.is_file() and file.read_text() != text:
-        file.replace(file.with_suffix(".previous.yaml"))
+        file.replace(wish.out / PREVIOUS)
     write_atomic(file, text)
     return file
 
 
 def _run(pipeline: Pipeline, wish: Wish, options: RunOptions, log: Log, *, json_: bool) -> int:
+    from edgekd.pipeline.compress import FILE
     from edgekd.pipeline.estimate import tell_duration
     from edgekd.pipeline.runner import run
     from edgekd.report.kept import verdicts

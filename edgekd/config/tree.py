@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.errors import ConfigError
+from edgekd.files import sha256_bytes
 
 Location = tuple[str | int, ...]
 
@@ -31,11 +32,17 @@ class Problem:
 
 @dataclass
 class Tree:
-    """Plain values of a YAML file, and where each came from."""
+    """Plain values of a YAML file, where each came from, and the bytes of the file that was read."""
 
     source: str
     value: Any
     positions: dict[Location, str] = field(default_factory=dict)
+    content: bytes = b""
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the file as it was read: who edits it afterwards does not change what runs."""
+        return sha256_bytes(self.content)
 
     def where(self, location: Location) -> str:
         """`file:line:column` of a location, or of the nearest thing around it."""
@@ -72,7 +79,8 @@ def load_tree(path: Path) -> Tree:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ConfigError(f"{path}: larger than {_MAX_BYTES} bytes", hint="a pipeline file is a page of YAML")
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        text = content.decode()
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read: {error.strerror}",
@@ -80,7 +88,9 @@ def load_tree(path: Path) -> Tree:
         ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8 text", hint="give the path of a YAML pipeline file") from None
-    return parse_tree(text, str(path))
+    tree = parse_tree(text, str(path))
+    tree.content = content
+    return tree
 
 
 def parse_tree(text: str, source: str) -> Tree:

@@ -7,20 +7,24 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import edgekd
+from edgekd.bench.measure import LAYERS
 from edgekd.errors import ConfigError, StageError
 from edgekd.export.card import CARD, PREDICT, read_card
-from edgekd.files import sha256_bytes, sha256_file, write_atomic
+from edgekd.files import sha256_bytes, write_atomic
 from edgekd.report.draw import read_report
+from edgekd.report.lineage import MANIFEST, read_manifest
 from edgekd.report.schema import Build, Report
+from edgekd.runtimes import openvino_blob
+from edgekd.store.artifact import stays_inside
 
-MANIFEST = "manifest.json"
 # Beside a build, and of no use on another machine: the form compiled for this one, and what layers ran as.
-_LEFT = {"layers.json", "model.blob", "model.blob.json"}
+_LEFT = {LAYERS, openvino_blob.BLOB, openvino_blob.MANIFEST}
 _SUFFIX = ".tar.gz"
+_AGAIN = "run the pipeline again: finished stages come from the store; `edgekd verify` says what else was changed"
 
 
 def bundle(run: Path, target: str | None, file: Path | None, licence: Path | None) -> tuple[Path, dict[str, Any]]:
@@ -29,25 +33,24 @@ def bundle(run: Path, target: str | None, file: Path | None, licence: Path | Non
     Args:
         run: folder of a run.
         target: which target's build; needed where there are several.
-        file: the archive; by default NAME-TARGET.tar.gz beside the run's report.
+        file: the archive; by default RUN-TARGET.tar.gz beside the run's folder, which holds what its manifest lists.
         licence: file with the licence of the network.
 
     Raises:
         ConfigError: there is no such run or target, or nothing was chosen for it.
-        StageError: a file is not what the report says.
+        StageError: a file is not what the run's manifest says.
     """
     report = read_report(run)
     build = _chosen(report, target)
     assert build.path is not None
-    folder, card = read_card(run / build.path)
-    if build.sha256 != sha256_file(run / build.path):
-        raise StageError(f"{run / build.path}: is not what the report says", hint="run the pipeline again")
-    content = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name not in _LEFT}
+    content = _files(run, build.path, build.sha256)
+    _, card = read_card(run / build.path)
     content |= _texts(report, card, licence)
     manifest = _manifest(report, build, card, content)
     content[MANIFEST] = (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
     name = f"{report.pipeline}-{build.target}"
-    archive = file or run / f"{name}{_SUFFIX}"
+    folder = run if run.name not in ("", "..") else run.resolve()
+    archive = file or folder.with_name(f"{folder.name}-{build.target}{_SUFFIX}")
     if not archive.name.endswith((_SUFFIX, ".tgz")):
         raise ConfigError(f"-o {archive}: is no name of an archive", hint=f"let it end in {_SUFFIX}")
     write_atomic(archive, _packed(content, name))
@@ -69,6 +72,31 @@ def _chosen(report: Report, target: str | None) -> Build:
         raise ConfigError(
             f"no build of {wanted} was chosen", hint="add `bench`, so that the run can tell which one is best"
         )
+    return found
+
+
+def _files(run: Path, path: str, sha256: str | None) -> dict[str, bytes]:
+    """The files of a build that the run's manifest lists, each as it was when the run ended; nothing else is read."""
+    listed = read_manifest(run).get("files")
+    if not isinstance(listed, dict):
+        raise ConfigError(f"{run / MANIFEST}: is not there, or no manifest", hint="give the folder of a whole run")
+    folder = PurePosixPath(path).parent
+    names = sorted(name for name in listed if PurePosixPath(name).parent == folder and stays_inside(name))
+    found = {}
+    for name in names:
+        place = run / name
+        if place.name in _LEFT:
+            continue
+        about = listed[name]
+        expected = about.get("sha256") if isinstance(about, dict) else None
+        if place.is_symlink() or not place.is_file():
+            raise StageError(f"{place}: is no plain file", hint=_AGAIN)
+        content = place.read_bytes()
+        if sha256_bytes(content) != expected or (name == path and expected != sha256):
+            raise StageError(f"{place}: is not what the run's manifest and report say", hint=_AGAIN)
+        found[place.name] = content
+    if path not in names:
+        raise StageError(f"{run / path}: is not in {MANIFEST}", hint=_AGAIN)
     return found
 
 

@@ -17,6 +17,7 @@ from edgekd.models.names import elsewhere
 from edgekd.pipeline.found_data import Found
 from edgekd.runtimes.registry import RUNTIMES
 
+FILE, PREVIOUS = "pipeline.yaml", "pipeline.previous.yaml"  # the file in --out, and one that was edited before
 _SAMPLES = 3_000_000  # that a student sees in all: 60 epochs of CIFAR-10
 _EPOCHS = (20, 200)
 _CALIBRATION = 256

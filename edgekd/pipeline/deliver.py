@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import edgekd
 from edgekd.bench.machine import environment
-from edgekd.files import replace_atomic, sha256_file, sha256_json, write_atomic
+from edgekd.files import replace_atomic, sha256_file, sha256_json, temporaries, write_atomic
 from edgekd.pipeline.assemble import ARTIFACTS, assemble, data_facts
 from edgekd.pipeline.gates import broken
 from edgekd.pipeline.manifest import (
-    MANIFEST,
     MODEL_CARD,
     delivered,
     lineage,
@@ -26,6 +25,7 @@ from edgekd.pipeline.manifest import (
 )
 from edgekd.pipeline.schema import Pipeline
 from edgekd.report.draw import DRAWN, draw
+from edgekd.report.lineage import MANIFEST
 from edgekd.report.model_card import CardFacts, model_card
 from edgekd.report.schema import Report
 from edgekd.store import Artifact
@@ -79,7 +79,7 @@ def draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float)
     manifest = manifest_of(pipeline, outcome, document, files)
     draw(report, out, manifest)
     write_atomic(out / MODEL_CARD, model_card(report, _card_facts(pipeline, outcome, files)))
-    write_manifest(out, manifest)
+    write_manifest(out, manifest, pipeline)
     if not outcome.exit_code:
         _remove_others(out, files)
 
@@ -129,7 +129,7 @@ def _data(pipeline: Pipeline, outcome: Outcome) -> dict[str, Any] | None:
 def _remove_others(out: Path, files: Collection[str]) -> None:
     """What an earlier run left that this one did not make, or was killed over: nobody shall ship it by mistake."""
     for name in (*DRAWN, MODEL_CARD, MANIFEST):
-        for path in out.glob(f".{name}.*"):
+        for path in temporaries(out, name):
             path.unlink()
     for path in sorted((out / ARTIFACTS).rglob("*"), reverse=True):  # what is inside comes before its folder
         if path.is_dir() and not path.is_symlink():

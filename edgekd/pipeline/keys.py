@@ -231,8 +231,13 @@ def _weights(pipeline: Pipeline, entry: StageEntry) -> dict[str, Any]:
         path = pipeline.base / network.weights if network.weights else None
         digest = sha256_file(path) if path is not None and path.is_file() else None
         if digest is not None or not place:
-            found[".".join(["weights", *map(str, place)])] = digest
+            found[weights_name(place)] = digest
     return found
+
+
+def weights_name(place: Sequence[Any]) -> str:
+    """What the digest of a network's weights is called among a key's ingredients, by the network's place in a stage."""
+    return ".".join(["weights", *map(str, place)])
 
 
 def _networks(pipeline: Pipeline, kind: StageKind) -> dict[str, Any]:

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.files import sha256_bytes, sha256_file, write_atomic
 from edgekd.pipeline.assemble import ARTIFACTS
+from edgekd.pipeline.keys import weights_name
 from edgekd.pipeline.schema import Pipeline, networks_of
 from edgekd.report.draw import DRAWN
+from edgekd.report.lineage import MANIFEST
 from edgekd.store import Artifact
 from edgekd.store.remote import without_secrets
 
 if TYPE_CHECKING:
     from edgekd.pipeline.runner import Outcome
 
-MANIFEST = "manifest.json"
 MODEL_CARD = "model_card.md"
 SCHEMA_VERSION = 2
 _TRAINED = ("model", "teacher", "distill", "quantize")
@@ -76,13 +77,13 @@ def manifest_of(
         "created": document["created"],
         "status": document["status"],
         "command": ["edgekd", *_shown(sys.argv[1:])],
-        "pipeline": {"name": pipeline.settings.name, "file": pipeline.path.name, "sha256": sha256_file(pipeline.path)},
+        "pipeline": {"name": pipeline.settings.name, "file": pipeline.path.name, "sha256": pipeline.tree.sha256},
         "git": document["git"],
         "seed": pipeline.settings.seed,
         "environment": document["environment"],
         "data": document["data"] and {**document["data"], "files": outcome.data_files},
         "preprocessing": outcome.done["export"].facts["preprocessing"] if "export" in outcome.done else None,
-        "weights": _weights(pipeline),
+        "weights": _weights(pipeline, outcome.made_of),
         "stages": [
             {
                 "name": name,
@@ -97,11 +98,13 @@ def manifest_of(
     }
 
 
-def write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
-    """Write manifest.json, the last file of a run: it has the digests of all others."""
+def write_manifest(out: Path, manifest: Mapping[str, Any], pipeline: Pipeline) -> None:
+    """Write manifest.json, the last file of a run: it has the digests of all others, of the pipeline file as it ran."""
     documents = {
         name: {"sha256": sha256_file(out / name), "bytes": (out / name).stat().st_size} for name in (*DRAWN, MODEL_CARD)
     }
+    if pipeline.base == out.resolve():
+        documents[pipeline.path.resolve().name] = {"sha256": pipeline.tree.sha256, "bytes": len(pipeline.tree.content)}
     write_atomic(out / MANIFEST, manifest_text({**manifest, "documents": documents}))
 
 
@@ -133,11 +136,15 @@ def _sources(stage: str, name: str, done: Mapping[str, Artifact], named: Mapping
         yield from (f"builds/{build['folder']}/{build['file']}" for build in builds)
 
 
-def _weights(pipeline: Pipeline) -> dict[str, str]:
-    """Weights that the pipeline file names, with their sha256."""
-    named = [network.weights for entry in pipeline.stages for network in networks_of(entry).values()]
-    paths = {name: pipeline.base / name for name in named if name}
-    return {name: sha256_file(path) for name, path in sorted(paths.items()) if path.is_file()}
+def _weights(pipeline: Pipeline, made_of: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Weights that the stages of this run start from, with the sha256 that each had when its stage was looked up."""
+    found = {
+        network.weights: made_of[entry.name].get(weights_name(place))
+        for entry in pipeline.stages
+        for place, network in networks_of(entry).items()
+        if network.weights and entry.name in made_of
+    }
+    return {name: digest for name, digest in sorted(found.items()) if digest is not None}
 
 
 def _shown(words: Sequence[str]) -> list[str]:

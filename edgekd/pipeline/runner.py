@@ -21,11 +21,11 @@ from edgekd.pipeline.failures import check_folders, explain_os_error
 from edgekd.pipeline.gates import broken
 from edgekd.pipeline.keys import identity
 from edgekd.pipeline.log import Log
-from edgekd.pipeline.manifest import MANIFEST
 from edgekd.pipeline.plan import Planner, Step
 from edgekd.pipeline.preflight import preflight
 from edgekd.pipeline.processes import Team, lost
 from edgekd.pipeline.schema import Pipeline, StageEntry, data_location, located, stage_location
+from edgekd.report.lineage import MANIFEST
 from edgekd.stages.context import Context
 from edgekd.stages.kinds import KINDS
 from edgekd.store import Artifact, Draft, Store, StorePlace

@@ -10,10 +10,14 @@ from typing import Any
 
 from edgekd.errors import ConfigError
 from edgekd.files import sha256_file, sha256_json
-from edgekd.pipeline.manifest import MANIFEST, SCHEMA_VERSION, manifest_text
+from edgekd.pipeline.compress import PREVIOUS
+from edgekd.pipeline.manifest import SCHEMA_VERSION, manifest_text
+from edgekd.report.lineage import MANIFEST
+from edgekd.store.artifact import stays_inside
 
-# What a run leaves beside its results: messages, curves to watch, its lock, a store of its own (--store-mode ro).
-_BESIDE = {MANIFEST, "log.jsonl", "tensorboard", ".lock", ".scratch"}
+# What a run leaves beside its results: messages, curves to watch, its lock, a store of its own (--store-mode ro),
+# and `compress` a pipeline file that was edited.
+_BESIDE = {MANIFEST, "log.jsonl", "tensorboard", ".lock", ".scratch", PREVIOUS}
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,12 @@ def verify_folder(folder: Path) -> Verified:
 
 
 def _files(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Missing, changed, and additional files."""
+    """Missing, changed, and additional files. Nothing outside of the folder is looked at."""
     for name, facts in listed.items():
         path = folder / name
-        if path.is_symlink() or not path.is_file():
+        if not stays_inside(name):
+            yield f"{MANIFEST} names {name!r}, which is not in this folder"
+        elif path.is_symlink() or not path.is_file():
             yield f"{name} is missing" if not path.is_symlink() else f"{name} is a link"
         elif path.stat().st_size != facts["bytes"] or sha256_file(path) != facts["sha256"]:
             yield f"{name} was changed"

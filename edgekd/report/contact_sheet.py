@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from edgekd.data.findings import Survey, Thumbnail
+from edgekd.report.page import template
 
 LARGEST_BYTES = 1_000_000
 _MOST_ROWS = 50
@@ -16,19 +16,10 @@ _LONGEST_NAME = 200
 
 def contact_sheet(found: Survey, title: str) -> str:
     """What was found as one HTML page of at most `LARGEST_BYTES`: as many thumbnails as fit."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    template = environment.get_template("contact_sheet.html.j2")
+    sheet = template("contact_sheet.html.j2")
     shown = found.thumbnails
     while True:
-        page = template.render(
+        page = sheet.render(
             **_context(found, title), groups=_groups(shown), left_out=len(found.thumbnails) - len(shown)
         )
         encoded = page.encode("utf-8", "backslashreplace")

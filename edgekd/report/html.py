@@ -9,6 +9,7 @@ from typing import Any
 
 from edgekd.report import charts, latency_charts, lineage, quantization, table, words
 from edgekd.report.attachments import Attachment, attachments, detail_tables, loss_curves
+from edgekd.report.page import template
 from edgekd.report.schema import Report
 from edgekd.report.verdict import sentences
 
@@ -20,21 +21,14 @@ _LONGEST_MESSAGE = 4000
 
 def html(report: Report, folder: Path, manifest: Mapping[str, Any]) -> str:
     """The report as one HTML page of less than 300 kB; `folder` is where its details lie."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    template = environment.get_template("template.html.j2")
+    page_template = template("template.html.j2")
     drawings = _drawings(report, folder)
     page = ""
     for most_rows, most_drawings in _FITS:
         shown = [(title, found[:most_drawings], len(found[most_drawings:])) for title, found in drawings]
-        page = template.render(**_context(report, folder, manifest, most_rows), drawings=shown, data=_embedded(report))
+        page = page_template.render(
+            **_context(report, folder, manifest, most_rows), drawings=shown, data=_embedded(report)
+        )
         if len(page.encode()) < LARGEST_BYTES:
             break
     return page

@@ -13,6 +13,7 @@ from typing import Any
 from edgekd.report import words
 from edgekd.report.schema import Build, Model, Report
 
+MANIFEST = "manifest.json"
 _DIGITS = 12
 _ARTIFACTS = "artifacts"
 _ONNX = re.compile(rf"{_ARTIFACTS}/([^/]+)\.(\w+)\.onnx")
@@ -31,7 +32,7 @@ class Node:
 def read_manifest(folder: Path) -> Mapping[str, Any]:
     """A run's manifest.json; empty where there is none that can be read."""
     try:
-        content = json.loads((folder / "manifest.json").read_bytes())
+        content = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -138,8 +138,8 @@ class Comparison(Part):
     """95% interval of the ratio by CPU time."""
 
 
-class Throughput(Part):
-    """Samples per second with several calls at once, each stream calling again as soon as its last call ended."""
+class _Row(Part):
+    """What was measured, and where: fields that the rows below share."""
 
     target: str
     """Name of the target."""
@@ -153,6 +153,11 @@ class Throughput(Part):
     """Role of the model, or the file that was measured."""
     precision: str
     """The precision of the build."""
+
+
+class Throughput(_Row):
+    """Samples per second with several calls at once, each stream calling again as soon as its last call ended."""
+
     batch: int
     """Samples in one call."""
     streams: int
@@ -175,21 +180,9 @@ class Throughput(Part):
     """True when more streams than here brought less than 3%."""
 
 
-class Load(Part):
+class Load(_Row):
     """Latency of requests that arrive by chance (a Poisson process), counted from when each was due."""
 
-    target: str
-    """Name of the target."""
-    runtime: str
-    """The inference engine."""
-    device: str
-    """The device, in the engine's words."""
-    host: str | None = None
-    """The device that measured it; null is the machine of `environment`."""
-    model: str
-    """Role of the model, or the file that was measured."""
-    precision: str
-    """The precision of the build."""
     batch: int
     """Samples in one request."""
     streams: int

@@ -13,6 +13,8 @@ from edgekd.files import canonical_json, sha256_file, sha256_json
 META = "meta.json"
 Place = Literal["local", "remote"]
 _SHA256 = re.compile("[0-9a-f]{64}")
+_WORDS, _TIMES = ("stage", "pipeline"), ("seconds", "created")
+_LATEST_S = 253402300799  # the last second of the year 9999: a later one is no date
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,14 @@ def parse_meta(key: str, folder: Path, content: bytes, found: Place = "local") -
         meta = json.loads(content)
         artifact = Artifact(key, folder, meta["files"], meta["facts"], meta["record"], meta["digest"], found)
         whole = meta["key"] == key and artifact.digest == digest_of(artifact.files, artifact.facts)
-    except (ValueError, KeyError, TypeError):
+        whole = whole and isinstance(artifact.files, dict) and isinstance(artifact.facts, dict)
+        whole = whole and _is_record(artifact.record)  # which no digest covers
+    except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
         raise ValueError(f"{META} was changed")
     for name, sha256 in artifact.files.items():
-        if not _stays_inside(name) or _SHA256.fullmatch(str(sha256)) is None:
+        if not stays_inside(name) or not isinstance(sha256, str) or _SHA256.fullmatch(sha256) is None:
             raise ValueError(f"{META} names the file {name!r}")
     return artifact
 
@@ -96,7 +100,24 @@ def strangers_in(artifact: Artifact) -> list[str]:
     return [f"{name} is no file of it" for name in names if name not in artifact.files and name != META]
 
 
-def _stays_inside(name: str) -> bool:
-    """Whether a file of this name lies below its artefact's folder, wherever that is."""
+def _is_record(record: Any) -> bool:
+    """Whether a record is of the kinds that stages write: what it is of, times in seconds, and those of each build."""
+    if not isinstance(record, dict):
+        return False
+    words = [record[name] for name in _WORDS if name in record]
+    builds = [value for name, value in record.items() if name not in (*_WORDS, *_TIMES)]
+    if not all(isinstance(word, str) for word in words) or not all(isinstance(build, dict) for build in builds):
+        return False
+    times = [part[name] for part in (record, *builds) for name in _TIMES if name in part]
+    return all(type(time) in (int, float) and 0 <= time <= _LATEST_S for time in times)
+
+
+def is_key(name: str) -> bool:
+    """Whether this is a key: what else lies in a store's folder is not the store's."""
+    return _SHA256.fullmatch(name) is not None
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a file of this name lies below the folder that it is looked for in, wherever that is."""
     parts = PurePosixPath(name).parts
     return bool(parts) and name == "/".join(parts) and ".." not in parts and not set(name) & {"\\", "\0", ":"}

@@ -8,10 +8,13 @@ import time
 from pathlib import Path
 
 from edgekd.errors import TryAgainError
+from edgekd.files import temporaries
+from edgekd.store.artifact import is_key
 from edgekd.store.store import Store
 from edgekd.store.usage import collecting, used_keys
 
 _STALE_S = 3600.0
+_NOTES = ("memo.json", "sources.json", "devices.json")
 
 
 def collect(store: Store, *, keep: int, max_bytes: int | None = None) -> tuple[int, int]:
@@ -74,7 +77,8 @@ def disk_bytes(folder: Path) -> int:
 
 
 def _caches(root: Path) -> list[Path]:
-    return sorted(root.glob("caches/*/*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = (path for path in root.glob("caches/*/*") if is_key(path.name))
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def _sweep(store: Store) -> int:
@@ -82,17 +86,18 @@ def _sweep(store: Store) -> int:
     size = 0
     for pattern in ("work/*", "staging/*"):
         for folder in store.root.glob(pattern):
-            stale = time.time() - folder.stat().st_mtime > _STALE_S
-            if stale and not held(store, folder.name.partition(".")[0]):
+            key = folder.name.partition(".")[0]
+            stale = is_key(key) and time.time() - folder.stat().st_mtime > _STALE_S
+            if stale and not held(store, key):
                 size += disk_bytes(folder)
                 shutil.rmtree(folder, ignore_errors=True)
-    for pattern in (".*", "last/.*", "runs/.*"):  # files that were being written
-        for path in store.root.glob(pattern):
-            if path.is_file() and time.time() - path.stat().st_mtime > _STALE_S:
+    for place in (*_NOTES, "last/*.json", "runs/*.json"):  # files that were being written
+        for path in temporaries((store.root / place).parent, Path(place).name):
+            if time.time() - path.stat().st_mtime > _STALE_S:
                 path.unlink(missing_ok=True)
     for path in store.root.glob("locks/*"):
         old = time.time() - path.stat().st_mtime > _STALE_S
-        if old and "." not in path.name and path.name != "gc":
+        if old and is_key(path.name):
             with contextlib.suppress(TryAgainError), store.locked(path.name, timeout_s=0):
                 path.unlink(missing_ok=True)
     return size

@@ -10,6 +10,7 @@ digests of the marker. The first failure that is not of a single artefact ends t
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import time
 import uuid
@@ -17,7 +18,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 from edgekd.errors import ConfigError, UnavailableError, first_line
 from edgekd.store.artifact import Artifact, Place, meta_text, parse_meta
@@ -26,6 +26,8 @@ STALL_S = 60.0
 _BLOCK = 8 << 20
 # A write to these shows whole or not at all; elsewhere a file is written beside and moved.
 _WHOLE_WRITES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "memory", "http", "https"})
+_SCHEME, _URL = re.compile(r"[A-Za-z][\w+.-]*"), re.compile(r"[\w+.:-]+://[^\s'\"<>]+")
+_CHAINED = re.compile(r"[\w+.-]+://.*|[a-z]+|/[^@]*")  # what may follow `::`; else it stood in a secret
 T = TypeVar("T")
 
 
@@ -153,7 +155,7 @@ class RemoteStore:
             self.tell(f"remote store {self.shown}: artefact {key[:12]} is refused: {failed[0]}; it is made here")
             return None
         self._gone = True
-        why = f"{type(failed[0]).__name__}: {first_line(failed[0])}" if failed else f"no answer for {self._stall_s:g} s"
+        why = f"{type(failed[0]).__name__}: {_said(failed[0])}" if failed else f"no answer for {self._stall_s:g} s"
         self.tell(f"remote store {self.shown}: {why}; this run goes on without it")
         return None
 
@@ -180,18 +182,41 @@ def _open(url: str, shown: str) -> tuple[Any, str]:
         fs, root = fsspec.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         raise UnavailableError(
-            f"remote store {shown}: {first_line(error)}",
+            f"remote store {shown}: {_said(error)}",
             hint='pip install "edgekd[remote]", or the package named there',
         ) from None
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(
-            f"remote store {shown}: {first_line(error)}", hint="write e.g. s3://bucket/folder or file:///mnt/store"
+            f"remote store {shown}: {_said(error)}", hint="write e.g. s3://bucket/folder or file:///mnt/store"
         ) from None
     return fs, str(root)
 
 
 def without_secrets(url: str) -> str:
-    """A URL for messages: no user, no password, no query."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", "")) if parts.scheme else url
+    """A URL for messages, of each of its parts (`filecache::https://..`): no user, no password, no query.
+
+    Where it is not clear what is secret (no `//`, marks in a password), the scheme alone is left.
+    """
+    first, *more = url.split("::")
+    shown = [_without_secrets(first), *(_without_secrets(part) for part in more if _CHAINED.fullmatch(part))]
+    return "::".join(shown)
+
+
+def _without_secrets(url: str) -> str:
+    scheme, slashes, rest = url.partition("://")
+    if not slashes:
+        scheme, colon, _ = url.partition(":")
+        return f"{scheme}:" if colon and _SCHEME.fullmatch(scheme) else url
+    place = re.split("[?#]", rest, maxsplit=1)[0]
+    left = rest[len(place) :]
+    user, at, address = place.rpartition("@")
+    if at and ("/" not in user or ":" in user.partition("/")[0]):  # `dir@v1` in a path is none; secrets hold slashes
+        place = address
+    host = place.partition("/")[0]
+    odd = ":" in host and not host.rpartition(":")[2].isdigit()
+    return f"{scheme}:" if odd or "@" in left else f"{scheme}://{place}"
+
+
+def _said(error: BaseException) -> str:
+    """The first line of an error of fsspec's packages, which like to name the URL."""
+    return _URL.sub(lambda found: without_secrets(found[0]), first_line(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from edgekd.errors import TryAgainError
 from edgekd.files import lock, write_atomic
 
 _PATIENCE_S = 600.0
+_NOTED = re.compile(r".+\.[0-9a-f]{12}\.json")
 _HINT = "`edgekd store gc` works on this store; run it again when that is done"
 
 
@@ -45,7 +47,7 @@ class Usage:
         """The run came to its end: it takes the place of earlier runs of its pipeline."""
         with collecting(self._root):
             self._write(whole=True)
-            for path in self._root.glob("runs/*.json"):
+            for path in _files(self._root):
                 if path != self._path and _owner(path) == self._pipeline and not _lives(self._root, path):
                     path.unlink(missing_ok=True)
 
@@ -62,7 +64,7 @@ def collecting(root: Path) -> Iterator[None]:
 
 def used_keys(root: Path) -> set[str]:
     """Keys of every live run, and of each pipeline's newest whole run and later ones. Call it while `collecting`."""
-    runs = sorted(root.glob("runs/*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    runs = sorted(_files(root), key=lambda path: path.stat().st_mtime, reverse=True)
     used: set[str] = set()
     served: set[str] = set()
     for path in runs:
@@ -74,6 +76,11 @@ def used_keys(root: Path) -> set[str]:
         if content["whole"]:
             served.add(_owner(path))
     return used
+
+
+def _files(root: Path) -> list[Path]:
+    """What runs have noted; other files may lie there in a store that is a folder of the user's."""
+    return [path for path in root.glob("runs/*.json") if _NOTED.fullmatch(path.name)]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def test_every_build_says_all_that_its_engine_does_not(shop: Path) -> None:
             if line.strip().startswith(("import ", "from "))
         }
         assert imported <= {"json", "sys", "pathlib", "numpy", "PIL", "openvino", "onnxruntime"}
+    assert "as they were written" in call(shop, "verify", "runs/compress").out
     manifest = json.loads((shop / "runs/compress/manifest.json").read_text())
     assert manifest["preprocessing"]
 
@@ -136,6 +137,7 @@ def test_a_bundle_is_the_same_bytes_twice_and_runs_where_it_is_unpacked(shop: Pa
         for path in folder.iterdir():
             ((run / build["path"]).parent / path.name).write_bytes(path.read_bytes())
     (run / "report.json").write_text(json.dumps(report))
+    (run / "manifest.json").write_bytes((shop / "runs/compress/manifest.json").read_bytes())
     (tmp_path / "LICENCE").write_text("free\n")
     for name in ("a.tar.gz", "b.tar.gz"):
         call(tmp_path, "bundle", "run", "--target", "openvino", "-o", name, "--licence", "LICENCE")
@@ -162,7 +164,10 @@ def test_a_bundle_is_the_same_bytes_twice_and_runs_where_it_is_unpacked(shop: Pa
     assert manifest["metrics"]
     changed = run / next(b["path"] for b in report["builds"] if b["target"] == "openvino" and b["chosen"])
     changed.write_bytes(changed.read_bytes() + b" ")
-    assert "is not what the report says" in call(tmp_path, "bundle", "run", "--target", "openvino", code=4).err
+    assert (
+        "is not what the run's manifest and report say"
+        in call(tmp_path, "bundle", "run", "--target", "openvino", code=4).err
+    )
 
 
 def test_an_onnx_file_teaches_a_student_and_is_cached(shop: Path) -> None:

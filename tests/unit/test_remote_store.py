@@ -115,6 +115,20 @@ def test_a_marker_that_names_a_path_outside_is_refused(name: str, url: str, tmp_
     assert not list(tmp_path.rglob("stolen.txt"))
 
 
+def test_a_poisoned_marker_costs_one_artefact_and_not_the_remote(url: str, tmp_path: Path) -> None:
+    first = Machine(tmp_path / "a", url)
+    made, other = first.build(), first.build("cd" + "0" * 62)
+    import fsspec
+
+    fs, root = fsspec.url_to_fs(url)
+    text = json.dumps({**json.loads(made.path("meta.json").read_text()), "record": None})
+    fs.pipe_file(f"{root}/v1/artifacts/ab/{KEY}.json", text.encode())
+    cold = Machine(tmp_path / "b", url)
+    assert cold.store.find(KEY) is None
+    assert "is refused: meta.json was changed; it is made here" in cold.said[0]
+    assert cold.store.find(other.key) is not None
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"key": "other"}', b"\xff\xfe"])
 def test_a_marker_that_makes_no_sense_is_refused(content: bytes, url: str, tmp_path: Path) -> None:
     import fsspec
@@ -210,9 +224,38 @@ def test_a_url_that_cannot_work_is_refused_before_anything_runs(
         StorePlace(tmp_path, "rw", url).open(tmp_path)
 
 
-def test_messages_do_not_show_what_a_url_keeps_secret() -> None:
-    assert without_secrets("https://me:secret@host:8080/store?token=secret") == "https://host:8080/store"
-    assert without_secrets("s3://bucket/folder") == "s3://bucket/folder"
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://me:secret@host:8080/store?token=secret", "https://host:8080/store"),
+        ("s3://bucket/folder", "s3://bucket/folder"),
+        ("s3://bucket/dir@v1", "s3://bucket/dir@v1"),
+        ("/mnt/user@host/x", "/mnt/user@host/x"),
+        ("file:///mnt/store", "file:///mnt/store"),
+        ("memory://x", "memory://x"),
+        ("simplecache::s3://KEY:secret@b/x", "simplecache::s3://b/x"),
+        ("filecache::https://u:secret@h/x?sig=secret", "filecache::https://h/x"),
+        ("zip://inside::https://u:secret@h/x#secret", "zip://inside::https://h/x"),
+        ("s3://KEY:sec/secret@bucket/x", "s3://bucket/x"),
+        ("https://u:secret?secret@h/x", "https:"),
+        ("https://u:secret::secret@h/x", "https:"),
+        ("https://h/x?sig=secret::Secret", "https://h/x"),
+        ("filecache::/mnt/store", "filecache::/mnt/store"),
+        ("github:user:secret@repo", "github:"),
+    ],
+)
+def test_messages_do_not_show_what_a_url_keeps_secret(url: str, shown: str) -> None:
+    assert without_secrets(url) == shown
+
+
+def test_a_message_of_another_package_does_not_show_it_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("401, url='https://u:secret@h/x?sig=secret'")
+
+    machine = Machine(tmp_path / "a", f"file://{tmp_path}/remote")
+    monkeypatch.setattr(RemoteStore, "_marker", refuse)
+    assert machine.store.find(KEY) is None
+    assert "401, url='https://h/x'; this run goes on" in machine.said[0]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgekd.errors import TryAgainError
-from edgekd.files import lock, write_atomic
+from edgekd.files import lock, sha256_json, write_atomic
 from edgekd.store import Store, StorePlace
 from edgekd.store.artifact import meta_text, parse_meta
 from edgekd.store.collect import collect, disk_bytes
@@ -109,12 +109,13 @@ def test_collecting_keeps_the_newest(tmp_path: Path) -> None:
 
 def test_collecting_deletes_caches_that_were_not_used_lately(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    for i in range(3):
-        store.cache("teacher", str(i)).mkdir(parents=True)
-        (store.cache("teacher", str(i)) / "values.bin").write_bytes(b"x" * 5000)
+    keys = [f"{i}" * 64 for i in range(3)]
+    for key in keys:
+        store.cache("teacher", key).mkdir(parents=True)
+        (store.cache("teacher", key) / "values.bin").write_bytes(b"x" * 5000)
         time.sleep(0.02)
     assert collect(store, keep=1)[0] == 2
-    assert [path.name for path in tmp_path.glob("caches/*/*")] == ["2"]
+    assert [path.name for path in tmp_path.glob("caches/*/*")] == keys[2:]
 
 
 def test_collecting_leaves_what_a_live_run_uses_and_the_newest_whole_run_of_each_pipeline(tmp_path: Path) -> None:
@@ -162,6 +163,67 @@ def test_collecting_deletes_what_killed_runs_left_and_nothing_that_is_held(tmp_p
         collect(store, keep=0)
     assert not store.work(KEY, create=False).exists()
     assert (store.work(other) / "checkpoint").is_file()
+
+
+def test_collecting_leaves_what_is_not_of_the_store(tmp_path: Path) -> None:
+    """`--store .` is a store in the user's own folder."""
+    theirs = [
+        ".env",
+        ".gitignore",
+        ".memo.json.swp",
+        "last/.notes",
+        "work/plan.txt",
+        "staging/a",
+        "locks/a",
+        "caches/a/b",
+        "runs/p.more.json",
+    ]
+    ours = [".memo.json.abc_1234", ".devices.json.abcdefgh", "last/.p.json.a1234567", "runs/.p.0a.json.a1234567"]
+    for name in (*theirs, *ours):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+        os.utime(path, (0, 0))
+    with Store(tmp_path).in_use_by("p") as usage:
+        usage.finish()
+    collect(Store(tmp_path), keep=0)
+    assert [name for name in (*theirs, *ours) if (tmp_path / name).exists()] == theirs
+
+
+POISON: dict[str, dict[str, object]] = {
+    "no record": {"record": None},
+    "seconds that are none": {"record": {"seconds": "1"}},
+    "seconds without end": {"record": {"seconds": 1e999}},
+    "a stage that is no name": {"record": {"stage": ["export"]}},
+    "a build that is none": {"record": {"ov.int8": "fast"}},
+    "seconds of a build": {"record": {"ov.int8": {"seconds": None}}},
+    "files that are a list": {"files": []},
+    "facts that are a text": {"facts": "x"},
+    "a digest that is a number": {"files": {"sub/file.txt": 1}},
+}
+
+
+@pytest.mark.parametrize("poison", POISON)
+def test_a_poisoned_meta_file_is_one_damaged_artefact(poison: str, tmp_path: Path) -> None:
+    """Its digest fits: who can write it can make that, too."""
+    store = Store(tmp_path)
+    put(store, size=3)
+    path = store.object(KEY) / "meta.json"
+    meta = {**json.loads(path.read_text()), **POISON[poison]}
+    path.write_text(json.dumps({**meta, "digest": sha256_json({"files": meta["files"], "facts": meta["facts"]})}))
+    assert store.all() == []
+    assert store.find(KEY) is None
+    assert list(store.damaged) == [KEY]
+
+
+def test_a_meta_file_that_is_nested_too_deeply_is_damaged(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"meta\.json was changed"):
+        parse_meta(KEY, tmp_path, b"[" * 100_000)
+
+
+def test_the_record_of_a_compiled_artefact_is_taken(tmp_path: Path) -> None:
+    record = {"seconds": 1, "created": 1.5, "stage": "compile", "pipeline": "p", "ov.int8": {"seconds": 0.5}}
+    assert parse_meta(KEY, tmp_path, meta_text(KEY, {}, {}, record).encode()).record == record
 
 
 def test_a_damaged_artefact_is_told_once_and_why(tmp_path: Path) -> None:

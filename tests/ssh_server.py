@@ -110,8 +110,8 @@ class Server:
         """Send a signal to the processes that serve open connections. Stopped, they are as silent as a lost network."""
         for pid in self._children(self.process.pid):
             for session in [*self._children(pid), pid]:
-                if b"sshd" in (Path("/proc") / str(session) / "comm").read_bytes():
-                    with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it may end by itself meanwhile
+                    if b"sshd" in (Path("/proc") / str(session) / "comm").read_bytes():
                         os.kill(session, number)
 
     @staticmethod

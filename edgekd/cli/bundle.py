@@ -28,4 +28,5 @@ def bundle(
     if json_:
         print_json({"archive": str(path), **manifest})
     elif not quiet:
-        typer.echo(f"{path}: {path.stat().st_size:,} bytes, {len(manifest['files'])} files; {manifest['run_it']}")
+        what = f"{manifest['target']} in {manifest['precision']}, the chosen build"
+        typer.echo(f"{path}: {what}; {path.stat().st_size:,} bytes; {manifest['run_it']}")

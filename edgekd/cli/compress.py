@@ -82,6 +82,7 @@ def compress(
 ) -> int:
     """Quantize, compile, evaluate and measure a network as it is; with --student distil it first."""
     log = make_log(log_format, quiet or json_)
+    from edgekd.models.names import elsewhere
     from edgekd.pipeline.compress import Wish, pipeline_text, targets_of
     from edgekd.pipeline.failures import check_folders
     from edgekd.pipeline.found_data import find_data
@@ -92,6 +93,10 @@ def compress(
         idle = "--student-args" if student_args else "--student-weights" if student_weights else "--epochs"
         raise ConfigError(
             f"{idle} without a --student", hint="nothing is trained without one; add --student, or leave it"
+        )
+    if student is None and elsewhere(model) == "onnx":
+        raise ConfigError(
+            f"--model {model}: an ONNX file can only teach", hint="add --student, or give the network it was made of"
         )
     small = None if student is None else network_of(student, student_args, student_weights, "--student")
     if task not in ("classification", "regression"):

@@ -65,8 +65,9 @@ def _load(rows: list[Row]) -> Iterator[str]:
 
 
 def _long_run(row: Row) -> Iterator[str]:
-    minutes = row["t_s"][-1] / 60
-    yield f"{row['model']}, {minutes:.3g} min: p50 from {row['p50_ms'][0]:.3f} to {row['p50_ms'][-1]:.3f} ms"
+    seconds = row["t_s"][-1]
+    long = f"{seconds / 60:.3g} min" if seconds >= 120 else f"{seconds:.3g} s"
+    yield f"{row['model']}, {long}: p50 from {row['p50_ms'][0]:.3f} to {row['p50_ms'][-1]:.3f} ms"
     drift = "unknown" if row["drift"] is None else f"{row['drift']:+.1%}"
     beside = "" if row["reference_drift"] is None else f" (reference {row['reference_drift']:+.1%})"
     slowed = {True: "the machine slowed itself down", False: "not throttled", None: "throttling unknown"}

@@ -6,6 +6,7 @@ from edgekd.report import words
 from edgekd.report.schema import Build, Comparison, Metric, Report
 from edgekd.report.table import main_metric
 
+_FINE_BELOW = 1.3
 _UPPER = {"int8": "INT8", "f32": "FP32", "f16": "FP16", "bf16": "BF16"}
 
 
@@ -24,7 +25,9 @@ def _verdict(report: Report, target: str) -> str:
         return ", ".join([f"INT8 kept: {_gain(report, chosen, builds)}", *_cost(report, chosen)])
     int8 = next((build for build in builds if build.precision == "int8"), None)
     reason = f", for INT8 {_because(int8.rejected_because)}" if int8 is not None and int8.rejected_because else ""
-    return f"{_UPPER[chosen.precision]} kept{reason}" + "".join(f"; INT8: {cost}" for cost in _cost(report, int8))
+    taught = chosen.model != "teacher" and any(model.role == "teacher" for model in report.models)
+    own = [f", {cost}" for cost in _cost(report, chosen)] if taught else []  # what the student lost, before 8 bits
+    return f"{_UPPER[chosen.precision]} kept{reason}" + "".join([*own, *(f"; INT8: {c}" for c in _cost(report, int8))])
 
 
 def _because(reason: str) -> str:
@@ -52,7 +55,8 @@ def _times(row: Comparison, name: str) -> str:
     """`2.1x [2.0, 2.2]`: how many times as fast `name` is, whichever side of the comparison it stands on."""
     low, high = row.ci95 or (row.ratio, row.ratio)
     value, ends = (row.ratio, (low, high)) if row.b == name else (1 / row.ratio, (1 / high, 1 / low))
-    return f"{value:.1f}x [{ends[0]:.1f}, {ends[1]:.1f}]"
+    digits = 1 if value >= _FINE_BELOW else 2  # 1.0x [1.0, 1.1] would read as no gain
+    return f"{value:.{digits}f}x [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
 
 
 def _smaller(int8: Build, twin: Build) -> str:

@@ -112,3 +112,15 @@ def test_a_budget_that_chose_the_float_build_says_so_and_is_no_failure_in_junit(
     (skipped,) = case
     assert skipped.tag == "skipped"
     assert "8 bits are not chosen" in str(skipped.get("message"))
+
+
+def test_a_gain_of_a_few_percent_can_be_read() -> None:
+    ((_, text),) = verdicts(report(0.898, 0.89))
+    assert "INT8 kept: 1.12x [1.10, 1.15] as fast" in text
+
+
+def test_the_verdict_says_what_a_student_lost_to_its_teacher_where_float_is_kept() -> None:
+    found = report(0.7, 0.5)
+    teacher = found.models[0].model_copy(update={"role": "teacher"})
+    ((_, text),) = verdicts(found.model_copy(update={"models": [teacher, *found.models]}))
+    assert ", +0.0 pt [-0.4, +0.3] accuracy against the teacher (n 500); INT8: -20.0 pt" in text

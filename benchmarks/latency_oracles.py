@@ -52,7 +52,7 @@ from latency_others import MissingError, benchmark_app, loadgen
 from edgekd.bench import statistics
 from edgekd.bench.loop import SETTLE_BELOW_NS, VISIT_NS
 from edgekd.bench.machine import environment
-from edgekd.bench.measure import Subject, measure, save_arrays
+from edgekd.bench.measure import Subject, measure_rows, save_arrays
 from edgekd.bench.rows import Measured
 from edgekd.bench.settings import BenchSettings
 from edgekd.bench.targets.local import Local
@@ -270,13 +270,14 @@ def one_trial(args: argparse.Namespace, build: Path, engine: str, units: int, se
             subjects.append(Subject(model, "local", "latency_engines:Working", "CPU", "f32", path))
         feeds = noise(runtime(engine).load(build, device="CPU", threads=1).inputs)
         settings = BenchSettings(quick=True, profile=False)
-        rows, (pair,) = measure(
+        rows = measure_rows(
             subjects, feeds, settings=settings, folder=Path(name) / "out", seed=seed, progress=lambda line: None
         )
+    (pair,) = rows.comparisons
     keys = ("ratio", "ci95", "verdict", "led_by", "wall_ratio", "cpu_ratio")
     return {
         **{key: pair[key] for key in keys},
-        "contended": any(row["contended"] for row in rows),
+        "contended": any(row["contended"] for row in rows.latency),
     }
 
 

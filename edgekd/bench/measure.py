@@ -57,23 +57,6 @@ class Rows:
     sustain: dict[str, Any] | None
 
 
-def measure(
-    subjects: Sequence[Subject],
-    feeds: Mapping[str, NDArray[Any]],
-    *,
-    settings: BenchSettings,
-    folder: Path,
-    seed: int,
-    progress: Callable[[str], None],
-    on: Target | None = None,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of `latency` and of `comparisons` of `measure_rows`."""
-    rows = measure_rows(
-        subjects, feeds, settings=settings, folder=folder, seed=seed, progress=progress, on=on, host=None
-    )
-    return rows.latency, rows.comparisons
-
-
 def measure_rows(
     subjects: Sequence[Subject],
     feeds: Mapping[str, NDArray[Any]],

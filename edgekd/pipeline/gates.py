@@ -36,6 +36,7 @@ _FAMILIES = {
 }
 _MEASURED = (*_LATENCY, "speedup", "throughput", "peak_memory")
 _NEEDS = {**dict.fromkeys(_MEASURED, "bench"), "executed_share": "compile", "parity": "evaluate"}
+_KEPT = "so 8 bits are not chosen, but a float build"
 _COLUMNS = {
     **{measure: f"{measure}_ms" for measure in _LATENCY},
     "throughput": "throughput_per_s",
@@ -184,9 +185,6 @@ def _judged(gate: GateSettings, value: float | None, ci95: tuple[float, float] |
 
 def _keeps_float(gate: GateSettings, verdict: str) -> bool:
     return gate.otherwise == "float" and verdict == "failed"
-
-
-_KEPT = "so 8 bits are not chosen, but a float build"
 
 
 def broken(gate: GateSettings, row: dict[str, Any], *, whole: bool = True) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from edgekd.bench import agent, loop, machine
-from edgekd.bench.measure import Subject, measure
+from edgekd.bench.measure import Subject, measure_rows
 from edgekd.bench.pack import agent_bytes, carried
 from edgekd.bench.rows import Measured, latency_row
 from edgekd.bench.settings import BenchSettings
@@ -61,7 +61,8 @@ def subject(tmp_path):
 def bench(tmp_path):
     def run(*subjects, settings=BRIEF, feeds=None, progress=lambda line: None):
         feeds = {"x": np.zeros((1, 3))} if feeds is None else feeds
-        return measure(subjects, feeds, settings=settings, folder=tmp_path / "out", seed=1, progress=progress)
+        rows = measure_rows(subjects, feeds, settings=settings, folder=tmp_path / "out", seed=1, progress=progress)
+        return rows.latency, rows.comparisons
 
     return run
 

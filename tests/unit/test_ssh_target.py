@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import ssh_server
 
-from edgekd.bench.measure import Subject, measure
+from edgekd.bench.measure import Subject, measure_rows
 from edgekd.bench.settings import BenchSettings
 from edgekd.bench.targets import keeper
 from edgekd.bench.targets.address import parse_address
@@ -43,7 +43,8 @@ def subject(tmp_path, name="student", **told):
 def bench(tmp_path, server, *subjects, settings=BRIEF, progress=lambda line: None, **more):
     feeds, folder = {"x": np.zeros((1, 3))}, tmp_path / "out"
     on = target(server, **more)
-    return measure(subjects, feeds, settings=settings, folder=folder, seed=1, progress=progress, on=on)
+    rows = measure_rows(subjects, feeds, settings=settings, folder=folder, seed=1, progress=progress, on=on)
+    return rows.latency, rows.comparisons
 
 
 def test_builds_are_measured_interleaved_on_the_device(server, tmp_path):

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 _SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def users_code(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test puts on the import path and imports from its own folder is gone before the next one starts."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    if imports := sys.modules.get("edgekd.models.imports"):
+        monkeypatch.setattr(imports, "_bases", [])
+    yield
+    if imports := sys.modules.get("edgekd.models.imports"):
+        imports._bases.clear()
+    base = str(tmp_path_factory.getbasetemp())
+    for name, module in list(sys.modules.items()):
+        known = getattr(module, "__dict__", {})  # not by attribute: torch.classes has any
+        places = [known.get("__file__") or "", *(known.get("__path__") or ())]
+        if any(place.startswith(base) for place in places):
+            del sys.modules[name]
 
 
 @pytest.fixture

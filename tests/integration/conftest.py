@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from mistakes import Place
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Place:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     for name in ("STORE", "STORE_MODE", "REMOTE_STORE", "LOG_FORMAT", "OFFLINE"):
         monkeypatch.delenv(f"EDGEKD_{name}", raising=False)
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,16 @@ from chain import Workshop
 from mistakes import Place, Said
 
 from edgekd.config import entry_points
-from edgekd.models import imports
 
 SMALL = ["--set", "data.limit={train: 128, validation: 32, test: 32}", "--set", "teacher.epochs=1"]
 SMALL += ["--set", "distill.epochs=1", "--set", "distill.options.stage_epochs=1", "--to", "distill"]
 
 
 @pytest.fixture
-def own(place: Place, own_code: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def own(place: Place, own_code: Path) -> Place:
     """A place with the package and the pipeline file of the page."""
-    monkeypatch.setattr(imports, "_bases", [])
     shutil.copytree(own_code, place.folder, dirs_exist_ok=True)
-    yield place
-    for name in [name for name in sys.modules if name.partition(".")[0] == "my_pkg"]:
-        del sys.modules[name]
+    return place
 
 
 def rewritten(place: Place, file: str, old: str, new: str) -> None:

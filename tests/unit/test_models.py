@@ -45,15 +45,9 @@ HERE = Path()
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A folder for a user's code; what it puts on the import path and imports is taken back."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr("edgekd.models.imports._bases", [])
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
-            del sys.modules[name]
+def folder(tmp_path):
+    """A folder for a user's code."""
+    return tmp_path
 
 
 def write(path: Path, text: str) -> Path:

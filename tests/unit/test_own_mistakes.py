@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,12 +60,8 @@ def noisy(student, teacher):
 
 
 @pytest.fixture(autouse=True)
-def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(imports, "_bases", [])
+def own_code(tmp_path: Path) -> None:
     (tmp_path / "ownlosses.py").write_text(CODE)
-    sys.modules.pop("ownlosses", None)
-    importlib.invalidate_caches()
     imports.put_first(tmp_path)
 
 

@@ -31,12 +31,8 @@ LAYERWISE = "my_pkg.schemes:layerwise"
 
 
 @pytest.fixture(autouse=True)
-def beside(own_code: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's folder on the import path, and nothing of it left from another test."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(imports, "_bases", [])
-    for name in [name for name in sys.modules if name.partition(".")[0] == "my_pkg"]:
-        del sys.modules[name]
+def beside(own_code: Path) -> Path:
+    """The user's folder on the import path."""
     imports.put_first(own_code)
     return own_code
 

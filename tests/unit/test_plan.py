@@ -110,8 +110,6 @@ def finished(
     found.capture = capsys
     shutil.rmtree(found.folder)
     shutil.copytree(copy, found.folder)  # times and all
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(imports, "_bases", [])
     for name in ("STORE", "STORE_MODE", "REMOTE_STORE", "OFFLINE", "LOG_FORMAT"):
         monkeypatch.delenv(f"EDGEKD_{name}", raising=False)
     return found

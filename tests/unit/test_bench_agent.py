@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_runtime
 import numpy as np
@@ -317,6 +318,25 @@ def test_models_are_visited_there_and_back_again():
     )
     assert "".join(order).startswith("aabbccccbbaa" * 2)
     assert all(record.arrays()["wall_ns"].shape == (len(record.wall_ns), 2) for record in records)
+
+
+@pytest.mark.parametrize(("waiting", "least_s", "most_s"), [(0.0, 0.05, 0.15), (0.5, 0.1, 0.2), (1.0, 0.2, 9.0)])
+def test_time_that_was_spent_waiting_for_a_core_does_not_count(monkeypatch, waiting, least_s, most_s):
+    clock = SimpleNamespace(now=0.0)
+    times = SimpleNamespace(
+        perf_counter=lambda: clock.now,
+        perf_counter_ns=lambda: round(clock.now * 1e9),
+        process_time_ns=lambda: round(clock.now * 1e9 * (1 - waiting)),
+    )
+    monkeypatch.setattr(loop, "time", times)
+    monkeypatch.setattr(loop, "_waited_s", lambda: clock.now * waiting)
+    monitor = SimpleNamespace(note_if_due=lambda: None, note=lambda: None)
+
+    def call():
+        clock.now += 0.001
+
+    loop.interleave([call], [1e6], min_time_s=0.05, max_time_s=0.2, min_samples=20, monitor=monitor)
+    assert least_s <= clock.now <= most_s
 
 
 def test_warm_up_ends_early_when_steady_and_says_so_when_not():

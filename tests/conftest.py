@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from quick_export import remember_operators
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 _SHARED = Path(__file__).parents[1].parent / "shared"
@@ -18,6 +19,7 @@ _SHARED = Path(__file__).parents[1].parent / "shared"
 @pytest.fixture(autouse=True)
 def users_code(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test puts on the import path and imports from its own folder is gone before the next one starts."""
+    remember_operators()
     monkeypatch.setattr(sys, "path", [*sys.path])
     if imports := sys.modules.get("edgekd.models.imports"):
         monkeypatch.setattr(imports, "_bases", [])

@@ -86,6 +86,7 @@ class FakeQuant(FakeQuantizeBase):
         self._histogram: Tensor | None = None
         self._top, self._negative = 0.0, False
         self._values: Tensor | None = None  # a weight, as it was last seen
+        self._clips: dict[tuple[str, int], Tensor] = {}  # by method and grid: calibration asks for each several times
         self.mode = "observing"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,13 +118,12 @@ class FakeQuant(FakeQuantizeBase):
         Args:
             method: one of `ranges.METHODS`; weights take every one but minmax for mse.
         """
-        if self.weight:
-            clip = self._weight_range(method)
-        else:
-            assert self._histogram is not None, "a tensor of the graph was never computed during calibration"
+        if not self.weight:
             self._set_sign(unsigned=self.bits < _STORED_BITS and not self._negative)
-            value = clipping_value(method, self._histogram, self._top, self.quant_max)
-            clip = torch.full((1,), value, dtype=torch.float32, device=self._histogram.device)
+        known = method, self.quant_max
+        if known not in self._clips:
+            self._clips[known] = self._weight_range(method) if self.weight else self._activation_range(method)
+        clip = self._clips[known]
         self.scale = nn.Parameter((clip / self.quant_max).clamp_min(_MIN_SCALE))
         self.mode = "rounding"
         self.calibrated.fill_(True)
@@ -131,12 +131,18 @@ class FakeQuant(FakeQuantizeBase):
     def set_mode(self, mode: str) -> None:
         """Observe (forgetting what was seen so far), round, or pass values on."""
         if mode == "observing":
-            self._histogram, self._values, self._top, self._negative = None, None, 0.0, False
+            self.forget()
         self.mode = mode
 
     def forget(self) -> None:
         """Forget what was observed: the scale is known."""
-        self._histogram, self._values = None, None
+        self._histogram, self._values, self._top, self._negative = None, None, 0.0, False
+        self._clips.clear()
+
+    def _activation_range(self, method: str) -> Tensor:
+        assert self._histogram is not None, "a tensor of the graph was never computed during calibration"
+        value = clipping_value(method, self._histogram, self._top, self.quant_max)
+        return torch.full((1,), value, dtype=torch.float32, device=self._histogram.device)
 
     def _weight_range(self, method: str) -> Tensor:
         assert self._values is not None, "a weight of the graph was never used during calibration"
@@ -145,6 +151,7 @@ class FakeQuant(FakeQuantizeBase):
 
     def _observe(self, x: Tensor) -> None:
         """A weight is kept; of the magnitudes of an activation a histogram, stretched when its range grows."""
+        self._clips.clear()
         if self.weight:
             self._values = x
             return

@@ -77,25 +77,20 @@ def _least_divergence(counts: Tensor, top: float, levels: int) -> float:
     """
     values = counts.clone()
     values[0] = values[1]
-    best, least = top, float("inf")
-    for stop in range(max(_ENTROPY_STEP, levels + 1), BINS + 1, _ENTROPY_STEP):
-        reference = values[:stop].clone()
-        reference[-1] += values[stop:].sum()
-        # Bins by the level that they are rounded to; the mass of a level is spread over those of its bins that had any.
-        level = torch.arange(stop, device=counts.device) * (levels + 1) // stop
-        there = (values[:stop] > 0).double()
-        mass = torch.zeros(levels + 1, dtype=torch.float64, device=counts.device).index_add(0, level, values[:stop])
-        kept = torch.zeros_like(mass).index_add(0, level, there)
-        spread = (mass / kept.clamp_min(1))[level] * there
-        divergence = _kl(reference, spread)
-        if divergence < least:
-            best, least = top * stop / BINS, divergence
-    return best
-
-
-def _kl(reference: Tensor, found: Tensor) -> float:
-    """KL of two histograms; where the reference has mass and the other none, a ten-thousandth of a bin's."""
-    p = reference / reference.sum().clamp_min(_TINY)
-    q = found / found.sum().clamp_min(_TINY)
-    q = torch.where(q > 0, q, 1e-4 / len(q))
-    return float(torch.where(p > 0, p * (p.clamp_min(_TINY).log() - q.log()), 0.0).sum())
+    stops = torch.arange(max(_ENTROPY_STEP, levels + 1), BINS + 1, _ENTROPY_STEP, device=counts.device).unsqueeze(1)
+    bins = torch.arange(BINS, device=counts.device).unsqueeze(0)
+    inside = bins < stops  # (candidates, BINS), as everything below
+    kept = torch.where(inside, values, 0.0)
+    reference = kept.scatter_add(1, stops - 1, values.sum() - kept.sum(1, keepdim=True))
+    # Bins by the level that they are rounded to; the mass of a level is spread over those of its bins that had any.
+    level = (bins * (levels + 1) // stops).clamp_max(levels)
+    there = (kept > 0).double()
+    empty = torch.zeros(len(stops), levels + 1, dtype=torch.float64, device=counts.device)
+    mass, filled = empty.scatter_add(1, level, kept), empty.scatter_add(1, level, there)
+    spread = (mass / filled.clamp_min(1)).gather(1, level) * there
+    # KL; where the reference has mass and the other none, a ten-thousandth of a bin's.
+    p = reference / reference.sum(1, keepdim=True).clamp_min(_TINY)
+    q = spread / spread.sum(1, keepdim=True).clamp_min(_TINY)
+    q = torch.where(q > 0, q, 1e-4 / stops)
+    divergence = torch.where(p > 0, p * (p.clamp_min(_TINY).log() - q.log()), 0.0).sum(1)
+    return float(top * stops[divergence.argmin(), 0] / BINS)

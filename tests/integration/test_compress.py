@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from chain import Result
@@ -23,11 +23,7 @@ TARGET = ["--target", "onnxruntime", "--target", "openvino"]
 
 def call(folder: Path, *words: str, code: int = 0) -> Result:
     """The command line in a process of its own, as a user has it."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "edgekd", *words]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
-    )
+    done = forked.edgekd(words, cwd=folder)
     assert done.returncode == code, done.stdout + done.stderr
     return Result(done.returncode, done.stdout, done.stderr, {})
 

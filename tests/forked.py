@@ -1,0 +1,128 @@
+"""The command line in processes of their own that have nothing left to import: forked from one that keeps to that.
+
+Starting Python and importing torch, onnx and the engines costs seconds, and a test of the whole chain does it a dozen
+times. Here a server imports them once for all tests of a worker and computes nothing; each call is a fork of it, with
+arguments, folder, environment and streams of its own, and ends with its exit code.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import os
+import pkgutil
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from quick_export import remember_operators
+
+HEAVY = (
+    "torch.export",
+    "torch.onnx._internal.exporter._core",
+    "torch.utils.data",
+    "openvino",
+    "onnxruntime",
+    "sklearn.datasets",
+    "scipy.stats",
+    "pyarrow.parquet",
+    "jinja2",
+)
+_servers: dict[int, subprocess.Popen[str]] = {}  # by the process that started it
+
+
+def edgekd(
+    words: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout_s: float = 600
+) -> subprocess.CompletedProcess[str]:
+    """`edgekd WORDS..`, as `subprocess.run([sys.executable, "-m", "edgekd", *words])` with its output captured.
+
+    Raises:
+        TimeoutError: it took longer than `timeout_s`; it was killed.
+    """
+    server = _servers.get(os.getpid())
+    if server is None or server.poll() is not None:
+        paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        known = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+        server = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=known, text=True
+        )
+        _servers[os.getpid()] = server
+        atexit.register(server.kill)
+    assert server.stdin is not None
+    assert server.stdout is not None
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        job = {
+            "words": list(words), "cwd": str(cwd or Path.cwd()), "env": dict(os.environ if env is None else env),
+            "out": str(out), "err": str(err), "timeout_s": timeout_s,
+        }  # fmt: skip
+        server.stdin.write(json.dumps(job) + "\n")
+        server.stdin.flush()
+        code = json.loads(server.stdout.readline())
+        if code is None:
+            raise TimeoutError(f"edgekd {' '.join(words)} took longer than {timeout_s} s\n{err.read_text()}")
+        return subprocess.CompletedProcess(["edgekd", *words], code, out.read_text(), err.read_text())
+
+
+def _serve() -> None:
+    for name in HEAVY:
+        importlib.import_module(name)
+    edgekd = importlib.import_module("edgekd")
+    for module in pkgutil.walk_packages(edgekd.__path__, "edgekd."):
+        if module.name != "edgekd.__main__":
+            importlib.import_module(module.name)
+    remember_operators()
+    sys.modules["torch.onnx._internal.exporter._registration"].ONNXRegistry.from_torchlib(opset_version=20)
+    for line in sys.stdin:
+        job = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            _become(job)
+        print(json.dumps(_ended(pid, job["timeout_s"])), flush=True)
+
+
+def _ended(pid: int, timeout_s: float) -> int | None:
+    """The exit code of a child, negative for a signal; None if it had to be killed."""
+    watched = os.pidfd_open(pid)
+    in_time = select.select([watched], [], [], timeout_s)[0]
+    os.close(watched)
+    if not in_time:
+        os.killpg(pid, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return code if in_time else None
+
+
+def _become(job: Mapping[str, Any]) -> NoReturn:
+    """From here on this process is that of the call."""
+    os.setpgid(0, 0)
+    for number, path in ((0, os.devnull), (1, job["out"]), (2, job["err"])):
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(job["env"])
+    os.chdir(job["cwd"])
+    sys.argv = ["edgekd", *job["words"]]
+    sys.path[0] = job["cwd"]  # as `python -m` has it
+    code: Any = 1
+    try:
+        importlib.import_module("edgekd.cli.main").run()
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # destructors of libraries wait for threads that a fork does not have
+
+
+if __name__ == "__main__":
+    _serve()

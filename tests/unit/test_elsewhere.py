@@ -90,6 +90,34 @@ def test_a_library_that_is_missing_is_named_with_its_command(
     assert "install" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("argument", ["weights", "weights_backbone", "pretrained"])
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_nothing_makes_a_library_download_weights(
+    library: str, argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: dict[str, object] = {}
+
+    def segmenter(*, weights: object = None, weights_backbone: object = "IMAGENET", num_classes: int = 9) -> nn.Module:
+        got.update(weights=weights, weights_backbone=weights_backbone, num_classes=num_classes)
+        return nn.Linear(1, 1)
+
+    def create_model(name: str, **given: object) -> nn.Module:
+        got.update(given)
+        return nn.Linear(1, 1)
+
+    fake = types.ModuleType(library)
+    vars(fake).update(
+        list_models=lambda: ["net"], get_model_builder=lambda name: segmenter, create_model=create_model
+    )
+    monkeypatch.setitem(sys.modules, library, fake)
+    monkeypatch.setitem(sys.modules, f"{library}.models", fake)
+    with pytest.raises(ConfigError, match=f"{argument}='DEFAULT': {library} would download weights"):
+        build(f"{library}:net", {argument: "DEFAULT"}, tmp_path)
+    build(f"{library}:net", {argument: False}, tmp_path, {"num_classes": 4})
+    assert got["num_classes"] == 4
+    assert not any(got.get(name) for name in ("weights", "weights_backbone", "pretrained"))
+
+
 def test_a_timm_network_takes_classes_and_channels_of_the_data(tmp_path: Path) -> None:
     try:
         import timm  # noqa: F401
@@ -117,12 +145,13 @@ def test_a_hugging_face_folder_gives_logits_offline_without_code_or_pickles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[FakeClassifier] = []
+    missing: list[str] = []
 
     class Auto:
         @staticmethod
-        def from_pretrained(folder: str, **asked: object) -> FakeClassifier:
+        def from_pretrained(folder: str, **asked: object) -> tuple[FakeClassifier, dict[str, list[str]]]:
             made.append(FakeClassifier(folder, asked))
-            return made[-1]
+            return made[-1], {"missing_keys": missing}
 
     fake = types.ModuleType("transformers")
     fake.AutoModelForImageClassification = Auto  # type: ignore[attr-defined]
@@ -136,6 +165,9 @@ def test_a_hugging_face_folder_gives_logits_offline_without_code_or_pickles(
     assert network(torch.zeros(2, 3, 4, 4)).shape == (2, 2)
     asked = made[0].asked
     assert (asked["local_files_only"], asked["use_safetensors"], asked["trust_remote_code"]) == (True, True, False)
+    missing += ["classifier.weight", "classifier.bias"]
+    with pytest.raises(ConfigError, match=r"lacks 2 tensors of the classifier, such as classifier.bias"):
+        build("hf:vit", {}, tmp_path)
     before = code_digest("hf:vit", tmp_path)
     (tmp_path / "vit/model.safetensors").write_bytes(b"2")
     assert code_digest("hf:vit", tmp_path) != before

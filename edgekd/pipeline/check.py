@@ -240,7 +240,9 @@ def _row(layer: Layer, engine: str) -> dict[str, str]:
         why = "turns numbers into 8 bits or back"
     elif layer.kind in _NO_KERNEL:
         why = f"{engine} has no 8-bit form of it"
-    elif layer.kind in ("Conv", "Convolution", "Gemm", "FullyConnected", "MatMul", "FusedConv", "FusedGemm"):
+    elif layer.kind == "FusedConv":
+        why = f"{engine} fused it with an activation that cuts what 8 bits could hold, such as ReLU6 at large values"
+    elif layer.kind in ("Conv", "Convolution", "Gemm", "FullyConnected", "MatMul", "FusedGemm"):
         why = f"{engine} runs it in 8 bits only where what reads it takes 8 bits; answers of a network are float"
     else:
         why = f"{engine} found nothing in 8 bits on both sides of it"

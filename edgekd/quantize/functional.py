@@ -1,10 +1,13 @@
 """Captured graphs in functional form: what is changed in place in the author's code is computed anew in the graph.
 
 An in-place operation (`hardswish_`, `dropout_`) gives the values of its plain form, which is the one that tables of
-operations know, and which the ONNX exporter need not take apart.
+operations know, and which the ONNX exporter need not take apart. Pooling to one value is a mean: of maps whose channels
+lie last in memory the exporter would make a gather over computed indices (`as_strided`).
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch.fx import GraphModule, Node
@@ -13,16 +16,15 @@ _aten = torch.ops.aten
 
 
 def make_functional(graph: GraphModule) -> None:
-    """Replace operations in place and `as_strided` that moves nothing, where nobody can tell the difference."""
+    """Replace operations in place, and pools to one value, where nobody can tell the difference."""
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
         plain = _plain_form(node.target)
         if plain is not None and _alone(node):
             node.target = plain
-        elif node.target is _aten.as_strided.default and _moves_nothing(node):
-            node.replace_all_uses_with(node.all_input_nodes[0])
-            graph.graph.erase_node(node)
+        elif node.target is _aten.adaptive_avg_pool2d.default and _is_mean(node):
+            node.target, node.args = _aten.mean.dim, (node.args[0], [-1, -2], True)
     graph.recompile()
 
 
@@ -39,7 +41,7 @@ def _plain_form(operation: torch._ops.OpOverload) -> torch._ops.OpOverload | Non
 
 def _alone(node: Node) -> bool:
     """Whether nothing else reads what a node changes, nor anything that may share memory with it."""
-    source, reader = node.args[0], node
+    source, reader = cast(object, node.args[0]), node
     while isinstance(source, Node) and list(source.users) == [reader]:
         if not _may_share(source):
             return source.op == "call_function"
@@ -55,14 +57,7 @@ def _may_share(node: Node) -> bool:
     return any(r.alias_info is not None for r in returns) or node.target in (_aten.dropout.default, _aten.to.dtype)
 
 
-def _moves_nothing(node: Node) -> bool:
-    """Whether `as_strided` hands on its input: adaptive pooling says so of maps whose channels lie last."""
-    if node.args[3:] not in ((), (None,), (0,)) or node.kwargs:
-        return False
-    before, after = node.all_input_nodes[0].meta.get("val"), node.meta.get("val")
-    if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor) or before.dim() != after.dim():
-        return False
-    return all(
-        size == now and (size == 1 or step == step_now)
-        for size, now, step, step_now in zip(before.shape, after.shape, before.stride(), after.stride(), strict=True)
-    )
+def _is_mean(pool: Node) -> bool:
+    """Whether an adaptive pool gives one value for each channel, of maps whose rows do not lie densely in memory."""
+    maps = pool.all_input_nodes[0].meta.get("val")
+    return pool.args[1] == [1, 1] and isinstance(maps, torch.Tensor) and maps.stride(-1) != 1

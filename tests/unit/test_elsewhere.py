@@ -13,7 +13,7 @@ import torch
 from test_onnx_safety import with_data_in
 from torch import nn
 
-from edgekd.errors import ConfigError, UnavailableError
+from edgekd.errors import ConfigError, UnavailableError, quiet
 from edgekd.models.facts import input_names, macs, parameter_count, size_bytes
 from edgekd.models.names import check_name
 from edgekd.models.resolve import build, code_digest
@@ -106,9 +106,7 @@ def test_nothing_makes_a_library_download_weights(
         return nn.Linear(1, 1)
 
     fake = types.ModuleType(library)
-    vars(fake).update(
-        list_models=lambda: ["net"], get_model_builder=lambda name: segmenter, create_model=create_model
-    )
+    vars(fake).update(list_models=lambda: ["net"], get_model_builder=lambda name: segmenter, create_model=create_model)
     monkeypatch.setitem(sys.modules, library, fake)
     monkeypatch.setitem(sys.modules, f"{library}.models", fake)
     with pytest.raises(ConfigError, match=f"{argument}='DEFAULT': {library} would download weights"):
@@ -171,6 +169,26 @@ def test_a_hugging_face_folder_gives_logits_offline_without_code_or_pickles(
     before = code_digest("hf:vit", tmp_path)
     (tmp_path / "vit/model.safetensors").write_bytes(b"2")
     assert code_digest("hf:vit", tmp_path) != before
+
+
+def test_folders_that_transformers_wrote_are_taken_or_refused_with_the_reason(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16, patch_size=8,
+        num_labels=3,
+    )  # fmt: skip
+    written = transformers.ViTForImageClassification(config).eval()
+    x = torch.randn(2, 3, 16, 16)
+    with quiet():
+        written.save_pretrained(tmp_path / "vit")
+        transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "headless")
+    with torch.no_grad():
+        assert torch.equal(build("hf:vit", {}, tmp_path).eval()(x), written(x).logits)
+    with pytest.raises(ConfigError, match=r"lacks 2 tensors of the classifier, such as classifier.bias"):
+        build("hf:headless", {}, tmp_path)
+    (tmp_path / "vit/model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="finds no image classifier there"):
+        build("hf:vit", {}, tmp_path)
 
 
 def test_a_damaged_onnx_file_is_no_network(tmp_path: Path) -> None:

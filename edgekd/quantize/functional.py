@@ -7,8 +7,6 @@ lie last in memory the exporter would make a gather over computed indices (`as_s
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch.fx import GraphModule, Node
 
@@ -41,11 +39,13 @@ def _plain_form(operation: torch._ops.OpOverload) -> torch._ops.OpOverload | Non
 
 def _alone(node: Node) -> bool:
     """Whether nothing else reads what a node changes, nor anything that may share memory with it."""
-    source, reader = cast(object, node.args[0]), node
+    source: object = node.args[0]
+    reader = node
     while isinstance(source, Node) and list(source.users) == [reader]:
         if not _may_share(source):
             return source.op == "call_function"
-        source, reader = source.args[0], source
+        reader = source
+        source = source.args[0]
     return False
 
 

@@ -59,7 +59,7 @@ def write_onnx(
         ExportError: the network cannot be captured or written, is too large for one file, or what came out is not what
             was asked for (`check_file`).
     """
-    _refuse_too_large(_tensor_bytes(network), path.name)
+    check_size(network, path.name)
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
     module = _Positional(network, outputs).train(False)
     try:
@@ -86,6 +86,11 @@ def write_onnx(
     stamp(model, {**metadata, "opset": opset})
     save(fuse(model, raw) if raw else model, path)
     check_file(path, inputs=list(example), outputs=outputs, opset=opset)
+
+
+def check_size(network: nn.Module, name: str) -> None:
+    """Raise ExportError if all parameters and buffers, each once, do not fit one file; `name` is what it would be."""
+    _refuse_too_large(sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers())), name)
 
 
 def clean(model: onnx.ModelProto) -> None:
@@ -167,11 +172,6 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             yield from (attribute.t, *attribute.tensors)
             for inner in (attribute.g, *attribute.graphs):
                 yield from _tensors(inner)
-
-
-def _tensor_bytes(network: nn.Module) -> int:
-    """Bytes of all parameters and buffers, each once."""
-    return sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
 
 
 def _refuse_too_large(size_bytes: int, name: str) -> None:

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.config.settings import did_you_mean
-from edgekd.errors import ConfigError, UnavailableError, first_line
+from edgekd.errors import ConfigError, UnavailableError, first_line, quiet
 from edgekd.files import sha256_file, sha256_json
 from edgekd.models.names import elsewhere
 from edgekd.models.onnx_safety import digest_onnx
@@ -19,7 +20,7 @@ from edgekd.models.onnx_safety import digest_onnx
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_PACKAGES = {"timm": ("timm", "torchvision"), "torchvision": ("torchvision",), "hf": ("transformers",)}
+_PACKAGES = {"timm": ("timm", "torchvision"), "torchvision": ("torchvision",), "hf": ("transformers", "timm")}
 
 
 def factory_of(reference: str, base: Path) -> Callable[..., nn.Module]:
@@ -78,9 +79,8 @@ def _timm(name: str) -> Callable[..., nn.Module]:
         raise ConfigError(f"timm has no model {name!r}", hint=did_you_mean(name, known[:10_000]))
 
     def make(num_classes: int = 1000, in_channels: int = 3, **args: Any) -> nn.Module:
-        network: nn.Module = timm.create_model(
-            name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **args
-        )
+        given = {"num_classes": num_classes, "in_chans": in_channels, **_without_downloads("timm", args)}
+        network: nn.Module = timm.create_model(name, pretrained=False, **given)
         return network
 
     return make
@@ -93,10 +93,28 @@ def _torchvision(name: str) -> Callable[..., nn.Module]:
         raise ConfigError(f"torchvision has no model {name!r}", hint=did_you_mean(name, known))
 
     def make(num_classes: int = 1000, **args: Any) -> nn.Module:
-        network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **args)
+        given = {"num_classes": num_classes, **_without_downloads("torchvision", args)}
+        builder = models.get_model_builder(name)
+        # Segmentation and detection would fetch their backbone's weights unless told not to.
+        none = dict.fromkeys(set(_DOWNLOADS) & set(inspect.signature(builder).parameters))
+        network: nn.Module = builder(**given, **none)
         return network
 
     return make
+
+
+_DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone")
+
+
+def _without_downloads(library: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments but for those that ask for weights from elsewhere, which have to be false."""
+    for name in _DOWNLOADS:
+        if args.get(name):
+            raise ConfigError(
+                f"{name}={args[name]!r}: {library} would download weights, and edgekd downloads nothing",
+                hint="save them to a file once (torch.save of the state_dict) and give it as weights",
+            )
+    return {name: value for name, value in args.items() if name not in _DOWNLOADS}
 
 
 def _hugging_face(folder: Path) -> Callable[..., nn.Module]:
@@ -107,15 +125,23 @@ def _hugging_face(folder: Path) -> Callable[..., nn.Module]:
     class Logits(nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            asked = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
             try:
-                self.network = transformers.AutoModelForImageClassification.from_pretrained(
-                    str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False
-                )
+                with quiet():
+                    self.network, told = transformers.AutoModelForImageClassification.from_pretrained(
+                        str(folder), output_loading_info=True, **asked
+                    )
             except (OSError, ValueError) as error:
                 raise ConfigError(
                     f"{folder}: transformers finds no image classifier there: {first_line(error)}",
                     hint="give the folder that `save_pretrained` wrote, with model.safetensors",
                 ) from error
+            # transformers fills what is missing with random numbers, and only warns.
+            if missing := sorted(told["missing_keys"]):
+                raise ConfigError(
+                    f"{folder}: model.safetensors lacks {len(missing)} tensors of the classifier, such as {missing[0]}",
+                    hint="give the folder of a network that was trained as an image classifier",
+                )
 
         def forward(self, pixel_values: Tensor) -> Tensor:
             found: Tensor = self.network(pixel_values=pixel_values).logits

@@ -15,6 +15,7 @@ from edgekd.runtimes.registry import runtime
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.fx import GraphModule
 
     from edgekd.runtimes.protocol import Layer
 
@@ -104,8 +105,9 @@ class _Tried:
             return
         shapes = ", ".join(f"{name} {'x'.join(map(str, x.shape[1:]))}" for name, x in example.items())
         self._good("runs", f"{parameter_count(network):,} parameters, {shapes} -> {', '.join(self.outputs)}")
-        self._float(network, example, folder)
-        self._quantized(network, example, folder)
+        graph = self._captured(network, example)
+        if graph is not None:
+            self._exported(network, self._quantized(network, graph, example), example, folder)
 
     def _built(self) -> nn.Module:
         import torch
@@ -145,50 +147,58 @@ class _Tried:
         count = len(result) if isinstance(result, (tuple, list)) else 1
         return example, tuple("output" if count == 1 else f"output_{i}" for i in range(count))
 
-    def _float(self, network: nn.Module, example: dict[str, Tensor], folder: Path) -> None:
-        from edgekd.export.onnx_file import write_onnx
+    def _captured(self, network: nn.Module, example: dict[str, Tensor]) -> GraphModule | None:
         from edgekd.quantize.quantizer import capture
 
         try:
             graph = capture(network, tuple(example.values()))
         except EdgekdError as error:
             self.checked.failed("captured", error)
-            return
+            return None
         calls = sum(node.op == "call_function" for node in graph.graph.nodes)
         self._good("captured", f"a graph of {calls} operations, its batch axis open")
-        path = folder / "network.f32.onnx"
-        try:
-            write_onnx(network, example, self.outputs, path, opset=20, metadata={})
-        except EdgekdError as error:
-            self.checked.failed("exported", error)
-            return
-        self.files["f32"] = path
-        self._good("exported", f"ONNX, opset 20, {path.stat().st_size / 1e6:.2f} MB")
+        return graph
 
-    def _quantized(self, network: nn.Module, example: dict[str, Tensor], folder: Path) -> None:
+    def _quantized(self, network: nn.Module, graph: GraphModule, example: dict[str, Tensor]) -> GraphModule | None:
         """Quantized on noise: scales mean nothing, places do."""
-        from edgekd.export.flavours import to_uint8
-        from edgekd.export.onnx_file import load, save, write_onnx
         from edgekd.quantize.quantizer import convert, prepare
         from edgekd.quantize.stays_float import stays_float
 
-        if "f32" not in self.files:
-            return
         try:
-            quantized = prepare(network, tuple(example.values()), self.quantization, self.outputs)
+            quantized = prepare(network, tuple(example.values()), self.quantization, self.outputs, graph)
             quantized(*example.values())
             for fake_quant in quantized.fake_quants():
                 fake_quant.set_range("minmax")
             floats, eight = stays_float(quantized.graph_module)
-            int8, uint8 = folder / "network.int8.onnx", folder / "network.uint8.onnx"
-            write_onnx(convert(quantized), example, self.outputs, int8, opset=20, metadata={})
-            save(to_uint8(load(int8)), uint8)
+            converted = convert(quantized)
         except EdgekdError as error:
             self.checked.failed("quantized", error)
-            return
-        self.files.update(int8=int8, uint8=uint8)
+            return None
         words = f"{eight} layers in {self.quantization.weights} bits, {len(floats)} stay float"
         self.checked.steps.append(Step("quantized", True, words, floats=tuple(floats)))
+        return converted
+
+    def _exported(
+        self, network: nn.Module, converted: GraphModule | None, example: dict[str, Tensor], folder: Path
+    ) -> None:
+        """Written as ONNX, in 8 bits: that holds all operations of the float file. In float where 8 bits failed."""
+        from edgekd.export.flavours import to_uint8
+        from edgekd.export.onnx_file import check_size, load, save, write_onnx
+
+        precision = "f32" if converted is None else "int8"
+        path = folder / f"network.{precision}.onnx"
+        try:
+            check_size(network, "network.f32.onnx")
+            write_onnx(converted or network, example, self.outputs, path, opset=20, metadata={})
+            self.files[precision] = path
+            if converted is not None:
+                self.files["uint8"] = folder / "network.uint8.onnx"
+                save(to_uint8(load(path)), self.files["uint8"])
+        except EdgekdError as error:
+            self.checked.failed("exported", error)
+            self.files.clear()
+            return
+        self._good("exported", f"ONNX, opset 20, {path.stat().st_size / 1e6:.2f} MB in {precision}")
 
     def build(self, name: str, engine_name: str, device: str, scratch: Path) -> None:
         """Build for one target, and read what its engine runs in float."""
@@ -205,6 +215,9 @@ class _Tried:
         except EdgekdError as error:
             self.checked.failed(name, error)
             return
+        if not built.layers:
+            self._good(name, f"built; {engine_name} tells only where it runs which layers are in 8 bits")
+            return
         floats = [layer for layer in built.layers if layer.precision not in ("int8", "uint8")]
         words = f"{len(built.layers) - len(floats)} layers run in 8 bits, {len(floats)} in float"
         rows = tuple(_row(layer, engine_name) for layer in floats)
@@ -216,7 +229,7 @@ class _Tried:
 
 _NO_KERNEL = {
     "Softmax", "LayerNormalization", "SoftMax", "Gelu", "Erf", "Sigmoid", "Tanh", "InstanceNormalization", "MVN",
-    "GroupNormalization", "HardSwish", "Exp", "ReduceMean",
+    "GroupNormalization", "HardSwish", "HardSigmoid", "BiasGelu", "Exp", "ReduceMean",
 }  # fmt: skip
 _COPIES = {"QuantizeLinear", "DequantizeLinear", "FakeQuantize", "Quantize"}
 
@@ -227,7 +240,9 @@ def _row(layer: Layer, engine: str) -> dict[str, str]:
         why = "turns numbers into 8 bits or back"
     elif layer.kind in _NO_KERNEL:
         why = f"{engine} has no 8-bit form of it"
-    elif layer.kind in ("Conv", "Convolution", "Gemm", "FullyConnected", "MatMul", "FusedConv", "FusedGemm"):
+    elif layer.kind == "FusedConv":
+        why = f"{engine} fused it with an activation that cuts what 8 bits could hold, such as ReLU6 at large values"
+    elif layer.kind in ("Conv", "Convolution", "Gemm", "FullyConnected", "MatMul", "FusedGemm"):
         why = f"{engine} runs it in 8 bits only where what reads it takes 8 bits; answers of a network are float"
     else:
         why = f"{engine} found nothing in 8 bits on both sides of it"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from edgekd.errors import ExportError, first_line, quiet
+from edgekd.quantize.functional import make_functional
 from edgekd.quantize.places import without_places
 from edgekd.quantize.settings import QuantizationSettings
 
@@ -80,6 +81,7 @@ def capture(network: nn.Module, example: tuple[Tensor, ...]) -> GraphModule:
             hint="its forward must not branch on tensor values or fix the batch size; `torch.export.export` shows more",
         ) from error
     assert isinstance(module, GraphModule)
+    make_functional(module)
     return module
 
 
@@ -88,10 +90,16 @@ def prepare(
     example: tuple[Tensor, ...],
     settings: QuantizationSettings,
     outputs: tuple[str, ...] = ("output",),
+    graph: GraphModule | None = None,
 ) -> QuantizedNetwork:
     """A float network (eval mode) as one with fake-quant modules that still observe: calibration comes next.
 
-    `outputs` names what the network returns.
+    Args:
+        network: stays as it is.
+        example: inputs of at least two samples.
+        settings: what is quantized, to how many bits.
+        outputs: names of what the network returns.
+        graph: what `capture` gave for it, where that is at hand; it is used up.
     """
     with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
@@ -101,7 +109,7 @@ def prepare(
         from edgekd.quantize.placement import Placement
         from edgekd.quantize.tied import untie
 
-    graph = capture(network, example)
+    graph = capture(network, example) if graph is None else graph
     untie(graph)
     with quiet():
         prepared = prepare_pt2e(graph, Placement(settings, outputs))

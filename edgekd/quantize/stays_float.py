@@ -25,6 +25,7 @@ _WHY = {
 }
 _CURVED = {"gelu", "silu", "silu_", "sigmoid", "sigmoid_", "tanh", "hardswish", "hardswish_", "hardsigmoid", "elu",
            "mish", "leaky_relu", "leaky_relu_", "prelu", "softplus", "exp", "erf"}  # fmt: skip
+_GATES = {"sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_"}
 
 
 def stays_float(graph: GraphModule) -> tuple[list[dict[str, str]], int]:
@@ -69,7 +70,7 @@ def _in_grid(graph: GraphModule, node: Node) -> bool:
 
 
 def _row(node: Node, why: str) -> dict[str, str]:
-    return {"layer": module_of(node), "kind": _name(node), "why": why}
+    return {"layer": module_of(node) or node.name, "kind": _name(node), "why": why}
 
 
 def _why(node: Node) -> str:
@@ -81,10 +82,18 @@ def _why(node: Node) -> str:
     if node.target in _BINARY:
         return "a sum that no convolution gave: its range is that of the whole skip"
     if node.target in _PRODUCTS:
-        return "a product that is no gate of a channel"
+        return _why_product(node)
     if node.target in _POOLS | _CONCATENATIONS:
         return "nothing that reads it is in 8 bits"
     return "engines have no 8-bit form of it"
+
+
+def _why_product(node: Node) -> str:
+    """A gate is quantized where a convolution gave its maps; behind a curve (SiLU, hardswish) they are float."""
+    sources = {_name(source) for source in node.all_input_nodes}
+    if sources & _CURVED - _GATES and sources & _GATES:
+        return "a gate of maps that a curve gave, which engines compute in float"
+    return "a product that is no gate of a channel"
 
 
 def _name(node: Node) -> str:

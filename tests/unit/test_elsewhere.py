@@ -13,7 +13,7 @@ import torch
 from test_onnx_safety import with_data_in
 from torch import nn
 
-from edgekd.errors import ConfigError, UnavailableError
+from edgekd.errors import ConfigError, UnavailableError, quiet
 from edgekd.models.facts import input_names, macs, parameter_count, size_bytes
 from edgekd.models.names import check_name
 from edgekd.models.resolve import build, code_digest
@@ -90,6 +90,32 @@ def test_a_library_that_is_missing_is_named_with_its_command(
     assert "install" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("argument", ["weights", "weights_backbone", "pretrained"])
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_nothing_makes_a_library_download_weights(
+    library: str, argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: dict[str, object] = {}
+
+    def segmenter(*, weights: object = None, weights_backbone: object = "IMAGENET", num_classes: int = 9) -> nn.Module:
+        got.update(weights=weights, weights_backbone=weights_backbone, num_classes=num_classes)
+        return nn.Linear(1, 1)
+
+    def create_model(name: str, **given: object) -> nn.Module:
+        got.update(given)
+        return nn.Linear(1, 1)
+
+    fake = types.ModuleType(library)
+    vars(fake).update(list_models=lambda: ["net"], get_model_builder=lambda name: segmenter, create_model=create_model)
+    monkeypatch.setitem(sys.modules, library, fake)
+    monkeypatch.setitem(sys.modules, f"{library}.models", fake)
+    with pytest.raises(ConfigError, match=f"{argument}='DEFAULT': {library} would download weights"):
+        build(f"{library}:net", {argument: "DEFAULT"}, tmp_path)
+    build(f"{library}:net", {argument: False}, tmp_path, {"num_classes": 4})
+    assert got["num_classes"] == 4
+    assert not any(got.get(name) for name in ("weights", "weights_backbone", "pretrained"))
+
+
 def test_a_timm_network_takes_classes_and_channels_of_the_data(tmp_path: Path) -> None:
     try:
         import timm  # noqa: F401
@@ -117,12 +143,13 @@ def test_a_hugging_face_folder_gives_logits_offline_without_code_or_pickles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[FakeClassifier] = []
+    missing: list[str] = []
 
     class Auto:
         @staticmethod
-        def from_pretrained(folder: str, **asked: object) -> FakeClassifier:
+        def from_pretrained(folder: str, **asked: object) -> tuple[FakeClassifier, dict[str, list[str]]]:
             made.append(FakeClassifier(folder, asked))
-            return made[-1]
+            return made[-1], {"missing_keys": missing}
 
     fake = types.ModuleType("transformers")
     fake.AutoModelForImageClassification = Auto  # type: ignore[attr-defined]
@@ -136,9 +163,32 @@ def test_a_hugging_face_folder_gives_logits_offline_without_code_or_pickles(
     assert network(torch.zeros(2, 3, 4, 4)).shape == (2, 2)
     asked = made[0].asked
     assert (asked["local_files_only"], asked["use_safetensors"], asked["trust_remote_code"]) == (True, True, False)
+    missing += ["classifier.weight", "classifier.bias"]
+    with pytest.raises(ConfigError, match=r"lacks 2 tensors of the classifier, such as classifier.bias"):
+        build("hf:vit", {}, tmp_path)
     before = code_digest("hf:vit", tmp_path)
     (tmp_path / "vit/model.safetensors").write_bytes(b"2")
     assert code_digest("hf:vit", tmp_path) != before
+
+
+def test_folders_that_transformers_wrote_are_taken_or_refused_with_the_reason(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16, patch_size=8,
+        num_labels=3,
+    )  # fmt: skip
+    written = transformers.ViTForImageClassification(config).eval()
+    x = torch.randn(2, 3, 16, 16)
+    with quiet():
+        written.save_pretrained(tmp_path / "vit")
+        transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "headless")
+    with torch.no_grad():
+        assert torch.equal(build("hf:vit", {}, tmp_path).eval()(x), written(x).logits)
+    with pytest.raises(ConfigError, match=r"lacks 2 tensors of the classifier, such as classifier.bias"):
+        build("hf:headless", {}, tmp_path)
+    (tmp_path / "vit/model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="finds no image classifier there"):
+        build("hf:vit", {}, tmp_path)
 
 
 def test_a_damaged_onnx_file_is_no_network(tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""Captured graphs in functional form: same values, nothing in place, and what stays because somebody would notice."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgekd.quantize.quantizer import capture, prepare
+from edgekd.quantize.settings import QuantizationSettings
+from edgekd.quantize.stays_float import stays_float
+
+
+class Mobile(nn.Module):
+    """What torchvision's MobileNetV3 does: everything in place, a gate behind a curve, dropout of a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.gate = nn.Conv2d(4, 4, 1)
+        self.head, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardswish(self.norm(self.conv(x)), inplace=True)
+        x = F.hardsigmoid(self.gate(F.adaptive_avg_pool2d(x, 1)), inplace=True) * x
+        x = self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return self.last(F.dropout(F.hardswish(x, inplace=True), 0.2, self.training, inplace=True))
+
+
+class ChannelsLast(nn.Module):
+    """What ConvNeXt and Swin do: pooling of maps whose channels lie last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.body(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.head(F.adaptive_avg_pool2d(maps, 1).flatten(1))
+
+
+class Rectified(nn.Module):
+    """Someone else reads what is changed in place: a view, made before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        flat = x.flatten(1)
+        return F.relu(x, inplace=True).sum((1, 2, 3)) + flat.sum(1)
+
+
+def _operations(network: nn.Module, x: Tensor) -> tuple[list[str], float]:
+    graph = capture(network, (x,))
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    with torch.no_grad():
+        return names, float((graph(x) - network(x)).abs().max())
+
+
+@pytest.mark.parametrize("network", [Mobile(), ChannelsLast()], ids=["in place", "channels last"])
+def test_a_captured_network_changes_nothing_in_place_and_answers_the_same(network: nn.Module) -> None:
+    names, error = _operations(network.eval(), torch.randn(2, 3, 8, 8))
+    assert not [name for name in names if name.split(".")[1].endswith("_")]
+    assert ("aten.mean.dim" in names) == isinstance(network, ChannelsLast)
+    assert error == 0
+
+
+def test_what_others_see_changed_stays_in_place() -> None:
+    names, error = _operations(Rectified().eval(), torch.randn(2, 3, 8, 8))
+    assert "aten.relu_.default" in names
+    assert error == 0
+
+
+def test_the_reasons_of_what_stays_float_are_true() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    rows, eight = stays_float(prepare(Mobile().eval(), (x,), QuantizationSettings()).graph_module)
+    assert eight == 4
+    assert [row["kind"] for row in rows] == ["mul", "hardswish"]
+    assert "a gate of maps that a curve gave" in rows[0]["why"]
+
+
+def test_a_graph_that_is_at_hand_is_not_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = Mobile().eval(), torch.randn(2, 3, 8, 8)
+    before = copy.deepcopy(network.state_dict())
+    graph = capture(network, (x,))
+    monkeypatch.setattr(torch.export, "export", None)
+    prepared = prepare(network, (x,), QuantizationSettings(), graph=graph)
+    prepared.set_mode("passing")
+    with torch.no_grad():
+        assert torch.allclose(prepared(x), network(x), atol=1e-6)
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in before.items())

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import jsonschema
 import pytest
 import typer
@@ -45,12 +46,14 @@ run()
 """
 
 
-def call(folder: Path, *words: str, program: tuple[str, ...] = ("-m", "edgekd"), **environment: str) -> Any:
+def call(folder: Path, *words: str, program: tuple[str, ...] = (), **environment: str) -> Any:
+    """A command; with `program` (arguments of Python) started from nothing."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("EDGEKD_", "GITHUB_"))}
-    return subprocess.run(
-        [sys.executable, *program, *words],
-        cwd=folder, env={**kept, **environment}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    env = {**kept, **environment}
+    if not program:
+        return forked.edgekd(words, cwd=folder, env=env)
+    command = [sys.executable, *program, *words]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
 
 
 def loaded(folder: Path, *words: str) -> tuple[int, set[str]]:
@@ -71,7 +74,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_module_is_the_command(tmp_path: Path) -> None:
-    done = call(tmp_path, "--version")
+    done = call(tmp_path, "--version", program=("-m", "edgekd"))
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{edgekd.__version__}\n", "")
 
 

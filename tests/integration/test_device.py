@@ -212,6 +212,7 @@ def test_whole_chain_of_the_digits_with_a_device_in_place_of_this_machine(server
     edgekd("target", "add", "pi", server.url, "--python", "device-python")
     brief = {"targets.ov.host": "pi", "targets.ort.host": "pi", "targets.ort.compile_on": "host", "gates": "[]"}
     brief |= {"teacher.epochs": 2, "distill.epochs": 1, "quantize.epochs": 1, "evaluate.device_samples": 200}
+    brief |= {"data.limit": "{train: 320}", "teacher.args.width": 24, "distill.args.width": 16}
     brief |= {"export.max_noise": 2, "export.min_agreement": 0.5}  # hardly trained, it is unsure of its answers
     brief |= {"bench.launches": 1, "bench.min_time_s": 0.2, "bench.min_samples": 20, "bench.quiet_wait_s": 0}
     sets = [word for key, value in {**brief, "bench.profile": "false"}.items() for word in ("--set", f"{key}={value}")]

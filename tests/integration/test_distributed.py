@@ -13,6 +13,8 @@ from chain import Result, Workshop
 from edgekd.models.weights import load_state
 
 pytestmark = pytest.mark.slow
+Finished = tuple[Workshop, Result]
+Outcome = tuple[dict[str, Any], dict[str, torch.Tensor]]
 
 # No BatchNorm: its statistics are each process's own. One process kills itself where a file says so.
 NET = """
@@ -42,36 +44,47 @@ train: {batch: 48, precision: f32, lr: 0.2, clip: 5.0}
 stages:
   - teacher: {model: "net:Net", args: {width: 16}, epochs: 3}
   - distill: {student: "net:Net", epochs: 4}
+  - quantize: {weights: 4, self_distillation: true, epochs: 2}
 """
+PARTS = ["--set", "train.accumulate=2"]
 
 
-@pytest.fixture
-def workshop(tmp_path: Path) -> Workshop:
-    (tmp_path / "net.py").write_text(NET)
-    made = Workshop(tmp_path)
+def workshop_in(folder: Path) -> Workshop:
+    """The pipeline with a store and an output folder of its own."""
+    folder.mkdir(exist_ok=True)
+    (folder / "net.py").write_text(NET)
+    made = Workshop(folder)
     made.write(PIPELINE)
     return made
 
 
-def outcome(
-    result: Result, workshop: Workshop, stage: str = "distill"
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    return workshop_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """What one process makes of whole batches."""
+    made = workshop_in(tmp_path_factory.mktemp("alone"))
+    return made, made.run()
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """What two make of batches in two parts each."""
+    made = workshop_in(tmp_path_factory.mktemp("together"))
+    return made, made.run("--nproc", "2", *PARTS)
+
+
+def outcome(finished: Finished, stage: str = "distill") -> Outcome:
     """Curves and weights of a stage."""
+    workshop, result = finished
     assert result.code == 0, result.err
     key = next(row["key"] for row in result.report["stages"] if row["name"] == stage)
     folder = workshop.folder / "store" / "objects" / key[:2] / key
     curves: dict[str, Any] = json.loads((folder / "curves.json").read_text())["phases"][0]
     return curves, load_state(folder / "weights.safetensors")
-
-
-def again(workshop: Workshop, name: str) -> Workshop:
-    """The same pipeline with a store and an output folder of its own."""
-    folder = workshop.folder / name
-    folder.mkdir()
-    (folder / "net.py").write_text(NET)
-    made = Workshop(folder)
-    made.write(PIPELINE)
-    return made
 
 
 def assert_close(one: Any, other: Any) -> None:
@@ -82,31 +95,24 @@ def assert_close(one: Any, other: Any) -> None:
         assert torch.allclose(other[1][name], value, rtol=1e-3, atol=1e-5), name
 
 
-def test_two_processes_and_accumulated_parts_give_the_curves_of_one_with_the_whole_batch(workshop: Workshop) -> None:
-    alone = workshop.run()
-    two = again(workshop, "two")
-    together = two.run("--nproc", "2", "--set", "train.accumulate=2")
+def test_two_processes_and_accumulated_parts_give_the_curves_of_one_with_the_whole_batch(
+    alone: Finished, together: Finished
+) -> None:
     for stage in ("teacher", "distill"):
-        assert_close(outcome(alone, workshop, stage), outcome(together, two, stage))
-    assert together.states() == {"teacher": "ran", "distill": "ran"}
-    assert len([line for line in together.err.splitlines() if "offline 4/4" in line]) == 1  # one process speaks
+        assert_close(outcome(alone, stage), outcome(together, stage))
+    two, result = together
+    assert result.states() == {"teacher": "ran", "distill": "ran", "quantize": "ran"}
+    assert len([line for line in result.err.splitlines() if "offline 4/4" in line]) == 1  # one process speaks
     # What several processes made is there for one: the number of them is no part of a key.
-    key = together.report["stages"][1]["key"]
-    assert two.run("--set", "train.accumulate=2").report["stages"][1] | {"seconds": 0} == {
+    key = result.report["stages"][1]["key"]
+    assert two.run(*PARTS).report["stages"][1] | {"seconds": 0} == {
         "name": "distill", "state": "cached", "cache": "local", "key": key, "seconds": 0, "why": "unchanged",
         "warnings": [],
     }  # fmt: skip
 
 
-def test_two_processes_teach_a_quantized_network_like_one(workshop: Workshop) -> None:
-    file = PIPELINE.replace("epochs: 4}", "epochs: 1}\n  - quantize: {weights: 4, self_distillation: true, epochs: 2}")
-    workshop.write(file)
-    two = again(workshop, "two")
-    two.write(file)
-    one, both = (
-        outcome(place.run(*arguments), place, "quantize")
-        for place, arguments in ((workshop, ()), (two, ("--nproc", "2")))
-    )
+def test_two_processes_teach_a_quantized_network_like_one(alone: Finished, together: Finished) -> None:
+    one, both = outcome(alone, "quantize"), outcome(together, "quantize")
     # A value on the edge between two levels may fall on either side, so the weights part a little.
     assert both[0]["terms"]["kd"] == pytest.approx(one[0]["terms"]["kd"], rel=0.02)
     assert both[1].keys() == one[1].keys()
@@ -115,29 +121,30 @@ def test_two_processes_teach_a_quantized_network_like_one(workshop: Workshop) ->
 
 
 def test_a_killed_process_is_started_again_and_ends_with_the_same_bytes(
-    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+    together: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = outcome(workshop.run("--nproc", "2"), workshop)
-    order = workshop.folder / "die"
+    whole = outcome(together)
+    order = tmp_path / "die"
     monkeypatch.setenv("DIE_FILE", str(order))
+    several = ["--nproc", "2", *PARTS, "--to", "distill"]
 
     order.touch()
-    killed = again(workshop, "killed")
-    found = outcome(killed.run("--nproc", "2", "--max-restarts", "1"), killed)
+    killed = workshop_in(tmp_path / "killed")
+    found = outcome((killed, killed.run(*several, "--max-restarts", "1")))
     assert not order.exists()
     assert found[0] == whole[0]
     assert all(torch.equal(found[1][name], value) for name, value in whole[1].items())
 
     order.touch()
-    died = again(workshop, "died")
-    result = died.run("--nproc", "2")
+    died = workshop_in(tmp_path / "died")
+    result = died.run(*several)
     assert not order.exists()
     assert result.code == 4
     assert "error: one of the 2 processes died" in result.err
     # The checkpoint of two processes serves one.
-    rest = died.run()
+    rest = died.run(*PARTS, "--to", "distill")
     assert "resumed" in rest.states().values()
-    assert_close(whole, outcome(rest, died))
+    assert_close(whole, outcome((died, rest)))
 
 
 def test_a_mistake_is_said_once_and_keeps_its_exit_code(workshop: Workshop) -> None:
@@ -152,13 +159,12 @@ def test_a_mistake_is_said_once_and_keeps_its_exit_code(workshop: Workshop) -> N
 
 def test_knowledge_between_samples_sees_the_rows_of_all_processes(workshop: Workshop) -> None:
     knowledge = "distill.knowledge=[kd, rkd, similarity, dist]"
-    arguments = ["--set", knowledge]
+    arguments = ["--set", knowledge, "--to", "distill"]
     # A small rate: these losses are steep at the start, and rounding would grow into differences that mean nothing.
     for setting in ("train.lr=0.001", "teacher.epochs=1", "distill.epochs=1"):
         arguments += ["--set", setting]
-    alone = workshop.run(*arguments)
-    two = again(workshop, "two")
-    assert_close(outcome(alone, workshop), outcome(two.run("--nproc", "2", *arguments), two))
+    two = workshop_in(workshop.folder / "two")
+    assert_close(outcome((workshop, workshop.run(*arguments))), outcome((two, two.run("--nproc", "2", *arguments))))
 
 
 def test_a_loss_that_is_lost_in_several_processes_is_named_once_with_its_step(workshop: Workshop) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from forked import edgekd
 from sklearn.datasets import load_digits
 
 from edgekd.pipeline.schema import load_pipeline
@@ -22,10 +21,8 @@ CHAIN = ["teacher", "distill", "quantize", "export", "compile", "evaluate", "ben
 
 def run(name: str, folder: Path, *arguments: str) -> dict[str, Any]:
     """Run a pipeline file by the command line with its own store below `folder`; gives the report."""
-    command = [sys.executable, "-m", "edgekd", "run", str(ROOT / "pipelines" / f"{name}.yaml"), *arguments]
     places = ["--out", str(folder / "out"), "--store", str(folder / "store")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *places], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = edgekd(["run", str(ROOT / "pipelines" / f"{name}.yaml"), *arguments, *places], cwd=folder)
     assert done.returncode == 0, done.stderr + done.stdout
     report: dict[str, Any] = json.loads((folder / "out" / "report.json").read_text())
     assert (report["status"], report["exit_code"]) == ("ok", 0)

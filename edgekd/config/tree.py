@@ -138,10 +138,16 @@ def parse_tree(text: str, source: str) -> Tree:
 
 def raise_problems(tree: Tree, problems: Iterable[Problem]) -> None:
     """Raise one ConfigError that holds every problem, in the order of the file; return if there is none."""
-    lines = [(f"{tree.where(p.location)}: {p.message}", p.hint) for p in problems]
+    lines = [(f"{tree.where(p.location)}: {_message(tree, p)}", p.hint) for p in problems]
     if lines:
         unique = tuple(dict.fromkeys(sorted(lines, key=lambda line: _numbers(line[0]))))
         raise ConfigError(unique[0][0], hint=unique[0][1], problems=unique)
+
+
+def _message(tree: Tree, problem: Problem) -> str:
+    """A problem's message; where an option stands for its place in the file, without that place."""
+    place = f"{'.'.join(map(str, problem.location))}: "
+    return problem.message.removeprefix(place) if tree.origins else problem.message
 
 
 def _numbers(text: str) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from edgekd.data.readers.sound import listed
+from edgekd.data.sources import SPLITS
 from edgekd.errors import DataError, EdgekdError, StageError, TryAgainError
 from edgekd.files import lock
 from edgekd.pipeline import deliver
@@ -72,6 +73,8 @@ class Outcome:
     seconds: float = 0.0
     fingerprint: str | None = None
     data_files: dict[str, str] = field(default_factory=dict)
+    learned_from: list[str] = field(default_factory=list)
+    split_fingerprints: dict[str, str] = field(default_factory=dict)
     broken_images: dict[str, int] = field(default_factory=dict)
     whole: bool = True
 
@@ -138,6 +141,8 @@ class _Run:
             check_board(self.pipeline)
             self.outcome.fingerprint = self.planner.data.fingerprint
             self.outcome.data_files = self.planner.data.digests
+            self.outcome.learned_from = list(self.planner.data.files_of("train"))
+            self.outcome.split_fingerprints = {name: self.planner.data.split_fingerprint(name) for name in SPLITS}
             self._left_out()
             with self.store.in_use_by(identity(self.pipeline)) as usage:
                 self._stages()

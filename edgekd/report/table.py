@@ -193,6 +193,7 @@ def _percentile(row: Latency, name: str) -> str:
 
 def _conditions(row: Latency) -> list[str]:
     notes = ["quick"] if row.quick else []
+    notes += ["too few launches for its interval"] if row.few_launches else []
     notes += ["not steady"] if row.steady is False else []
     notes += ["contended"] if row.contended else []
     notes += ["throttled"] if row.throttled else []

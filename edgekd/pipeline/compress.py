@@ -14,7 +14,7 @@ from edgekd.config.settings import did_you_mean
 from edgekd.config.tree import Location
 from edgekd.data.sources import IMAGE_SOURCES
 from edgekd.errors import ConfigError
-from edgekd.files import canonical_json
+from edgekd.files import canonical_json, from_here
 from edgekd.models.names import elsewhere
 from edgekd.pipeline.found_data import Found
 from edgekd.pipeline.schema import Pipeline, check_tree
@@ -76,10 +76,9 @@ def check_text(wish: Wish, text: str) -> Pipeline:
 
 def _origins(wish: Wish) -> dict[Location, str]:
     """The option that each part of the file came from; what a rule chose is the command's."""
-    found: dict[Location, str] = {
-        (): "compress",
-        ("data",): f"--data {wish.data.options.get('path', wish.data.source)}",
-    }
+    path = wish.data.options.get("path")
+    data = from_here(Path(path)) if path else wish.data.source
+    found: dict[Location, str] = {(): "compress", ("data",): f"--data {data}"}
     found |= {("data", name): f"--{name}" for name in ("size", "fit", "channels", "normalize")}
     found |= {(name,): f"--{name}" for name in ("name", "seed", "task", "args", "weights")}
     found |= {("model",): f"--model {wish.model.model}", ("gates",): "--max-drop"}

@@ -11,7 +11,7 @@ all on one core; medians over rounds. benchmark_app's p50 against OpenVINO's own
 against our wall clock, within 5% or 10 us; LoadGen's p50 against our wall clock, within 5% or 10 us; the smallest times
 within 8% (LoadGen's: or 10 us).A round does not count if an involuntary switch fell into more than 20% of the 20 ms
 windows on either side, or some task waited for a core in more than 20% of our time (PSI); after twice as many rounds
-as wanted the row is skipped, and only the smallest times are judged. LoadGen comes with pip install 'edgekd[oracles]'.
+as wanted the row is skipped, and only the smallest times are judged. LoadGen comes with pip install -e '.[oracles]'.
 
 `trials` (half an hour for 60 on a quiet machine): `edgekd measure --quick` of a network against itself, and against
 itself with a counted amount of work more in every call: 5%, 2% of the CPU time of a call, calibrated once. The kinds

@@ -39,7 +39,7 @@ def benchmark_app(model: Path, *, seconds: int, cpu: int) -> dict[str, Any]:
 def loadgen(engine: str, model: Path, *, seconds: float, cpu: int) -> dict[str, Any]:
     """LoadGen's SingleStream figures of the session that edgekd measures; `call`: of the calls alone, by our clock."""
     if importlib.util.find_spec("mlperf_loadgen") is None:
-        raise MissingError("mlperf_loadgen is not installed: pip install 'edgekd[oracles]'")
+        raise MissingError("mlperf_loadgen is not installed: pip install -e '.[oracles]'")
     with tempfile.TemporaryDirectory() as folder:
         script = str(Path(__file__).with_name("latency_loadgen.py"))
         command = [sys.executable, script, engine, str(model), str(seconds), str(cpu), folder]

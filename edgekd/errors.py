@@ -97,6 +97,30 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def install_hint(extra: str, *packages: str) -> str:
+    """The command that brings an extra of edgekd to where this edgekd came from: a clone, or a package index.
+
+    `packages`: what the extra brings; where edgekd is no installed package (the agent on a device), they alone.
+    """
+    import json
+    import shlex
+    from importlib import metadata
+    from urllib.parse import unquote, urlsplit
+
+    try:
+        told = metadata.distribution("edgekd").read_text("direct_url.json")
+        origin = json.loads(told) if told else {}
+    except metadata.PackageNotFoundError:
+        return f"pip install {' '.join(packages)}"
+    except ValueError:
+        origin = {}
+    if "dir_info" not in origin:
+        return f"pip install 'edgekd[{extra}]'"
+    editable = "-e " if origin["dir_info"].get("editable") else ""
+    folder = unquote(urlsplit(origin["url"]).path)
+    return f"pip install {editable}{shlex.quote(f'{folder}[{extra}]')}"
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the notes of libraries about their own insides from the user: nothing in them is theirs to mend."""

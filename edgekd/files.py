@@ -57,6 +57,12 @@ def temporaries(folder: Path, pattern: str) -> list[Path]:
     return [path for path in folder.glob(f".{pattern}.*") if _TEMPORARY.fullmatch(path.name) and path.is_file()]
 
 
+def from_here(path: Path) -> str:
+    """A path as somebody would type it here: from the current directory if it lies below that, else as a whole."""
+    whole, here = Path(os.path.normpath(path.absolute())), Path.cwd()
+    return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
+
+
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's content."""
     with path.open("rb") as stream:

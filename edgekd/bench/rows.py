@@ -68,6 +68,7 @@ def latency_row(
         "scenario": "SingleStream" if about["batch"] == 1 else "MultiStream",
         "n": n,
         "launches": len(one.launches),
+        "few_launches": len(one.launches) < statistics.FEWEST_LAUNCHES,
         **{f"{name}_ms": None if estimate is None else _round(estimate.value) for name, estimate in found.items()},
         "ci95": {
             **{f"{name}_ms": _interval(estimate) for name, estimate in found.items() if estimate is not None},

@@ -29,6 +29,8 @@ DRAWS = 1000
 DISTURBED_SHARE = 0.2
 DRIFT_LIMIT = 0.1
 FEWEST_BLOCKS = 10
+FEWEST_LAUNCHES = 3
+"""For an interval that is of use: one process says nothing of what others would find, two hardly anything."""
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 

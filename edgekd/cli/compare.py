@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgekd.cli.shared import JsonOption, LogFormatOption, QuietOption, make_log, print_json
-from edgekd.errors import ConfigError, GateError
+from edgekd.errors import ConfigError
 
 if TYPE_CHECKING:
+    from edgekd.pipeline.log import Log
     from edgekd.report.changes import Kind, Options
     from edgekd.report.compare import Outcome
 
@@ -41,6 +43,13 @@ def compare(
     across_machines: Annotated[
         bool, typer.Option("--across-machines", help="Judge latency also where the machines differ.")
     ] = False,
+    across_data: Annotated[
+        bool, typer.Option("--across-data", help="Judge scores also where they are of other samples.")
+    ] = False,
+    allow_missing: Annotated[
+        list[str] | None,
+        typer.Option("--allow-missing", metavar="TARGET", help="A target of BASE that NEW need not have; repeatable."),
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a pull request.")] = False,
     json_: JsonOption = False,
     log_format: LogFormatOption = "text",
@@ -54,23 +63,32 @@ def compare(
     from edgekd.report.draw import read_report
 
     thresholds = {**THRESHOLDS, **dict(_threshold(text) for text in threshold or ())}
-    options = Options(thresholds, _number("--run-noise", run_noise, percent=True), across_machines)
+    options = Options(thresholds, _number("--run-noise", run_noise, percent=True), across_machines, across_data)
+    options = replace(options, may_be_missing=tuple(allow_missing or ()))
     reports = [read_report(path) for path in (base, new)]
     folders = [path if path.is_dir() else path.parent for path in (base, new)]
     outcome = compare_reports(reports[0], folders[0], reports[1], folders[1], options)
-    worse = outcome.regressions()
-    code = GateError.exit_code if worse else 0
     if json_:
-        print_json(_document(outcome, [report.run_id for report in reports], options, code))
+        print_json(_document(outcome, [report.run_id for report in reports], options))
     else:
         typer.echo(_shown(outcome, markdown=markdown))
-    if worse:
-        from edgekd.report.compare import interval_text
+    _say_why(outcome, make_log(log_format, quiet))
+    return outcome.exit_code
 
-        log = make_log(log_format, quiet)
-        for row in worse:
-            log.error(f"regression: {row.measure} of {row.what}: {interval_text(row)}", None)
-    return code
+
+def _say_why(outcome: Outcome, log: Log) -> None:
+    """One line for each reason not to end with 0."""
+    from edgekd.report.compare import interval_text
+
+    for row in outcome.regressions():
+        log.error(f"regression: {row.measure} of {row.what}: {interval_text(row)}", None)
+    for name in outcome.missing:
+        log.error(f"regression: target {name} is missing in new", f"--allow-missing {name}, if it was meant to go")
+    if outcome.incomparable:
+        log.error(
+            f"not comparable: scores of {', '.join(outcome.incomparable)} are of other samples",
+            "run BASE again on the test data of NEW; or --across-data, which judges them all the same",
+        )
 
 
 def _shown(outcome: Outcome, *, markdown: bool) -> str:
@@ -84,17 +102,19 @@ def _shown(outcome: Outcome, *, markdown: bool) -> str:
     )
 
 
-def _document(outcome: Outcome, runs: list[str], options: Options, code: int) -> dict[str, Any]:
+def _document(outcome: Outcome, runs: list[str], options: Options) -> dict[str, Any]:
     return {
         "base": runs[0],
         "new": runs[1],
         "verdict": outcome.verdict,
-        "exit_code": code,
+        "exit_code": outcome.exit_code,
         "run_noise": options.run_sd,
         "thresholds": dict(options.thresholds),
         "rows": [vars(row) for row in outcome.rows],
         "only_base": outcome.only_base,
         "only_new": outcome.only_new,
+        "missing_targets": outcome.missing,
+        "not_comparable": outcome.incomparable,
         "notes": outcome.notes,
     }
 

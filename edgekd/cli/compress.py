@@ -20,6 +20,7 @@ from edgekd.cli.shared import (
     check_stage_names,
     make_log,
     print_json,
+    show_report,
 )
 from edgekd.errors import ConfigError
 
@@ -83,10 +84,9 @@ def compress(
     """Quantize, compile, evaluate and measure a network as it is; with --student distil it first."""
     log = make_log(log_format, quiet or json_)
     from edgekd.models.names import elsewhere
-    from edgekd.pipeline.compress import Wish, pipeline_text, targets_of
+    from edgekd.pipeline.compress import Wish, check_text, pipeline_text, targets_of
     from edgekd.pipeline.failures import check_folders
     from edgekd.pipeline.found_data import find_data
-    from edgekd.pipeline.schema import load_pipeline
 
     given = network_of(model, args, weights)
     if student is None and (student_args or student_weights or epochs):
@@ -126,11 +126,13 @@ def compress(
         _weak(target),
         fit,
     )
+    text = pipeline_text(wish)
+    pipeline = check_text(wish, text)  # before anything is written: what is refused leaves nothing behind
+    check_stage_names("--to", [to] if to else [], [stage.name for stage in pipeline.stages])
     check_folders({"--out": out, "--store": store})
-    file = _write(wish, pipeline_text(wish))
+    file = _write(wish, text)
     log.info(f"data: {data}: {found.words}")
     log.info(f"wrote {file}; `edgekd run {file} --out {out}` does the same again")
-    pipeline = load_pipeline(file)
     if dry_run:
         if json_:
             print_json({"pipeline": str(file)})
@@ -138,7 +140,6 @@ def compress(
     from edgekd.pipeline.runner import RunOptions
     from edgekd.store import StorePlace
 
-    check_stage_names("--to", [to] if to else [], [stage.name for stage in pipeline.stages])
     place = StorePlace(store.absolute(), store_mode, None if offline else remote_store)
     return _run(pipeline, wish, RunOptions(out, place, to), log, json_=json_)
 
@@ -169,7 +170,6 @@ def _run(pipeline: Pipeline, wish: Wish, options: RunOptions, log: Log, *, json_
     from edgekd.pipeline.runner import run
     from edgekd.report.kept import verdicts
     from edgekd.report.schema import Report
-    from edgekd.report.table import render_text
 
     seconds = tell_duration(pipeline, options, log)
     outcome = run(pipeline, options, log)
@@ -179,11 +179,7 @@ def _run(pipeline: Pipeline, wish: Wish, options: RunOptions, log: Log, *, json_
         kept = [{"target": target, "verdict": text} for target, text in lines]
         print_json({"verdicts": kept, "training_estimate_s": seconds, "report": outcome.report})
         return outcome.exit_code
-    table = render_text(report)
-    if table:
-        typer.echo(table)
-    if (wish.out / "report.html").is_file():
-        typer.echo(f"report: {wish.out / 'report.html'}  (to go on: edit {wish.out / FILE} and run it)")
+    show_report(report, wish.out, f"to go on: edit {wish.out / FILE} and run it")
     for target, text in lines:
         typer.echo(f"{target}: {text}")
     return outcome.exit_code

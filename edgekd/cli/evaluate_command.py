@@ -39,11 +39,24 @@ def evaluate(
     engine.version()
     engine.check(card["device"], run=True)
     row = {"build": str(build), "data": str(data), "split": chosen, **_scored(folder, card, opened, chosen)}
+    row["learned_from"] = _learned_from(folder, opened, chosen)
     if json_:
         print_json(row)
     else:
         low, high = row["ci95"]
         typer.echo(f"{row['name']} {row['value']:.4f} [{low:.4f}, {high:.4f}], n {row['n']} ({chosen} of {data})")
+        if row["learned_from"]:
+            typer.echo("note: the build was calibrated or trained on files of this data: new data may score lower")
+
+
+def _learned_from(folder: Path, data: Data, split: Any) -> bool | None:
+    """Whether a split has files that the build was made with, by the manifest of its run or bundle; None: unknown."""
+    from edgekd.report.lineage import learned_from, read_manifest
+
+    above = folder.resolve().parents
+    run = above[2] if len(above) > 2 and above[0].name == "builds" else folder
+    known = learned_from(read_manifest(run))
+    return not set(known).isdisjoint(data.files_of(split).values()) if known else None
 
 
 def _opened(card: dict[str, Any], path: Path, split: str | None, image: str, label: str) -> tuple[Data, str]:

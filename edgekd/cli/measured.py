@@ -40,6 +40,10 @@ def _latency(row: Row) -> Iterator[str]:
     if row["energy_mj_per_inference"] is not None:
         facts.append(f"{row['energy_mj_per_inference']:.3g} mJ ({row['energy_source']})")
     yield f"  {', '.join(facts)}"
+    if row["few_launches"]:
+        one = "1 launch: the interval is within it, and another one may differ by more"
+        two = f"{row['launches']} launches: too few to know what launches differ by, so the interval is wide"
+        yield f"  note: {one if row['launches'] == 1 else two}; 5 are usual (--launches)"
     notes = {
         "contended": "other processes disturbed more than a fifth of the samples",
         "throttled": "the machine slowed itself down",

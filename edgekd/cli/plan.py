@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +23,10 @@ from edgekd.cli.shared import (
     make_log,
     print_json,
 )
+from edgekd.errors import EdgekdError
+
+if TYPE_CHECKING:
+    from edgekd.pipeline.plan import Planner, Step
 
 
 def plan(
@@ -62,12 +67,46 @@ def plan(
         }
         for s in steps
     ]
+    refused = _refused(planner, steps)
     if json_:
-        print_json({"pipeline": pipeline.settings.name, "stages": rows})
+        problem = refused and {"message": refused.message, "hint": refused.hint, "exit_code": refused.exit_code}
+        print_json({"pipeline": pipeline.settings.name, "stages": rows, "refused": problem})
     else:
-        for row in rows:
-            answers = f"; {row['frozen_outputs']}" if row["frozen_outputs"] and row["state"] == "would run" else ""
-            where = " (remote)" if row["cache"] == "remote" else ""
-            took = f" [{row['seconds']:.1f} s last time]" if row["seconds"] is not None else ""
-            typer.echo(f"{row['name']:<10} {row['state']:<10} {row['why']}{where}{answers}{took}")
+        for line in _lines(rows, first=planner.last.first):
+            typer.echo(line)
+    if refused is not None:
+        if not json_:
+            typer.echo(f"`edgekd run` would end with {refused.exit_code} before the first stage that would run:")
+        make_log(log_format, quiet).error(refused.message, refused.hint)
+        return refused.exit_code
     return int(exit_code and not all(step.cached for step in steps))
+
+
+def _refused(planner: Planner, steps: list[Step]) -> EdgekdError | None:
+    """What `edgekd run` would say of engines and devices before the first stage that is not in the store."""
+    from edgekd.pipeline.preflight import check_targets
+
+    first = next((step.entry for step in steps if not step.cached), None)
+    if first is None:
+        return None
+    try:
+        check_targets(planner.pipeline, planner, first, list(planner.pipeline.stages))
+    except EdgekdError as error:
+        return error
+    return None
+
+
+def _lines(rows: list[dict[str, Any]], *, first: bool) -> Iterator[str]:
+    """One line for each stage. On a first run one more says why all of them would run, and theirs say nothing of it."""
+    from edgekd.pipeline.keys import NEVER
+
+    first = first and all(row["state"] == "would run" for row in rows)
+    if first:
+        yield f"the first run of this pipeline: all of its {len(rows)} stages would run"
+    for row in rows:
+        plain = first and (row["why"] == NEVER or row["why"].startswith("waits for "))
+        told = [] if plain else [row["why"]]
+        told += [row["frozen_outputs"]] if row["frozen_outputs"] and row["state"] == "would run" else []
+        where = " (remote)" if row["cache"] == "remote" else ""
+        took = f" [{row['seconds']:.1f} s last time]" if row["seconds"] is not None else ""
+        yield f"{row['name']:<10} {row['state']:<10} {'; '.join(told)}{where}{took}".rstrip()

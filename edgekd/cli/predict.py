@@ -63,7 +63,8 @@ def _prepared(path: Path, how: dict[str, Any]) -> np.ndarray[Any, Any]:
     from edgekd.export.predict import prepare
 
     if not path.is_file():
-        raise ConfigError(f"{path}: there is no such file", hint="give image files")
+        kind = "is a folder" if path.is_dir() else "there is no such file"
+        raise ConfigError(f"{path}: {kind}", hint="give image files, e.g. images/*.jpg")
     try:
         found: np.ndarray[Any, Any] = prepare(path, how)  # type: ignore[no-untyped-call]
     except Exception as error:  # Pillow raises many kinds on damaged files

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgekd.cli.shared import JsonOption, LogFormatOption, QuietOption, print_json
+from edgekd.cli.shared import JsonOption, LogFormatOption, QuietOption, print_json, show_report
 
 
 def report(
@@ -18,11 +18,11 @@ def report(
 ) -> None:
     """Draw report.html, report.md and junit.xml again from report.json."""
     from edgekd.report.draw import draw, read_report
-    from edgekd.report.table import render_text
 
     found = read_report(folder)
-    draw(found, folder if folder.is_dir() else folder.parent)
+    where = folder if folder.is_dir() else folder.parent
+    draw(found, where)
     if json_:
         print_json(found.model_dump(mode="json"))
     else:
-        typer.echo(render_text(found))
+        show_report(found, where)

@@ -22,6 +22,7 @@ from edgekd.cli.shared import (
     check_stage_names,
     make_log,
     print_json,
+    show_report,
 )
 from edgekd.errors import TryAgainError
 from edgekd.files import launched
@@ -90,13 +91,8 @@ def run(
         print_json(outcome.report)
         return outcome.exit_code
     from edgekd.report.schema import Report
-    from edgekd.report.table import render_text
 
-    table = render_text(Report.model_validate(outcome.report))
-    if table:
-        typer.echo(table)
-    if (folder / "report.html").is_file():
-        typer.echo(f"report: {folder / 'report.html'}  (also report.md, report.json, junit.xml)")
+    show_report(Report.model_validate(outcome.report), folder)
     return outcome.exit_code
 
 

@@ -15,6 +15,7 @@ from edgekd.errors import ConfigError, EdgekdError
 
 if TYPE_CHECKING:
     from edgekd.pipeline.log import Log
+    from edgekd.report.schema import Report
 
 LogFormat = Literal["text", "json"]
 JsonOption = Annotated[
@@ -67,6 +68,24 @@ def make_log(log_format: str, quiet: bool) -> Log:
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
     sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+def show_report(report: Report, folder: Path, also: str = "also report.md, report.json, junit.xml") -> None:
+    """The tables of a run on standard output, and where its report lies."""
+    from edgekd.report.table import render_text
+
+    table = render_text(report)
+    if table:
+        typer.echo(table)
+    page = folder / "report.html"
+    if not page.is_file():
+        return
+    if report.status != "failed":
+        typer.echo(f"report: {page}  ({also})")
+        return
+    earlier = folder / "artifacts" / "builds"
+    stale = f"; {earlier} is of an earlier one" if not report.builds and earlier.is_dir() else ""
+    typer.echo(f"report of the failed run: {page}{stale}")
 
 
 def say_error(error: EdgekdError, words: Sequence[str] = ()) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,16 @@ class Problem:
 
 @dataclass
 class Tree:
-    """Plain values of a YAML file, where each came from, and the bytes of the file that was read."""
+    """Plain values of a YAML file, where each came from, and the bytes of the file that was read.
+
+    `origins`: what `came_from` named in place of lines.
+    """
 
     source: str
     value: Any
     positions: dict[Location, str] = field(default_factory=dict)
     content: bytes = b""
+    origins: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -56,6 +60,16 @@ class Tree:
             if (*path, part) in self.positions:
                 path = (*path, part)
         return path
+
+    def came_from(self, origins: Mapping[Location, str]) -> None:
+        """Name what values came from, in place of lines of a file that nobody wrote: that of a location holds below it.
+
+        There has to be one for (), the whole.
+        """
+        for place in self.positions:
+            nearest = next(place[:end] for end in range(len(place), -1, -1) if place[:end] in origins)
+            self.positions[place] = origins[nearest]
+        self.origins = tuple(origins.values())
 
     def assign(self, location: Location, value: Any, origin: str) -> None:
         """Set the value at a location (its parents must be mappings or lists); `origin` is where it came from."""
@@ -124,10 +138,16 @@ def parse_tree(text: str, source: str) -> Tree:
 
 def raise_problems(tree: Tree, problems: Iterable[Problem]) -> None:
     """Raise one ConfigError that holds every problem, in the order of the file; return if there is none."""
-    lines = [(f"{tree.where(p.location)}: {p.message}", p.hint) for p in problems]
+    lines = [(f"{tree.where(p.location)}: {_message(tree, p)}", p.hint) for p in problems]
     if lines:
         unique = tuple(dict.fromkeys(sorted(lines, key=lambda line: _numbers(line[0]))))
         raise ConfigError(unique[0][0], hint=unique[0][1], problems=unique)
+
+
+def _message(tree: Tree, problem: Problem) -> str:
+    """A problem's message; where an option stands for its place in the file, without that place."""
+    place = f"{'.'.join(map(str, problem.location))}: "
+    return problem.message.removeprefix(place) if tree.origins else problem.message
 
 
 def _numbers(text: str) -> tuple[int, int]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from edgekd.data.fingerprint import Memo
 from edgekd.data.further import FurtherTable, open_table
+from edgekd.data.identity import of_data, of_split
 from edgekd.data.loading import Loader
-from edgekd.data.readers import Reader, open_reader
+from edgekd.data.readers import ImageReader, Reader, open_reader
 from edgekd.data.readers.sound import Broken, SoundReader
 from edgekd.data.settings import DataSettings, MeanStd, unknown_table
 from edgekd.data.sources import SPLITS, Split
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgekd.data.table import Normalization, Rows
-
-_FINGERPRINT_VERSION = 1  # a change of what samples mean raises it
 
 
 @dataclass(frozen=True)
@@ -115,25 +114,20 @@ class Data:
         Raises:
             DataError: a file cannot be read.
         """
-        settings = self.settings
-        limit = settings.limit.canonical() if settings.limit else {}
-        labelled = {} if settings.labelled is None else {"labelled": settings.labelled}
-        drawn = any(self._shares.values()) or any(limit.values()) or bool(labelled)
-        normalize = settings.normalize.canonical() if isinstance(settings.normalize, MeanStd) else settings.normalize
-        return sha256_json(
-            {
-                "version": _FINGERPRINT_VERSION,
-                "source": settings.source,
-                "files": self.digests,
-                "identity": self._reader.identity(),
-                "shares": self._shares,
-                "limit": {split: limit.get(split) for split in SPLITS},
-                "normalize": normalize,
-                "classes": settings.classes,
-                "seed": self._seed if drawn else None,
-                **labelled,
-            }
-        )
+        return of_data(self.settings, self.digests, self._reader.identity(), self._shares, self._seed)
+
+    def split_fingerprint(self, split: Split) -> str:
+        """Hex sha256 of what decides which samples a split holds, and not of what they become (size, normalisation).
+
+        Two scores on one split can be compared where this is the same, whatever became of the rest of the data.
+        """
+        rules = self._reader.decoder.identity() if isinstance(self._reader, ImageReader) else {}
+        identity = {name: value for name, value in self._reader.identity().items() if name not in rules}
+        return of_split(split, self.settings, self.files_of(split), identity, self._shares, self._seed)
+
+    def files_of(self, split: Split) -> dict[str, str]:
+        """Those of `digests` that a split is read from; what is drawn from train has the files of train."""
+        return {name: self.digests[name] for name in self._reader.files("train" if split in self._shares else split)}
 
     def check(self) -> None:
         """See that everything is still there.

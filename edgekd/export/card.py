@@ -73,7 +73,9 @@ def read_card(build: Path) -> tuple[Path, dict[str, Any]]:
         ConfigError: there is none, or it is damaged.
     """
     folder = build if build.is_dir() else build.parent
+    inside = sorted(str(path.parent) for path in (folder / "artifacts" / "builds").glob(f"*/{CARD}"))
     hint = "give a folder below artifacts/builds of a run, e.g. runs/NAME/artifacts/builds/openvino.int8"
+    hint = f"that is a run; give one of its builds: {', '.join(inside)}" if inside else hint
     try:
         card = json.loads((folder / CARD).read_text())
     except FileNotFoundError:

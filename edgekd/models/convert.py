@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from edgekd.errors import ConfigError, EdgekdError, first_line
+from edgekd.errors import ConfigError, EdgekdError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +75,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     """
     import torch
 
-    from edgekd.models.weights import unwrapped
+    from edgekd.models.weights import broken, unwrapped
 
     module = SimpleNamespace(
         Unpickler=_Unpickler, load=lambda stream, **more: _Unpickler(stream, **more).load(), __name__="boxes"
@@ -85,9 +85,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file", hint="give the path of a checkpoint") from None
     except Exception as error:  # a damaged pickle raises anything
-        raise ConfigError(
-            f"{path}: not a PyTorch file, or damaged: {first_line(error)}", hint="save or copy it again"
-        ) from error
+        raise broken(path) from error
     found = dict(_walk(unwrapped(loaded, []), "", ()))
     if not found:
         raise ConfigError(f"{path}: holds no tensors", hint="give a file that torch.save wrote")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.config.settings import did_you_mean
-from edgekd.errors import ConfigError, UnavailableError, first_line, quiet
+from edgekd.errors import ConfigError, UnavailableError, first_line, install_hint, quiet
 from edgekd.files import sha256_file, sha256_json
 from edgekd.models.names import elsewhere
 from edgekd.models.onnx_safety import digest_onnx
@@ -73,7 +73,7 @@ def _onnx(path: Path) -> nn.Module:
 
 
 def _timm(name: str) -> Callable[..., nn.Module]:
-    timm = _library("timm", "pip install 'edgekd[timm]'")
+    timm = _library("timm", install_hint("timm", "timm"))
     known = timm.list_models()
     if name.partition(".")[0] not in known:
         raise ConfigError(f"timm has no model {name!r}", hint=did_you_mean(name, known[:10_000]))
@@ -119,7 +119,7 @@ def _without_downloads(library: str, args: Mapping[str, Any]) -> dict[str, Any]:
 
 def _hugging_face(folder: Path) -> Callable[..., nn.Module]:
     """The image classifier in a folder of `save_pretrained`, with its weights; forward gives logits (N, classes)."""
-    transformers = _library("transformers", "pip install 'edgekd[hf]'")
+    transformers = _library("transformers", install_hint("hf", "transformers"))
     from torch import nn
 
     class Logits(nn.Module):

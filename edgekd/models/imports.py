@@ -22,6 +22,7 @@ from edgekd.models.source import is_installed, module_digest, places_of
 
 _OUR_FOLDER = Path(__file__).resolve().parents[1]
 _bases: list[Path] = []  # folders that were put on the import path, the latest last
+_beside: dict[Path, list[Path]] = {}  # further ones that belong to them
 
 
 def load(reference: str, base: Path | None = None, *, otherwise: str = "define it there") -> Any:
@@ -70,6 +71,15 @@ def digest_of(reference: str, base: Path) -> str:
     return digest
 
 
+def search_beside(base: Path, folder: Path) -> None:
+    """Search a further folder (`python_path:`) for what is named in files of the folder `base`."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    known = _beside.setdefault(base, [])
+    if folder not in known:
+        known.append(folder)
+
+
 def _base() -> Path:
     return _bases[-1] if _bases else Path.cwd()
 
@@ -98,21 +108,32 @@ def _import(name: str, base: Path) -> ModuleType:
             raise _not_found(missing, base) from None
         hint = f"to see all of it: cd {base} && python -c 'import {name}'"
         if missing:
-            hint = f"install the package that has the module {missing!r}, or put it beside the pipeline file"
+            hint = f"install the package that has the module {missing!r}, or put it into {_searched(base)[0]}"
         raise ConfigError(f"the module {name} does not import: {blame(error, base)}", hint=hint) from error
 
 
 def _not_found(name: str, base: Path) -> ConfigError:
     parent, _, _ = name.rpartition(".")
     if parent in sys.modules:
-        folders = getattr(sys.modules[parent], "__path__", ())
-        known = [f"{parent}.{module.name}" for module in pkgutil.iter_modules(folders)]
+        folders = [Path(folder) for folder in getattr(sys.modules[parent], "__path__", ())]
+        known = [f"{parent}.{module}" for folder in folders for module in _modules_in(folder)]
+        searched = ", ".join(map(str, folders)) or f"{parent}, which is no package"
     else:
-        known = _modules_in(base)
-    otherwise = f"put {name.replace('.', '/')}.py into the folder of the pipeline file, or install the package"
-    return ConfigError(
-        f"there is no module {name!r} in {base} or on the import path", hint=_near(name, known, otherwise)
-    )
+        folders = _searched(base)
+        known = [module for folder in folders for module in _modules_in(folder)]
+        searched = f"{', '.join(map(str, folders))} or on the import path"
+    file = f"{name.rpartition('.')[2]}.py"
+    otherwise = f"put {file} into {folders[0]}, or install the package" if folders else f"make a package of {parent}"
+    return ConfigError(f"there is no module {name!r} in {searched}", hint=_near(name, known, otherwise))
+
+
+def _searched(base: Path) -> list[Path]:
+    """The folders of the user's that modules come from: that of the pipeline file, if any are in it, and further ones.
+
+    The file that `compress` writes lies beside its results; the modules are where the command was given.
+    """
+    folders = [base, *_beside.get(base, ())]
+    return [folder for folder in folders if _modules_in(folder)] or folders[-1:]
 
 
 def _attribute(module: ModuleType, attribute: str, reference: str, otherwise: str) -> Any:

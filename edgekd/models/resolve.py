@@ -139,7 +139,7 @@ def _check_args(reference: str, parameters: Mapping[str, inspect.Parameter], giv
         raise ConfigError(f"{reference} takes no argument {unknown[0]!r}", hint=hint + known)
     missing = [n for n in names if parameters[n].default is inspect.Parameter.empty and n not in given]
     if missing:
-        hint = f"give it under `args:`; known are: {', '.join(names)}"
+        hint = f"give it under `args:` (--args NAME=VALUE); known are: {', '.join(names)}"
         raise ConfigError(f"{reference} needs the argument {missing[0]!r}", hint=hint)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from edgekd.errors import ConfigError, first_line
+from edgekd.errors import ConfigError
 from edgekd.files import write_atomic
 from edgekd.models.names import WEIGHTS_ONLY
 
@@ -26,6 +26,8 @@ _EMA = ("ema", "model_ema", "state_dict_ema", "ema_state_dict", "params_ema")
 _WRAPPINGS = ("state_dict", "model", "model_state_dict", "net", "network", "params", "weights", *_EMA)
 _PREFIXES = ("module.", "_orig_mod.")
 _COUNTER = "n_averaged"  # what torch's AveragedModel keeps beside `module.`
+_BEGINNINGS = (b"PK\x03\x04", b"\x80")  # of what torch.save writes: a zip archive, or (of old) a pickle
+_KINDS = "accepted are .safetensors, and state dicts in .pt, .pth or .bin files"
 _SAFE_WAY = 'save the tensors alone: torch.save(model.state_dict(), "weights.pt"), or safetensors'
 # What torch.load was seen to raise, or can raise, on bytes that are not what they claim to be.
 _DAMAGED = (
@@ -130,11 +132,8 @@ def _load_safetensors(path: Path) -> Any:
 
     try:
         return load_file(str(path), device="cpu")
-    except (SafetensorError, OSError, KeyError) as error:
-        reason = first_line(error)
-        raise ConfigError(
-            f"{path}: not a safetensors file, or damaged: {reason}", hint="save or copy it again"
-        ) from None
+    except (SafetensorError, OSError, KeyError):
+        raise broken(path) from None
 
 
 def _load_pickle(path: Path) -> Any:
@@ -146,6 +145,8 @@ def _load_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
+        if wanted is None and not _start(path).startswith(_BEGINNINGS):
+            raise broken(path) from None
         what = "it holds more than tensors, or is damaged"
         if wanted:
             what = f"it wants to load {wanted.group(1)}, and loading code from a file of weights can run anything"
@@ -154,10 +155,29 @@ def _load_pickle(path: Path) -> Any:
         raise ConfigError(f"{path}: refused, for {what}", hint=hint) from None
     except _DAMAGED as error:
         # What PyTorch says of TorchScript ends in the advice to load without any safety: not passed on.
-        torchscript = "TorchScript" in str(error)
-        reason = f"not a file of weights, or damaged: {first_line(error)}"
-        message = "a TorchScript archive, not a state dict" if torchscript else reason
-        raise ConfigError(f"{path}: {message}", hint=_SAFE_WAY) from None
+        if "TorchScript" in str(error):
+            raise ConfigError(f"{path}: a TorchScript archive, not a state dict", hint=_SAFE_WAY) from None
+        raise broken(path) from None
+
+
+def broken(path: Path) -> ConfigError:
+    """What is wrong with a file that its library cannot read, told by its bytes: libraries speak of their insides."""
+    start = _start(path)
+    if start.startswith(b"version https://git-lfs"):
+        return ConfigError(f"{path}: is a pointer of Git LFS, not the weights", hint="fetch them: git lfs pull")
+    whole = f"copy or save it again, whole; {_KINDS}"
+    if not start:
+        return ConfigError(f"{path}: is empty", hint=whole)
+    safe = path.suffix == ".safetensors" and start[8:9] in (b"{", b"")
+    if safe or (path.suffix != ".safetensors" and start.startswith(_BEGINNINGS)):
+        return ConfigError(f"{path}: is cut short or damaged", hint=whole)
+    return ConfigError(f"{path}: is no file of weights", hint=f"{_KINDS}; {_SAFE_WAY}")
+
+
+def _start(path: Path) -> bytes:
+    """The first bytes of a file: safetensors have the length of a JSON header there, then the header."""
+    with path.open("rb") as stream:
+        return stream.read(32)
 
 
 def unwrapped(loaded: Any, notes: list[str]) -> Any:

@@ -16,7 +16,7 @@ from edgekd.errors import ConfigError, StageError
 from edgekd.export.card import CARD, PREDICT, read_card
 from edgekd.files import sha256_bytes, write_atomic
 from edgekd.report.draw import read_report
-from edgekd.report.lineage import MANIFEST, read_manifest
+from edgekd.report.lineage import MANIFEST, learned_from, read_manifest
 from edgekd.report.schema import Build, Report
 from edgekd.runtimes import openvino_blob
 from edgekd.store.artifact import stays_inside
@@ -46,7 +46,7 @@ def bundle(run: Path, target: str | None, file: Path | None, licence: Path | Non
     content = _files(run, build.path, build.sha256)
     _, card = read_card(run / build.path)
     content |= _texts(report, card, licence)
-    manifest = _manifest(report, build, card, content)
+    manifest = {**_manifest(report, build, card, content), "learned_from": learned_from(read_manifest(run))}
     content[MANIFEST] = (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
     name = f"{report.pipeline}-{build.target}"
     folder = run if run.name not in ("", "..") else run.resolve()

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgekd.config import parse_tree
 from edgekd.config.settings import did_you_mean
+from edgekd.config.tree import Location
 from edgekd.data.sources import IMAGE_SOURCES
 from edgekd.errors import ConfigError
-from edgekd.files import canonical_json
+from edgekd.files import canonical_json, from_here
 from edgekd.models.names import elsewhere
 from edgekd.pipeline.found_data import Found
+from edgekd.pipeline.schema import Pipeline, check_tree
 from edgekd.runtimes.registry import RUNTIMES
 
 FILE, PREVIOUS = "pipeline.yaml", "pipeline.previous.yaml"  # the file in --out, and one that was edited before
@@ -56,6 +59,37 @@ def pipeline_text(wish: Wish) -> str:
     return (
         "\n".join([*_head(wish), *_data(wish), *_network(wish), *_stages(wish), *_targets(wish), *_gates(wish)]) + "\n"
     )
+
+
+def check_text(wish: Wish, text: str) -> Pipeline:
+    """The pipeline of a file's text, before it is written; errors name the options that it came from, not its lines.
+
+    Raises:
+        ConfigError: what was asked for makes no pipeline.
+    """
+    file = wish.out / FILE
+    tree = parse_tree(text, str(file))
+    tree.content = text.encode()
+    tree.came_from(_origins(wish))
+    return check_tree(file, tree)
+
+
+def _origins(wish: Wish) -> dict[Location, str]:
+    """The option that each part of the file came from; what a rule chose is the command's."""
+    path = wish.data.options.get("path")
+    data = from_here(Path(path)) if path else wish.data.source
+    found: dict[Location, str] = {(): "compress", ("data",): f"--data {data}"}
+    found |= {("data", name): f"--{name}" for name in ("size", "fit", "channels", "normalize")}
+    found |= {(name,): f"--{name}" for name in ("name", "seed", "task", "args", "weights")}
+    found |= {("model",): f"--model {wish.model.model}", ("gates",): "--max-drop"}
+    found |= {
+        ("targets", name): f"--target {word}" for name, word in zip(targets_of(wish.targets), wish.targets, strict=True)
+    }
+    if wish.student is not None:
+        place: Location = ("stages", 0, "distill")
+        found |= {(*place, "student"): f"--student {wish.student.model}", (*place, "epochs"): "--epochs"}
+        found |= {(*place, name): f"--student-{name}" for name in ("args", "weights")}
+    return found
 
 
 def targets_of(words: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -120,6 +120,7 @@ def _data(pipeline: Pipeline, outcome: Outcome) -> dict[str, Any] | None:
         return None
     return {
         "fingerprint": outcome.fingerprint,
+        "split_fingerprints": outcome.split_fingerprints,
         "licence": pipeline.settings.data.licence,
         "n": data_facts(outcome.done),
         "broken_images": outcome.broken_images,

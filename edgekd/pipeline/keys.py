@@ -29,6 +29,7 @@ from edgekd.tasks import HeadSettings
 from edgekd.train.settings import TrainSettings
 
 _ROOT = Path(__file__).resolve().parent.parent
+NEVER = "never ran before"
 _SHOWN = 3
 _MAX_REMEMBERED = 2000
 
@@ -124,7 +125,7 @@ def changes(before: Any, after: Any, path: str = "") -> list[str]:
 def explain(last: Mapping[str, Any] | None, now: Mapping[str, Any], places: Sequence[str] = ()) -> str:
     """Why a stage is not in the store: what changed since this pipeline last ran it; of the data, in which places."""
     if last is None:
-        return "never ran before"
+        return NEVER
     found = changes(last, now)
     if not found:
         return "its artefact is gone from the store"
@@ -154,6 +155,11 @@ class LastRuns:
         """Last time's ingredients of a stage."""
         known = self._of(stage).get("made_of")
         return known if isinstance(known, dict) else None
+
+    @property
+    def first(self) -> bool:
+        """Whether no stage of this pipeline ever ran."""
+        return not self._known
 
     def seconds(self, stage: str) -> float | None:
         """How long a stage took when it last ran."""

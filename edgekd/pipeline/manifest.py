@@ -81,7 +81,12 @@ def manifest_of(
         "git": document["git"],
         "seed": pipeline.settings.seed,
         "environment": document["environment"],
-        "data": document["data"] and {**document["data"], "files": outcome.data_files},
+        "data": document["data"]
+        and {
+            **document["data"],
+            "files": outcome.data_files,
+            "learned_from": outcome.learned_from,
+        },
         "preprocessing": outcome.done["export"].facts["preprocessing"] if "export" in outcome.done else None,
         "weights": _weights(pipeline, outcome.made_of),
         "stages": [

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Collection
 
 from edgekd.errors import ConfigError, ExportError, StageError, UnavailableError
+from edgekd.files import from_here
 from edgekd.models.settings import ModelSettings
 from edgekd.pipeline.plan import Planner
 from edgekd.pipeline.schema import (
@@ -35,23 +36,33 @@ def preflight(pipeline: Pipeline, planner: Planner, first: StageEntry, stages: l
         StageError: the disk is full.
     """
     remaining = stages[stages.index(first) :] if first in stages else []
-    names = {entry.name for entry in remaining}
-    builds = any(s.name == "compile" for s in stages)
-    _engines(pipeline, names, run=builds and bool(names & {"evaluate", "bench"}))
-    targets = pipeline.settings.targets
-    planner.devices.require(n for n, target in targets.items() if any(works_there(name, target) for name in names))
+    check_targets(pipeline, planner, first, stages)
     free = shutil.disk_usage(planner.store.root if planner.store.root.exists() else pipeline.base).free
     if free < _FREE_BYTES:
         raise StageError(
             f"{planner.store.root}: no space left on the disk ({free // 1_000_000} MB free)",
             hint="free some space (`edgekd store gc --keep 20`) and run the same command again",
         )
-    _device(pipeline)
     _data(pipeline, planner, remaining)
     _splits(pipeline, planner, remaining)
     _networks(pipeline, planner, remaining)
     _lessons(pipeline, planner, remaining)
     _frames(pipeline, planner, remaining)
+
+
+def check_targets(pipeline: Pipeline, planner: Planner, first: StageEntry, stages: list[StageEntry]) -> None:
+    """Check the engines and devices that the stages from `first` on work with: `edgekd plan` says so, too.
+
+    Raises:
+        UnavailableError: an engine or a device is missing.
+        TryAgainError: a device that is to measure cannot be reached.
+    """
+    names = {entry.name for entry in (stages[stages.index(first) :] if first in stages else ())}
+    builds = any(s.name == "compile" for s in stages)
+    _engines(pipeline, names, run=builds and bool(names & {"evaluate", "bench"}))
+    targets = pipeline.settings.targets
+    planner.devices.require(n for n, target in targets.items() if any(works_there(name, target) for name in names))
+    _device(pipeline)
 
 
 def _frames(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) -> None:
@@ -191,8 +202,10 @@ def _networks(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) ->
             fresh_model(common.of(head), network, seed=common.seed)
         except ConfigError as error:
             # A message about a file of weights begins with its path.
-            weights = bool(network.weights) and error.message.startswith(str(pipeline.base / str(network.weights)))
+            path = pipeline.base / str(network.weights)
+            weights = bool(network.weights) and error.message.startswith(str(path))
+            shown = error.message.replace(str(path), from_here(path), 1) if weights else error.message
             key = "weights" if weights else "args" if network.args else None
             inside = (*stage_location(pipeline, entry), *place)
             where = (*inside, key) if key else network_location(pipeline, entry, place)
-            raise located(pipeline, where, error) from error.__cause__
+            raise located(pipeline, where, ConfigError(shown, hint=error.hint)) from error.__cause__

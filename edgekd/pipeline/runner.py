@@ -13,13 +13,14 @@ from types import FrameType
 from typing import Any
 
 from edgekd.data.readers.sound import listed
+from edgekd.data.sources import SPLITS
 from edgekd.errors import DataError, EdgekdError, StageError, TryAgainError
 from edgekd.files import lock
 from edgekd.pipeline import deliver
 from edgekd.pipeline.board import StageBoard, board_of, check_board
 from edgekd.pipeline.failures import check_folders, explain_os_error
 from edgekd.pipeline.gates import broken
-from edgekd.pipeline.keys import identity
+from edgekd.pipeline.keys import NEVER, identity
 from edgekd.pipeline.log import Log
 from edgekd.pipeline.plan import Planner, Step
 from edgekd.pipeline.preflight import preflight
@@ -72,6 +73,8 @@ class Outcome:
     seconds: float = 0.0
     fingerprint: str | None = None
     data_files: dict[str, str] = field(default_factory=dict)
+    learned_from: list[str] = field(default_factory=list)
+    split_fingerprints: dict[str, str] = field(default_factory=dict)
     broken_images: dict[str, int] = field(default_factory=dict)
     whole: bool = True
 
@@ -138,6 +141,8 @@ class _Run:
             check_board(self.pipeline)
             self.outcome.fingerprint = self.planner.data.fingerprint
             self.outcome.data_files = self.planner.data.digests
+            self.outcome.learned_from = list(self.planner.data.files_of("train"))
+            self.outcome.split_fingerprints = {name: self.planner.data.split_fingerprint(name) for name in SPLITS}
             self._left_out()
             with self.store.in_use_by(identity(self.pipeline)) as usage:
                 self._stages()
@@ -221,9 +226,8 @@ class _Run:
                 if artifact is None:
                     work = self.store.work(step.key)
                     state = "resumed" if any(work.iterdir()) else "ran"
-                    self.log.info(
-                        f"{step.entry.name}: {'going on from a checkpoint' if state == 'resumed' else step.why}"
-                    )
+                    why = "starts" if step.why == NEVER else step.why  # on a first run that holds of every stage
+                    self.log.info(f"{step.entry.name}: {'going on from a checkpoint' if state == 'resumed' else why}")
                     artifact = self._execute(step, work, board)
         seconds = time.monotonic() - self.started
         self.outcome.done[step.entry.name] = artifact
@@ -291,7 +295,8 @@ class _Run:
     def _located(self, error: EdgekdError) -> str:
         """The message with the place in the pipeline file: of the data, or of the stage it happened in."""
         entry, path = self.current, str(self.pipeline.path)
-        if error.message.startswith((path, "--set ")) or isinstance(error, TryAgainError):
+        places = (path, "--set ", *(f"{origin}: " for origin in self.pipeline.tree.origins))
+        if error.message.startswith(places) or isinstance(error, TryAgainError):
             return error.message
         if isinstance(error, DataError):
             return located(self.pipeline, data_location(self.pipeline, error), error).message

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,12 @@ from edgekd.distill.knowledge_settings import KnowledgeSettings
 from edgekd.distill.own import own_problems
 from edgekd.distill.settings import SCHEMES
 from edgekd.errors import ConfigError, EdgekdError
+from edgekd.models.imports import search_beside
 from edgekd.models.settings import Columns, ModelReference, ModelSettings
 from edgekd.pipeline.gates import GateSettings
 from edgekd.pipeline.onnx_teachers import onnx_problems
 from edgekd.pipeline.overrides import apply_override
-from edgekd.runtimes.registry import RUNTIMES, runtime
+from edgekd.pipeline.target_problems import target_problems
 from edgekd.stages.context import roles
 from edgekd.stages.kinds import KINDS, ORDER, WRITABLE, needs_of
 from edgekd.stages.settings import (
@@ -131,6 +131,11 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
         )
     for override in overrides:
         apply_override(tree, override, known=PipelineSettings.model_fields)
+    return check_tree(path, tree)
+
+
+def check_tree(path: Path, tree: Tree) -> Pipeline:
+    """Check what a pipeline file holds, which lies (or will lie) at a path. Raises ConfigError as `load_pipeline`."""
     top = {key: value for key, value in tree.value.items() if key != "stages"}
     settings, found = validate(PipelineSettings, top)
     problems = [_top_level(p) for p in found]
@@ -155,8 +160,7 @@ def _extend_import_path(file: Path, settings: PipelineSettings, tree: Tree) -> N
                 ("python_path", index), f"{folder}: no such folder", "paths are relative to the pipeline file"
             )
             raise_problems(tree, [problem])
-        if str(path) not in sys.path:
-            sys.path.insert(0, str(path))
+        search_beside(file.resolve().parent, path)
 
 
 def _top_level(problem: Problem) -> Problem:
@@ -252,7 +256,7 @@ def _whole(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree)
             problems.append(Problem((*location, "guides"), missing, "write guides: [original], or add a teacher"))
     for name, target in settings.targets.items():
         location = ("targets", name)
-        problems += _target(name, target, names, location)
+        problems += target_problems(name, target, names, location)
     made = names | ({"model"} if settings.model is not None else set())
     for index, gate in enumerate(settings.gates):
         problems += [Problem(("gates", index), *words) for words in gate.problems(made, set(settings.targets))]
@@ -345,20 +349,6 @@ def _scheme(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree
 
 def _taught(stage: StageEntry) -> Sequence[KnowledgeSettings]:
     return (stage.settings.knowledge or ()) if isinstance(stage.settings, (DistillStage, QuantizeStage)) else ()
-
-
-def _target(name: str, target: TargetSettings, stages: set[str], location: Location) -> list[Problem]:
-    problems = []
-    if "int8" in target.precision and "quantize" not in stages and "compile" in stages:
-        words = f"target {name} asks for int8, and nothing is quantized"
-        problems.append(Problem((*location, "precision"), words, "add a `quantize` stage"))
-    able = runtime(target.runtime).precisions
-    lacking = [precision for precision in target.precision if precision not in able]
-    if lacking:
-        words = f"{target.runtime} builds {', '.join(able[:-1])} and {able[-1]} here, not {lacking[0]}"
-        others = ", ".join(name for name in RUNTIMES if lacking[0] in runtime(name).precisions)
-        problems.append(Problem((*location, "precision"), words, f"leave {lacking[0]} to {others}"))
-    return problems
 
 
 def located(pipeline: Pipeline, location: Location, error: E) -> E:

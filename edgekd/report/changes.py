@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,11 +27,14 @@ _Z2 = 1.959964**2
 
 @dataclass(frozen=True)
 class Options:
-    """What counts: thresholds by kind, what two runs differ by for no reason, whether machines must be the same."""
+    """What counts: thresholds by kind, what two runs differ by for no reason, whether other machines (of latency) and
+    other samples (of scores) are judged all the same, and which targets may be missing."""
 
     thresholds: Mapping[Kind, float] = field(default_factory=lambda: dict(THRESHOLDS))
     run_sd: float = RUN_SD
     across_machines: bool = False
+    across_data: bool = False
+    may_be_missing: Collection[str] = ()
 
 
 @dataclass(frozen=True)

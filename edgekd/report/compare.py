@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, GateError
 from edgekd.report import changes, words
 from edgekd.report.changes import Change, Options, Pair
 from edgekd.report.latency_changes import Run, latency, machine_notes
@@ -24,17 +24,32 @@ Key = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Two runs side by side."""
+    """Two runs side by side.
+
+    `missing`: targets that only the base has, and that nobody allowed to go; `incomparable`: networks and builds all
+    of whose scores are of other samples than before.
+    """
 
     rows: list[Change]
     notes: list[str] = field(default_factory=list)
     only_base: list[str] = field(default_factory=list)
     only_new: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    incomparable: list[str] = field(default_factory=list)
 
     @property
     def verdict(self) -> changes.Verdict:
-        """The one of all rows that matters most."""
+        """The one of all rows that matters most; a target that is missing is a regression."""
+        if self.missing:
+            return "regression"
         return min((row.verdict for row in self.rows), key=_LEVELS.index, default="not judged")
+
+    @property
+    def exit_code(self) -> int:
+        """5 on a regression, 2 where scores were to be compared and are of other samples, else 0."""
+        if self.verdict == "regression":
+            return GateError.exit_code
+        return ConfigError.exit_code if self.incomparable else 0
 
     def regressions(self) -> list[Change]:
         """The rows that got worse."""
@@ -52,7 +67,8 @@ def compare(base: Report, base_folder: Path, new: Report, new_folder: Path, opti
     """
     before, after = Run(base, base_folder), Run(new, new_folder)
     found = Outcome([])
-    _pair(found, _metrics(base), _metrics(new), lambda a, b: [_metric(a, b, options, same=base.data == new.data)])
+    other = _other_samples(base, new)
+    _pair(found, _metrics(base), _metrics(new), lambda a, b: [_metric(a, b, options, other(a.metric.split))])
     _pair(found, _builds(base), _builds(new), lambda a, b: _build(a, b, options))
     latency(before, after, options, lambda a, b, judge: _pair(found, a, b, judge))
     if not found.rows:
@@ -60,8 +76,38 @@ def compare(base: Report, base_folder: Path, new: Report, new_folder: Path, opti
             "the two reports have nothing in common to compare",
             hint="give two runs of one pipeline that got as far as a network, a build or a measurement",
         )
+    found.missing.extend(name for name in _targets(base) if name not in {*_targets(new), *options.may_be_missing})
+    found.incomparable.extend(_incomparable(found.rows))
     found.notes.extend([*_notes(base, new), *machine_notes(before, after, options)])
     return found
+
+
+def _targets(report: Report) -> list[str]:
+    """All targets that something was built for or measured on."""
+    return list(dict.fromkeys([build.target for build in report.builds] + [row.target for row in report.latency]))
+
+
+def _other_samples(base: Report, new: Report) -> Callable[[str | None], bool]:
+    """Whether the scores on a split are of other samples: by its fingerprint, of reports without it by that of all."""
+
+    def other(split: str | None) -> bool:
+        before, after = base.data, new.data
+        if before is None or after is None:
+            return False
+        known = [data.split_fingerprints.get(split or "") for data in (before, after)]
+        return known[0] != known[1] if all(known) else before.fingerprint != after.fingerprint
+
+    return other
+
+
+def _incomparable(rows: Sequence[Change]) -> list[str]:
+    """Networks and builds that have scores in both runs, and none of them on the same samples."""
+    judged: dict[str, bool] = {}
+    for row in rows:
+        if row.kind == "metric":
+            what = row.what.partition(", ")[0]
+            judged[what] = judged.get(what, False) or row.verdict != "not judged"
+    return [what for what, is_judged in judged.items() if not is_judged]
 
 
 def _pair(
@@ -96,8 +142,11 @@ def _metrics(report: Report) -> dict[Key, _Scored]:
     }  # fmt: skip
 
 
-def _metric(base: _Scored, new: _Scored, options: Options, *, same: bool) -> Change:
-    """A metric's difference. The same score on the same samples is no change, however few they are."""
+def _metric(base: _Scored, new: _Scored, options: Options, other: bool) -> Change:
+    """A metric's difference. The same score on the same samples is no change, however few they are.
+
+    `other`: the samples are others; the difference says nothing of the networks then.
+    """
     a, b = base.metric, new.metric
     ends = changes.wilson(a), changes.wilson(b)
     value, ci95 = changes.difference(a.value, ends[0], b.value, ends[1])
@@ -105,7 +154,9 @@ def _metric(base: _Scored, new: _Scored, options: Options, *, same: bool) -> Cha
         value, ci95, options.thresholds["metric"], more_is_worse=a.name.rsplit(".", 1)[-1] in _SMALLER_IS_BETTER
     )
     note = f"n {a.n}" if a.n == b.n else f"n {a.n} and {b.n}"
-    if same and a.n == b.n and a.value == b.value:
+    if other and not options.across_data:
+        judged, note = "not judged", f"other samples, {note}"
+    elif not other and a.n == b.n and a.value == b.value:
         judged = "same"
     elif ci95 is None:
         judged, note = ("same" if value == 0 else "undecided"), "no interval"
@@ -147,12 +198,12 @@ def _notes(base: Report, new: Report) -> list[str]:
         if report.status == "failed":
             notes.append(f"the {side} run failed: {report.error.message if report.error else 'no reason was recorded'}")
     if base.data and new.data and base.data.fingerprint != new.data.fingerprint:
-        notes.append("the data differ: scores are of other samples")
-    before, after = base.environment.packages, new.environment.packages
-    moved = [
-        f"{name} {before[name]} -> {after[name]}" for name in before if after.get(name, before[name]) != before[name]
-    ]
-    return [*notes, *([f"other versions: {', '.join(moved)}"] if moved else [])]
+        before, after = base.data.split_fingerprints, new.data.split_fingerprints
+        moved = [name for name in before if name in after and before[name] != after[name]]
+        notes.append("the data differ" + (f": other samples in {', '.join(moved)}" if moved else ""))
+    was, now = base.environment.packages, new.environment.packages
+    versions = [f"{name} {was[name]} -> {now[name]}" for name in was if now.get(name, was[name]) != was[name]]
+    return [*notes, *([f"other versions: {', '.join(versions)}"] if versions else [])]
 
 
 def interval_text(change: Change) -> str:
@@ -198,6 +249,8 @@ def lines(found: Outcome) -> list[str]:
     only = [("base", found.only_base), ("new", found.only_new)]
     return [
         f"{len(found.rows)} measures: {told}",
+        *(f"target {name} is missing in new: a regression (--allow-missing {name})" for name in found.missing),
+        *(f"{what}: scores are of other samples and cannot be compared" for what in found.incomparable),
         *(f"only in {side}: {name}" for side, names in only for name in names),
         *(f"note: {note}" for note in found.notes),
     ]
@@ -207,8 +260,9 @@ def markdown(found: Outcome) -> str:
     """For a pull request: the verdict, the rows that changed, and all others folded away."""
     from edgekd.report.markdown import escape, markdown_table
 
-    worse = len(found.regressions())
-    title = f"❌ {worse} regression{'s' if worse > 1 else ''}" if worse else "✅ no regression"
+    worse = len(found.regressions()) + len(found.missing)
+    fine = "❌ scores of other samples: not comparable" if found.incomparable else "✅ no regression"
+    title = f"❌ {worse} regression{'s' if worse > 1 else ''}" if worse else fine
     told = [row for row in found.rows if row.verdict in ("regression", "improvement")]
     rest = [row for row in found.rows if row not in told]
     parts = [f"## {title}", "\n".join(f"- {escape(line)}" for line in lines(found))]

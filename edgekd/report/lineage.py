@@ -38,6 +38,17 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def learned_from(manifest: Mapping[str, Any]) -> list[str]:
+    """Digests of the files that the networks of a run, or of a bundle, were trained and calibrated on."""
+    told = manifest.get("learned_from")
+    if not isinstance(told, list):
+        data = manifest.get("data")
+        about = data if isinstance(data, dict) else {}
+        names, files = about.get("learned_from"), about.get("files")
+        told = [files.get(str(name)) for name in names] if isinstance(names, list) and isinstance(files, dict) else []
+    return sorted(digest for digest in told if isinstance(digest, str))
+
+
 def lineage(report: Report, manifest: Mapping[str, Any]) -> list[Node]:
     """The networks as a tree, each with its ONNX files and the builds made from them."""
     files = manifest.get("files")

@@ -36,6 +36,8 @@ class Latency(Part):
     """Number of inferences measured."""
     launches: int
     """Number of processes that they are spread over."""
+    few_launches: bool | None = None
+    """True when these are too few for intervals to be of use: one tells nothing of what another would find."""
     quick: bool
     """True when the measurement was shortened."""
     p50_ms: float

@@ -110,8 +110,9 @@ def _limits(report: Report, chosen: Sequence[Build]) -> str:
     else:
         lines.append("How fast it runs is not known.")
     for row in report.latency:
-        if row.contended or row.throttled or row.steady is False:
-            words_ = [word for word, on in (("contended", row.contended), ("throttled", row.throttled)) if on]
+        if row.contended or row.throttled or row.few_launches or row.steady is False:
+            told = {"contended": row.contended, "throttled": row.throttled, "too few launches": row.few_launches}
+            words_ = [word for word, on in told.items() if on]
             words_ += [] if row.steady is not False else ["not steady"]
             lines.append(f"Latency of {row.model} {row.precision} on {row.target}: {', '.join(words_)}.")
     for build in chosen:

@@ -99,6 +99,8 @@ class Data(Part):
 
     fingerprint: str
     """Digest over the content of the data."""
+    split_fingerprints: dict[str, str] = Field(default_factory=dict)
+    """The same of what decides the samples of each split alone: scores on a split whose digest is the same compare."""
     licence: str | None = None
     """Licence of the data, where its source names one."""
     n: SplitSizes = SplitSizes()

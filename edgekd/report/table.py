@@ -113,8 +113,12 @@ def environment_table(report: Report) -> Rows:
 
 
 def render_text(report: Report) -> str:
-    """The result table (without builds that of the networks), and the budgets if there are any, for a terminal."""
-    tables = [align(result_table(report, compact=True)) or align(model_table(report)), align(gate_table(report))]
+    """The result table (without builds that of the networks), and the budgets if there are any, for a terminal.
+
+    A failed run has what was made until then; nothing is held against budgets.
+    """
+    tables = [align(result_table(report, compact=True)) or align(model_table(report))]
+    tables += [align(gate_table(report))] if report.status != "failed" else []
     return "\n\n".join(table for table in tables if table)
 
 
@@ -189,6 +193,7 @@ def _percentile(row: Latency, name: str) -> str:
 
 def _conditions(row: Latency) -> list[str]:
     notes = ["quick"] if row.quick else []
+    notes += ["too few launches for its interval"] if row.few_launches else []
     notes += ["not steady"] if row.steady is False else []
     notes += ["contended"] if row.contended else []
     notes += ["throttled"] if row.throttled else []

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from edgekd.errors import UnavailableError
+from edgekd.errors import UnavailableError, install_hint
 
 FOLDER = "tensorboard"
 _KINDS = {"terms": "loss", "metrics": "metric"}
@@ -19,7 +19,7 @@ _Point = tuple[str, int, float]
 def check_installed() -> None:
     """Raise UnavailableError where the extra is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
-        raise UnavailableError("tensorboard is not installed", hint="pip install 'edgekd[tensorboard]'")
+        raise UnavailableError("tensorboard is not installed", hint=install_hint("tensorboard", "tensorboard"))
 
 
 class Board:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import CompileError, UnavailableError
+from edgekd.errors import CompileError, UnavailableError, install_hint
 from edgekd.runtimes import tensorrt_manifest as manifest
 from edgekd.runtimes import timing_cache
 from edgekd.runtimes.nvidia import dotted, gpu, has_gpu
@@ -39,13 +39,14 @@ class TensorRt:
 
     name = "tensorrt"
     module_name = "tensorrt"
-    install = "pip install 'edgekd[tensorrt]'"
+    extra = "tensorrt"
     precisions = tuple(_FLAVOURS)
 
     def version(self) -> str:
+        install = install_hint(self.extra, self.extra)
         if importlib.util.find_spec(self.module_name) is None:
-            raise UnavailableError(f"{self.module_name} is not installed", hint=self.install)
-        return installed_version(self.module_name, self.install)
+            raise UnavailableError(f"{self.module_name} is not installed", hint=install)
+        return installed_version(self.module_name, install)
 
     def flavour(self, precision: str) -> str:
         return _FLAVOURS[precision]
@@ -206,7 +207,7 @@ class TensorRtRtx(TensorRt):
 
     name = "tensorrt_rtx"
     module_name = "tensorrt_rtx"
-    install = "pip install 'edgekd[tensorrt-rtx]'"
+    extra = "tensorrt-rtx"
 
     def check(self, device: str, *, run: bool, precisions: Sequence[str] = ()) -> None:
         self.version()

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgekd.errors import ConfigError, UnavailableError, first_line
+from edgekd.errors import ConfigError, UnavailableError, first_line, install_hint
 from edgekd.store.artifact import Artifact, Place, meta_text, parse_meta
 
 STALL_S = 60.0
@@ -183,7 +183,7 @@ def _open(url: str, shown: str) -> tuple[Any, str]:
     except ImportError as error:
         raise UnavailableError(
             f"remote store {shown}: {_said(error)}",
-            hint='pip install "edgekd[remote]", or the package named there',
+            hint=f"{install_hint('remote', 'fsspec', 's3fs')}, or the package named there",
         ) from None
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(

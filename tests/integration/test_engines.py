@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from edgekd.errors import CompileError, ParityError, UnavailableError
+from edgekd.errors import CompileError, ParityError, UnavailableError, install_hint
 from edgekd.export import parity
 from edgekd.export.flavours import tensorrt_violations, to_uint8
 from edgekd.export.half import to_half
@@ -284,7 +284,7 @@ def test_without_tensorrt_the_error_is_the_install_command(monkeypatch: pytest.M
     for name, extra in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt-rtx")):
         with pytest.raises(UnavailableError) as caught:
             runtime(name).version()
-        assert caught.value.hint == f"pip install 'edgekd[{extra}]'"
+        assert caught.value.hint == install_hint(extra, extra)
         assert caught.value.exit_code == 3
 
 

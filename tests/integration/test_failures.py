@@ -73,10 +73,10 @@ AT_WORK: dict[str, tuple[list[tuple[str, str]], int, str, str]] = {
         [("epochs: 1", "weights: other.safetensors")], 2, r"^p.yaml:7:59: .*other.safetensors does not fit", "model",
     ),
     "weights that are damaged": (
-        [("epochs: 1", "weights: damaged.safetensors")], 2, r"^p.yaml:7:59: .*damaged.safetensors: not a safe", "again",
+        [("epochs: 1", "weights: damaged.safetensors")], 2, r"^p.yaml:7:59: .*damaged.safetensors: is no file", "pt",
     ),
-    "weights that may hold code": (
-        [("epochs: 1", "weights: damaged.pt")], 2, r"^p.yaml:7:59: .*damaged.pt: refused", "safetensors",
+    "a pickle that is none": (
+        [("epochs: 1", "weights: damaged.pt")], 2, r"^p.yaml:7:59: .*damaged.pt: is no file of weights", "safetensors",
     ),
     "factory that does not import": (
         [("convnet, args: {width: 4, depth: 3}", "needs:make")],

@@ -369,8 +369,8 @@ def test_throttling_is_unknown_without_counters_and_seen_with_them(monkeypatch):
         assert monitor.throttled() is throttled
 
 
-def interleaved(*factors):
-    """A launch of models at 1 ms per call, each slower by its factor from the middle on; no counter says why."""
+def interleaved(*factors, launches=1):
+    """Launches of models at 1 ms per call, each slower by its factor from the middle on; no counter says why."""
     facts = {"import_ms": 1.0, "load_ms": 1.0, "runs_1_to_10_ms": [1.0] * 10, "warm_stable": True, "engine": "1.0"}
     facts |= {"read_ms": None, "compile_ms": 0.5}
     result = {"machine": {"power_mode": None}, "quiet": {"reached": True}, "throttled": None}
@@ -383,13 +383,20 @@ def interleaved(*factors):
         wall = np.full((40, 10), 1_000_000)
         wall[20:] = 1_000_000 * factor
         counters = {"visit_cpu_ns": wall.sum(axis=1), "visit_switches": np.zeros(40, dtype=np.int64)}
-        one.add(result, {"wall_ns": wall, **counters})
+        for _ in range(launches):
+            one.add(result, {"wall_ns": wall, **counters})
     return [latency_row({"batch": 1}, one, everyone, seed=0, samples_path="x.npz") for one in everyone]
 
 
 def test_all_models_slowing_down_together_is_throttling():
     assert [(row["throttled"], row["steady"]) for row in interleaved(1.2, 1.2)] == [(True, False), (True, False)]
     assert [(row["throttled"], row["steady"]) for row in interleaved(1.2, 1.0)] == [(None, False), (None, True)]
+
+
+@pytest.mark.parametrize(("launches", "few"), [(1, True), (2, True), (3, False)])
+def test_a_row_says_when_its_launches_are_too_few(launches, few):
+    (row,) = interleaved(1.0, launches=launches)
+    assert (row["launches"], row["few_launches"]) == (launches, few)
 
 
 def test_a_model_alone_has_no_reference_that_could_tell_throttling():

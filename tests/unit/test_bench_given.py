@@ -174,7 +174,7 @@ LATENCY = {
     "model": "net", "p50_ms": 1.5, "p99_ms": 2.25, "ci95": {"p50_ms": [1.25, 1.75]}, "n": 5000, "load_ms": 12.5,
     "first_ms": 3.0, "peak_rss_bytes": 64_000_000, "compute_ms": 0.5, "h2d_ms": 0.25, "d2h_ms": 0.125,
     "energy_mj_per_inference": 4.5, "energy_source": "rapl", "contended": True, "throttled": None, "leaks": True,
-    "steady": False,
+    "steady": False, "few_launches": False, "launches": 5,
 }  # fmt: skip
 PAIR = {"a": "net", "b": "old", "ci95": [0.5, 0.75], "ratio": 0.625, "verdict": "faster", "led_by": "cpu"}
 FAST = {"model": "net", "batch": 8, "streams": 2, "throughput_per_s": 900.0, "p50_ms": 2.0, "saturated": True}
@@ -203,6 +203,19 @@ def test_everything_that_was_measured_is_said_in_lines():
         "net, 2 min: p50 from 1.000 to 1.500 ms",
         "  drift +50.0% (reference +1.0%), throttling unknown, memory does not grow (0 bytes a call)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("launches", "said"),
+    [
+        (1, "1 launch: the interval is within it, and another one may differ by more; 5 are usual (--launches)"),
+        (2, "2 launches: too few to know what launches differ by, so the interval is wide; 5 are usual (--launches)"),
+    ],
+)
+def test_too_few_launches_are_said_beside_the_interval(launches, said):
+    row = {**LATENCY, "launches": launches, "few_launches": True}
+    rows = {"latency": [row], "comparisons": [], "throughput": [], "load": [], "sustain": None}
+    assert f"  note: {said}" in list(measured.lines(rows))
 
 
 def test_a_search_without_a_find_says_so():

@@ -20,7 +20,7 @@ from edgekd.cli.main import app
 from edgekd.errors import ConfigError
 from edgekd.report import changes
 from edgekd.report.changes import Change, Options
-from edgekd.report.compare import Outcome, compare, markdown
+from edgekd.report.compare import Outcome, compare, lines, markdown
 from edgekd.report.draw import draw
 from edgekd.report.schema import Latency, Metric, Report
 
@@ -186,6 +186,73 @@ def test_throughput_of_many_at_once_and_latency_under_a_rate_are_compared_where_
     assert (tail.verdict, tail.note) == ("undecided", "no interval")
     only = compare(loaded(1), NOWHERE, run(), NOWHERE, Options())
     assert len(only.only_base) == 2 and not only.only_new
+
+
+def on_data(fingerprint: str, *, test: str | None = None, value: float = 0.98, **more: Any) -> Report:
+    splits = {} if test is None else {"train": fingerprint, "validation": fingerprint, "test": test}
+    return run(value=value, data={"fingerprint": fingerprint, "split_fingerprints": splits}, **more)
+
+
+def test_scores_of_other_samples_are_not_compared_and_that_is_no_success() -> None:
+    for base, new in (
+        (on_data("a"), on_data("b", value=0.5)),
+        (on_data("a", test="x"), on_data("a", test="y", value=0.99)),
+        (on_data("a", test="x"), on_data("b", value=0.5)),  # a report of old, which tells no splits
+    ):
+        found = compare(base, NOWHERE, new, NOWHERE, Options())
+        (score,) = (row for row in found.rows if row.kind == "metric")
+        assert (score.verdict, score.note) == ("not judged", "other samples, n 10000")
+        assert (found.incomparable, found.exit_code) == (["quantized int8 on ov"], 2)
+        assert "quantized int8 on ov: scores are of other samples and cannot be compared" in lines(found)
+        assert markdown(found).startswith("## ❌ scores of other samples: not comparable")
+    slower = compare(on_data("a"), NOWHERE, on_data("b", p50=2.0), NOWHERE, Options())
+    assert (slower.incomparable, slower.exit_code) == (["quantized int8 on ov"], 5)
+
+
+def test_more_training_data_and_the_same_test_set_are_compared() -> None:
+    found = compare(on_data("a", test="x"), NOWHERE, on_data("b", test="x", value=0.9), NOWHERE, Options())
+    assert [row.measure for row in found.regressions()] == ["accuracy"]
+    assert not found.incomparable
+    assert found.notes == ["the data differ: other samples in train, validation"]
+
+
+def test_scores_of_other_samples_are_judged_where_that_is_asked_for() -> None:
+    found = compare(on_data("a"), NOWHERE, on_data("b", value=0.9), NOWHERE, Options(across_data=True))
+    assert (found.incomparable, found.exit_code) == ([], 5)
+
+
+def with_another_target() -> Report:
+    both = [build(name, "quantized", "int8", 0.98, sha256="ab" * 32) for name in ("ov", "ort")]
+    return full(models=[], comparisons=[], builds=both, latency=[])
+
+
+def test_a_target_that_is_gone_is_a_regression_unless_it_is_allowed() -> None:
+    found = compare(with_another_target(), NOWHERE, run(), NOWHERE, Options())
+    assert (found.missing, found.verdict, found.exit_code) == (["ort"], "regression", 5)
+    assert "target ort is missing in new: a regression (--allow-missing ort)" in lines(found)
+    assert markdown(found).startswith("## ❌ 1 regression\n")
+    allowed = compare(with_another_target(), NOWHERE, run(), NOWHERE, Options(may_be_missing=["ort"]))
+    assert (allowed.missing, allowed.exit_code) == ([], 0)
+    more = compare(run(), NOWHERE, with_another_target(), NOWHERE, Options())
+    assert (more.missing, more.exit_code) == ([], 0)
+
+
+def test_why_a_comparison_is_no_success_is_said_in_a_line_each(tmp_path: Path) -> None:
+    reports = {"base": with_another_target(), "new": run(), "other": on_data("b")}
+    for name, report in reports.items():
+        (tmp_path / f"{name}.json").write_text(report.model_dump_json())
+    base, new, other = (str(tmp_path / f"{name}.json") for name in reports)
+    code, out, err = call(base, new)
+    assert (code, err) == (
+        5, "error: regression: target ort is missing in new\nhelp: --allow-missing ort, if it was meant to go\n",
+    )  # fmt: skip
+    assert call(base, new, "--allow-missing", "ort")[0] == 0
+    code, out, err = call(new, other, "--json")
+    assert err.startswith("error: not comparable: scores of quantized int8 on ov are of other samples\nhelp: run BASE")
+    document = json.loads(out)
+    assert (code, document["exit_code"], document["missing_targets"]) == (2, 2, [])
+    assert document["not_comparable"] == ["quantized int8 on ov"]
+    assert call(new, other, "--across-data")[0] == 0
 
 
 def test_two_reports_without_anything_in_common_are_refused() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from edgekd.cli.main import run as edgekd
 from edgekd.config import parse_tree
 from edgekd.errors import ConfigError
-from edgekd.pipeline.compress import Network, Wish, _flow, epochs_for, pipeline_text, targets_of
+from edgekd.pipeline import keys
+from edgekd.pipeline.compress import Network, Wish, _flow, check_text, epochs_for, pipeline_text, targets_of
 from edgekd.pipeline.found_data import Found
 from edgekd.pipeline.schema import Pipeline, load_pipeline
 from edgekd.runtimes import saturation
@@ -94,6 +98,89 @@ def test_targets_have_names_devices_hosts_and_their_precisions(tmp_path: Path) -
         targets_of(["openvino", "openvino"])
 
 
+def call(*words: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        edgekd(["compress", *words])
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder with few images, a network and weights, all of it the current one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images/a").mkdir(parents=True)
+    for index in range(8):
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / f"images/a/{index}.png")
+    (tmp_path / "nets.py").write_text("from torch import nn\n\ndef build(width=2):\n    return nn.Linear(width, 1)\n")
+    (tmp_path / "w.safetensors").write_bytes(b"cut")
+    return tmp_path
+
+
+GIVEN = ("--data", "images", "--target", "onnxruntime", "--out", "out")
+REFUSED = {
+    "a module": (
+        ["--model", "netz:build"],
+        "--model netz:build: there is no module 'netz' in {here} or on the import path",
+        "did you mean 'nets'?",
+    ),
+    "an argument": (
+        ["--model", "nets:build", "--args", "widht=3"],
+        "--args: nets:build takes no argument 'widht'",
+        "did you mean 'width'?; known are: width",
+    ),
+    "weights": (
+        ["--model", "nets:build", "--weights", "w.safetensors"],
+        "--weights: w.safetensors: is cut short or damaged",
+        "copy or save it again",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused_names_the_option_and_no_line_of_a_file_that_nobody_wrote(
+    case: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "_sources", lambda kind, store: {})  # parsing all of our own takes seconds
+    words, said, hint = REFUSED[case]
+    assert call(*words, *GIVEN) == 2
+    out, err = capsys.readouterr()
+    assert f"error: {said.format(here=here)}\nhelp: {hint}" in err
+    assert "pipeline.yaml:" not in err
+    assert out == "report of the failed run: out/report.html\n"
+    report = json.loads((here / "out/report.json").read_text())
+    assert (report["status"], report["exit_code"], report["builds"]) == ("failed", 2, [])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max-drop", "much"], "--max-drop: 'much' is no limit for metric_drop"),
+        (["--name", "a/b"], "--name: 'a/b' cannot name a folder"),
+        (["--to", "nix"], "--to nix: this file has no such stage"),
+    ],
+)
+def test_an_option_that_makes_no_pipeline_leaves_nothing_behind(
+    words: list[str], said: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("--model", "nets:build", *GIVEN, *words) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}\nhelp: ")
+    assert not (here / "out").exists()
+
+
+def test_errors_of_stages_and_data_name_the_command_and_its_option(tmp_path: Path) -> None:
+    asked = wish(tmp_path, student=Network(NET), targets=["openvino:GPU"])
+    tree = check_text(asked, pipeline_text(asked)).tree
+    named = {
+        ("data", "folder"): "--data /data/images",
+        ("stages", 0, "distill"): "compress",
+        ("stages", 0, "distill", "student"): f"--student {NET}",
+        ("stages", 3, "compile"): "compress",
+        ("targets", "openvino_GPU", "device"): "--target openvino:GPU",
+    }
+    assert {place: tree.where(place) for place in named} == named
+
+
 def test_all_weights_have_seven_bits_where_eight_overflow(tmp_path: Path) -> None:
     assert options(written(tmp_path, saturates=True), "quantize").overflow_fix == "all"
 
@@ -119,19 +206,20 @@ def test_an_onnx_teacher_stands_in_the_file_from_its_folder(tmp_path: Path) -> N
     assert options(pipeline, "model").model == "../../net.onnx"
 
 
+words = st.text(max_size=8).filter(lambda key: key != "<<")  # YAML's merge key, which no pipeline file may have
 plain = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(10**9), 10**9)
     | st.text()
     | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
     max_leaves=8,
 )
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.dictionaries(st.text(max_size=8), plain, max_size=3))
+@given(st.dictionaries(words, plain, max_size=3))
 def test_any_arguments_come_back_as_they_were(value: dict[str, Any]) -> None:
     assert parse_tree(_flow(value), "x").value == value
 

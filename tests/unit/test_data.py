@@ -227,6 +227,25 @@ def test_fingerprint_stays_with_what_changes_no_sample(tmp_path: Path, change: d
     )
 
 
+def test_a_split_keeps_its_fingerprint_while_others_and_what_images_become_change(tmp_path: Path) -> None:
+    parquet_set(tmp_path / "set")
+    before = opened(tmp_path, parquet=PARQUET)
+    resized = opened(tmp_path, parquet=PARQUET, size=[4, 4], normalize="none")
+    limited = opened(tmp_path, parquet=PARQUET, limit={"train": 5}, seed=3)
+    for split in ("train", "validation", "test"):
+        assert resized.split_fingerprint(split) == before.split_fingerprint(split)
+    assert limited.split_fingerprint("test") == before.split_fingerprint("test")
+    assert limited.split_fingerprint("train") != before.split_fingerprint("train")
+    fewer = opened(tmp_path, parquet=PARQUET, limit={"test": 3})
+    assert fewer.split_fingerprint("test") != before.split_fingerprint("test")
+    assert list(before.files_of("test")) == ["test.parquet"]
+    assert before.files_of("validation") == before.files_of("train")
+    (tmp_path / "set/train.parquet").write_bytes((tmp_path / "set/test.parquet").read_bytes())
+    after = opened(tmp_path, parquet=PARQUET)
+    assert after.split_fingerprint("test") == before.split_fingerprint("test")
+    assert after.split_fingerprint("validation") != before.split_fingerprint("validation")
+
+
 def test_fingerprint_holds_the_seed_only_if_it_draws_something(tmp_path: Path) -> None:
     parquet_set(tmp_path / "set")
     one, other = (opened(tmp_path, seed=s, parquet=PARQUET, validation=0).fingerprint for s in (0, 1))

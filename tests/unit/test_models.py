@@ -16,7 +16,7 @@ from torch import nn
 
 from edgekd.config import validate
 from edgekd.errors import ConfigError
-from edgekd.models import ZOO, ModelSettings, build, check_name, code_digest, load_factory, source_digest
+from edgekd.models import ZOO, ModelSettings, build, check_name, code_digest, imports, load_factory, source_digest
 from edgekd.models.facts import input_names, macs, parameter_count
 from edgekd.models.source import _distributions, _version, places_of
 
@@ -497,3 +497,19 @@ def test_every_name_of_the_zoo_leads_to_a_function_of_that_name():
         module, _, function = home.partition(":")
         assert function == name
         assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_all_folders_that_were_searched_are_named(folder):
+    (folder / "runs").mkdir()
+    write(folder / "own" / "shopnet.py", SHOPNET)
+    imports.search_beside(folder / "runs", folder / "own")
+    error = refusal(load_factory, "shopnt:ShopNet", folder / "runs")
+    assert error.message == f"there is no module 'shopnt' in {folder / 'own'} or on the import path"
+    assert error.hint == "did you mean 'shopnet'?"
+    write(folder / "runs" / "other.py", "")
+    assert f"in {folder / 'runs'}, {folder / 'own'} or" in refusal(load_factory, "x:f", folder / "runs").message
+    empty = refusal(load_factory, "nets.small:f", folder)
+    assert empty.hint == f"put nets.py into {folder}, or install the package"
+    write(folder / "nets" / "__init__.py", "")
+    inside = refusal(load_factory, "nets.small:f", folder)
+    assert inside.message == f"there is no module 'nets.small' in {folder / 'nets'}"

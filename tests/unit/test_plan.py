@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from edgekd.cli.main import run as edgekd
+from edgekd.errors import UnavailableError
 from edgekd.models import imports
 from edgekd.pipeline import keys
 from edgekd.pipeline.plan import Planner
@@ -208,4 +209,30 @@ def test_planning_looks_at_a_remote_store_and_takes_nothing_from_it(finished: Fi
     cold = ["--store", str(finished.folder / "cold"), "--remote-store", url]
     assert finished.call(*cold)[1].splitlines()[0] == "teacher    cached     unchanged (remote) [2.5 s last time]"
     assert not (finished.folder / "cold" / "objects").exists()
-    assert "never ran before" in finished.call(*cold, "--offline")[1]
+    fresh = finished.call(*cold, "--offline")[1].splitlines()
+    assert fresh[0] == "the first run of this pipeline: all of its 6 stages would run"
+    assert fresh[-1] == "evaluate   would run"
+    assert "never ran before" not in "".join(fresh)
+
+
+def test_a_missing_engine_or_device_ends_a_plan_as_it_ends_the_run(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(self: object) -> str:
+        raise UnavailableError("ONNX Runtime is not installed", hint="pip install onnxruntime")
+
+    monkeypatch.setattr("edgekd.runtimes.onnxruntime.OnnxRuntime.version", missing)
+    assert finished.call()[0] == 0  # all is in the store: nothing is asked of the engine
+    finished.edit("epochs: 5", "epochs: 6")
+    code, out = finished.call("--exit-code")
+    assert code == 3
+    assert out.splitlines()[-1] == "`edgekd run` would end with 3 before the first stage that would run:"
+    code, out = finished.call("--json")
+    refused = json.loads(out)["refused"]
+    assert (code, refused["exit_code"], refused["hint"]) == (3, 3, "pip install onnxruntime")
+    assert refused["message"].endswith("plan.yaml:12:9: ONNX Runtime is not installed")
+
+
+def test_a_device_that_is_not_here_ends_a_plan(finished: Finished) -> None:
+    finished.edit("runtime: onnxruntime", "runtime: onnxruntime, device: NoSuch")
+    assert finished.call()[0] == 3

@@ -122,6 +122,17 @@ def test_a_card_whose_parts_are_of_another_kind_is_damaged(key: str, value: obje
         read_card(tmp_path)
 
 
+def test_the_folder_of_a_run_is_answered_with_its_builds(tmp_path: Path) -> None:
+    for name in ("ort.int8", "ort.f32"):
+        build = tmp_path / "artifacts/builds" / name
+        build.mkdir(parents=True)
+        (build / "model.json").write_text(json.dumps(CARD))
+    with pytest.raises(ConfigError, match="no build of edgekd") as caught:
+        read_card(tmp_path)
+    builds = [f"{tmp_path}/artifacts/builds/ort.{precision}" for precision in ("f32", "int8")]
+    assert caught.value.hint == f"that is a run; give one of its builds: {', '.join(builds)}"
+
+
 @pytest.mark.parametrize("words", [["predict", "BUILD", "x.png"], ["evaluate", "BUILD", "--data", "x"]])
 def test_a_build_of_an_unknown_runtime_is_refused(words: list[str], tmp_path: Path) -> None:
     from typer.testing import CliRunner

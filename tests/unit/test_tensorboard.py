@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgekd.errors import UnavailableError
+from edgekd.errors import UnavailableError, install_hint
 from edgekd.report.tensorboard import Board, check_installed, points
 
 CURVES: list[dict[str, Any]] = [
@@ -91,4 +91,4 @@ def test_without_the_package_the_command_that_installs_it_is_given(monkeypatch: 
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UnavailableError, match="tensorboard is not installed") as caught:
         check_installed()
-    assert caught.value.hint == "pip install 'edgekd[tensorboard]'"
+    assert caught.value.hint == install_hint("tensorboard", "tensorboard")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from edgekd.errors import ConfigError
+from edgekd.models.convert import tensors_of
 from edgekd.models.weights import apply_state, load_state, save_state
 
 
@@ -114,6 +115,40 @@ def test_cut_off_file_is_refused(tmp_path, cut):
     (tmp_path / "w.pt").write_bytes(whole[:cut])
     with pytest.raises(ConfigError, match="damaged"):
         load_state(tmp_path / "w.pt")
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00"
+
+
+@pytest.mark.parametrize(
+    ("content", "said", "way"),
+    [
+        (b"", "is empty", "copy or save it again, whole; accepted are .safetensors"),
+        (LFS, "is a pointer of Git LFS, not the weights", "git lfs pull"),
+        (b"<html>not found", "is no file of weights", "accepted are .safetensors"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_broken_file_is_told_in_words_and_not_by_the_insides_of_a_library(tmp_path, content, said, way, suffix):
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_state(path)
+    assert caught.value.message == f"{path}: {said}"
+    assert way in caught.value.hint
+
+
+def test_cut_off_safetensors_and_pickles_are_cut_short_in_every_command(tmp_path):
+    save_state({"a": torch.zeros(100)}, tmp_path / "w.safetensors")
+    torch.save({"a": torch.zeros(100)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    for name in ("w.safetensors", "w.pt"):
+        whole = (tmp_path / name).read_bytes()
+        for keep in (12, len(whole) - 40):
+            (tmp_path / name).write_bytes(whole[:keep])
+            with pytest.raises(ConfigError, match=r": is cut short or damaged$"):
+                load_state(tmp_path / name)
+    with pytest.raises(ConfigError, match=r": is cut short or damaged$"):
+        tensors_of(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("value", [[torch.zeros(1)], {}, {"epoch": 3}, {"a": {"b": torch.zeros(1)}}])

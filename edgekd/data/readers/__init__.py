@@ -38,8 +38,9 @@ class Reader(Protocol):
         """Names of the targets; empty without labels."""
         ...
 
-    def files(self) -> Mapping[str, Sequence[Path]]:
-        """All files in groups that change together, by the name of the first one inside of the data set."""
+    def files(self, split: Split | None = None) -> Mapping[str, Sequence[Path]]:
+        """All files (or those that a split is read from) in groups that change together, by the name of the first one
+        inside of the data set."""
         ...
 
     def identity(self) -> dict[str, Any]:

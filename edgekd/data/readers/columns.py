@@ -62,8 +62,9 @@ class ColumnReader(ABC):
     def _batches(self, path: Path, column: str) -> Iterator[Any]:
         """A column of a file as arrays of some hundred rows. Raises DataError."""
 
-    def files(self) -> dict[str, Sequence[Path]]:
-        return {self._name(path): (path,) for files in self._files.values() for path in files}
+    def files(self, split: Split | None = None) -> dict[str, Sequence[Path]]:
+        parts = [files for of, files in self._files.items() if split in (None, of)]
+        return {self._name(path): (path,) for files in parts for path in files}
 
     def identity(self) -> dict[str, Any]:
         return {"image": self._image, "label": self._label, **self.decoder.identity()}

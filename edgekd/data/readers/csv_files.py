@@ -71,11 +71,14 @@ class CsvReader:
         if self._settings.split is not None and "train" not in self._images:
             raise ConfigError(f"data.csv.split: {self._root} has no row of train", hint="say `train` in its rows")
 
-    def files(self) -> dict[str, Sequence[Path]]:
-        found: dict[str, Sequence[Path]] = {path.name: (path,) for path in self._tables.values()}
-        for split, images in self._images.items():
+    def files(self, split: Split | None = None) -> dict[str, Sequence[Path]]:
+        own = {of: path for of, path in self._tables.items() if split in (None, of)} or self._tables
+        found: dict[str, Sequence[Path]] = {path.name: (path,) for path in own.values()}
+        for of, images in self._images.items():
+            if split not in (None, of):
+                continue
             there = (path for path in images.below() if os.path.isfile(self._folder / path))
-            found[f"images of {split}"] = ImagePaths.of(self._folder, there)
+            found[f"images of {of}"] = ImagePaths.of(self._folder, there)
         return {name: paths for name, paths in found.items() if paths}
 
     def identity(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class DigitsReader:
     input_names = ("image",)
     target_names = ("label",)
 
-    def files(self) -> dict[str, tuple[Path, ...]]:
+    def files(self, split: Split | None = None) -> dict[str, tuple[Path, ...]]:
         return {}
 
     def identity(self) -> dict[str, Any]:

@@ -48,8 +48,9 @@ class FolderReader:
             raise ConfigError(f"data.folder.path: {self._folders['train']} holds no images", hint=_HINT)
         self._labelled  # noqa: B018 - a layout that is neither of the three is refused here
 
-    def files(self) -> dict[str, Sequence[Path]]:
-        groups = (group for images in self._images.values() for group in images.by_folder())
+    def files(self, split: Split | None = None) -> dict[str, Sequence[Path]]:
+        parts = [images for of, images in self._images.items() if split in (None, of)]
+        groups = (group for images in parts for group in images.by_folder())
         return {group[0].relative_to(self._root).as_posix(): group for group in groups}
 
     def identity(self) -> dict[str, Any]:

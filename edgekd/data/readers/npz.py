@@ -50,8 +50,8 @@ class NpzReader:
                 for name in self.input_names:
                     _check_layout(path, name)
 
-    def files(self) -> dict[str, tuple[Path, ...]]:
-        return {f"{split}.npz": (path,) for split, path in self._files.items()}
+    def files(self, split: Split | None = None) -> dict[str, tuple[Path, ...]]:
+        return {f"{of}.npz": (path,) for of, path in self._files.items() if split in (None, of)}
 
     def identity(self) -> dict[str, Any]:
         last = {"layout": self._layout} if self._layout == "nhwc" else {}

@@ -54,8 +54,8 @@ class SoundReader:
     def decoder(self) -> ImageDecoder:
         return self._reader.decoder
 
-    def files(self) -> Mapping[str, Sequence[Path]]:
-        return self._reader.files()
+    def files(self, split: Split | None = None) -> Mapping[str, Sequence[Path]]:
+        return self._reader.files(split)
 
     def identity(self) -> dict[str, Any]:
         """The reader's own, with what decides which images count as broken."""

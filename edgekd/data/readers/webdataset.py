@@ -58,8 +58,9 @@ class WebDatasetReader:
             if not path.is_file():
                 raise ConfigError(f"data.webdataset.path: {path} does not exist", hint=_HINT)
 
-    def files(self) -> dict[str, Sequence[Path]]:
-        return {path.name: (path,) for files in self._files.values() for path in files}
+    def files(self, split: Split | None = None) -> dict[str, Sequence[Path]]:
+        parts = [files for of, files in self._files.items() if split in (None, of)]
+        return {path.name: (path,) for files in parts for path in files}
 
     def identity(self) -> dict[str, Any]:
         return {"image": self._settings.image, "label": self._settings.label, **self.decoder.identity()}

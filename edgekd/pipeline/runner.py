@@ -25,6 +25,7 @@ from edgekd.pipeline.plan import Planner, Step
 from edgekd.pipeline.preflight import preflight
 from edgekd.pipeline.processes import Team, lost
 from edgekd.pipeline.schema import Pipeline, StageEntry, data_location, located, stage_location
+from edgekd.report.drawings import Remembered
 from edgekd.report.lineage import MANIFEST
 from edgekd.stages.context import Context
 from edgekd.stages.kinds import KINDS
@@ -109,7 +110,7 @@ def run(pipeline: Pipeline, options: RunOptions, log: Log) -> Outcome:
         finally:
             signal.signal(signal.SIGTERM, previous)
             outcome.seconds = time.time() - started
-        _draw_report(pipeline, options.out, outcome, started, log)
+        _draw_report(pipeline, options.out, outcome, started, log, Remembered(store.drawings))
         _judge_gates(pipeline, outcome, log)
         return outcome
 
@@ -316,10 +317,12 @@ class _Run:
         self.outcome.states.append(row | {"warnings": warnings})
 
 
-def _draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float, log: Log) -> None:
+def _draw_report(
+    pipeline: Pipeline, out: Path, outcome: Outcome, started: float, log: Log, remembered: Remembered
+) -> None:
     """Draw the report; a disk that is too full for it fails the run, but does not hide an earlier error."""
     try:
-        deliver.draw_report(pipeline, out, outcome, started)
+        deliver.draw_report(pipeline, out, outcome, started, remembered)
     except OSError as error:
         refused = explain_os_error(error)
         if outcome.error is not None:

@@ -24,7 +24,7 @@ from edgekd.models.settings import Columns, ModelReference, ModelSettings
 from edgekd.pipeline.gates import GateSettings
 from edgekd.pipeline.onnx_teachers import onnx_problems
 from edgekd.pipeline.overrides import apply_override
-from edgekd.runtimes.registry import RUNTIMES, runtime
+from edgekd.runtimes.registry import FLAVOURS
 from edgekd.stages.context import roles
 from edgekd.stages.kinds import KINDS, ORDER, WRITABLE, needs_of
 from edgekd.stages.settings import (
@@ -352,11 +352,11 @@ def _target(name: str, target: TargetSettings, stages: set[str], location: Locat
     if "int8" in target.precision and "quantize" not in stages and "compile" in stages:
         words = f"target {name} asks for int8, and nothing is quantized"
         problems.append(Problem((*location, "precision"), words, "add a `quantize` stage"))
-    able = runtime(target.runtime).precisions
+    able = list(FLAVOURS[target.runtime])
     lacking = [precision for precision in target.precision if precision not in able]
     if lacking:
         words = f"{target.runtime} builds {', '.join(able[:-1])} and {able[-1]} here, not {lacking[0]}"
-        others = ", ".join(name for name in RUNTIMES if lacking[0] in runtime(name).precisions)
+        others = ", ".join(name for name, flavours in FLAVOURS.items() if lacking[0] in flavours)
         problems.append(Problem((*location, "precision"), words, f"leave {lacking[0]} to {others}"))
     return problems
 

@@ -7,11 +7,13 @@ Run `python -m edgekd.report.schema` to write `report.schema.json` anew after a 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field
 
+from edgekd.config.docstrings import docstrings
 from edgekd.report import measured
 from edgekd.report.values import Interval, Measured, Part, RelativePath, Text
 
@@ -314,7 +316,18 @@ class Report(Part):
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a written report: every field is present in it, those without a value as null."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Report.model_json_schema(mode="serialization")}
+    schema = Report.model_json_schema(mode="serialization")
+    parts = {part.__name__: part for part in _below(Part)}
+    for name, shape in [("Report", schema), *schema["$defs"].items()]:
+        for field, text in docstrings(parts[name]).items():
+            shape["properties"][field] = dict(sorted({"description": text, **shape["properties"][field]}.items()))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _below(cls: type[Part]) -> Iterator[type[Part]]:
+    for part in cls.__subclasses__():
+        yield part
+        yield from _below(part)
 
 
 def schema_text() -> str:

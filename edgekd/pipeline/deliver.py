@@ -69,6 +69,7 @@ def draw_report(
         "error": outcome.error,
         "created": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "seconds": round(outcome.seconds, 3),
+        "timing": outcome.clock.spent(outcome.seconds),
         "seed": pipeline.settings.seed,
         "git": git_state(pipeline.base),
         "environment": _environment(),
@@ -93,6 +94,7 @@ def measured(row: Mapping[str, Any]) -> str:
     if row["value"] is None:
         return f"nothing, limit {row['limit']:.4g}{unit}"
     interval = f" [{row['ci95'][0]:.4g}, {row['ci95'][1]:.4g}]" if row["ci95"] else ""
+    interval += f" ({row['no_interval']})" if row["no_interval"] else ""
     return f"{row['value']:.4g}{unit}{interval}, limit {row['limit']:.4g}{unit}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgekd import bench
 from edgekd.files import sha256_file, sha256_json, write_atomic
-from edgekd.report.schema import Report
+from edgekd.report.schema import Report, Timing
 
 Drawings = list[tuple[str, list[str]]]
 _KEPT = 8  # runs; a page's drawings take some 50 kB
@@ -34,7 +34,8 @@ class Remembered:
         `manifest` has the digests of the files that the report points to. The report is drawn without what is another
         in every run (time, duration, what became of the stages, commit), so no drawing can show that.
         """
-        drawn = report.model_copy(update={"created": _NEVER, "seconds": 0.0, "stages": (), "git": None})
+        always = {"created": _NEVER, "seconds": 0.0, "timing": Timing(), "stages": (), "git": None}
+        drawn = report.model_copy(update=always)
         files = {name: about["sha256"] for name, about in manifest["files"].items()}
         sources = [path for folder in _CODE for path in sorted(folder.glob("*.py"))]
         code = {f"{path.parent.name}/{path.name}": sha256_file(path) for path in sources}

@@ -171,7 +171,7 @@ def test_written_report_validates_and_reads_back(report: Report, tmp_path: Path)
 
 
 def test_report_holds_the_fields_of_the_contract() -> None:
-    fields = """schema_version edgekd_version run_id pipeline status exit_code error created seconds seed git
+    fields = """schema_version edgekd_version run_id pipeline status exit_code error created seconds timing seed git
                 environment data stages models builds latency comparisons throughput load gates details"""
     assert fields.split() == list(Report.model_fields)
 

@@ -20,11 +20,14 @@ class Clock:
 
     def __init__(self) -> None:
         self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._cpu_began, self._cpu_of_parts = time.process_time(), 0.0
 
     def spent(self, whole: float) -> dict[str, float]:
-        """`import_s`, `train_s`, .. and as `own_s` what else a run of so many seconds took."""
+        """`import_s`, `train_s`, .. and as `own_s` what else a run of so many seconds took, with its CPU time."""
         found = {f"{part}_s": round(seconds, 3) for part, seconds in self._seconds.items()}
-        return {**found, "own_s": round(max(0.0, whole - sum(self._seconds.values())), 3)}
+        own_cpu = time.process_time() - self._cpu_began - self._cpu_of_parts
+        own = max(0.0, whole - sum(self._seconds.values()))
+        return {**found, "own_s": round(own, 3), "own_cpu_s": round(own_cpu, 3)}
 
     @contextlib.contextmanager
     def working(self, stage: str) -> Iterator[None]:
@@ -56,8 +59,9 @@ class Clock:
 
     @contextlib.contextmanager
     def _counting(self, part: str) -> Iterator[None]:
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self._seconds[part] += time.perf_counter() - began
+            self._cpu_of_parts += time.process_time() - cpu_began

@@ -283,6 +283,8 @@ class Timing(Part):
     """The work of the stages evaluate and bench."""
     own_s: float = 0.0
     """The rest until the report was drawn: checks, keys, the store, files."""
+    own_cpu_s: float = 0.0
+    """CPU time of this process in `own_s`: less than that where others keep the machine busy."""
 
 
 class Report(Part):

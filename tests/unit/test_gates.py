@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from edgekd.config import validate
 from edgekd.pipeline.gates import GateSettings, broken, judge, rejects
+from edgekd.pipeline.runner import Outcome, _judge_gates
 
 
 def gate(**values: Any) -> GateSettings:
@@ -129,6 +131,25 @@ def test_a_drop_that_its_interval_leaves_open_decides_by_its_value_what_is_shipp
     row = judge(budget, report(models=[metric("student", 0.9), quantized]))
     assert (row["verdict"], rejects(budget, row), broken(budget, row)) == ("undecided", not shipped, False)
     assert (row["message"] is None) is shipped
+
+
+@pytest.mark.parametrize(("undecided", "code"), [("pass", 0), ("fail", 5)])
+def test_a_run_says_which_budget_is_undecided_and_how_that_would_end_it(undecided: str, code: int) -> None:
+    budget = gate(target="ov", max="2 ms", undecided=undecided)
+    warned, errors = [], []
+    log: Any = SimpleNamespace(warning=warned.append, error=lambda message, hint: errors.append(message))
+    tree = SimpleNamespace(where=lambda place: "p.yaml:7:5")
+    pipeline: Any = SimpleNamespace(settings=SimpleNamespace(gates=[budget, budget]), tree=tree)
+    rows = [judge(budget, latency(2.0, 1.9, 2.1)), judge(budget, latency(1.0, 0.9, 1.1))]
+    outcome = Outcome(report={"gates": rows})
+    _judge_gates(pipeline, outcome, log)
+    assert outcome.exit_code == code
+    told = "p50 of quantized on ov at most 2 ms, measured 2 ms [1.9, 2.1], limit 2 ms"
+    if undecided == "pass":
+        assert warned == [f"p.yaml:7:5: budget undecided: {told}; `undecided: fail` would end the run with 5"]
+        assert errors == []
+    else:
+        assert (warned, errors) == ([], [f"p.yaml:7:5: budget broken: {told} (undecided)"])
 
 
 def test_what_has_no_interval_says_why() -> None:

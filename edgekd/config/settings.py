@@ -13,15 +13,15 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
+from edgekd.config.docstrings import docstrings
 from edgekd.config.tree import Location, Problem
 
 
 class Settings(BaseModel):
     """Options of one component. The docstring under a field is its help text."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, protected_namespaces=()
-    )
+    # Most of these are never validated in a run: the validator of each is built when it is first asked for.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True, protected_namespaces=())
 
     def canonical(self) -> dict[str, Any]:
         """The settings as plain values with every default written out: what a stage's key is made of."""
@@ -63,13 +63,14 @@ def describe(cls: type[Settings]) -> list[dict[str, Any]]:
     Fields without `repr` are left out: what they hold is written under other names in a file.
     """
     rows: list[dict[str, Any]] = []
+    texts = docstrings(cls)
     for name, field in ((name, field) for name, field in cls.model_fields.items() if field.repr):
         row: dict[str, Any] = {"name": field.alias or name, "type": _type_name(field.annotation)}
         row["required"] = field.is_required()
         if not field.is_required():
             default = field.get_default(call_default_factory=True)
             row["default"] = default.canonical() if isinstance(default, Settings) else _plain(default)
-        row["help"] = " ".join((field.description or "").split())
+        row["help"] = " ".join((field.description or texts.get(name, "")).split())
         inside = [c for c in nested(field.annotation) if c is not cls]
         if inside:
             row["fields"] = {c.__name__: describe(c) for c in inside}

@@ -14,7 +14,7 @@ from edgekd.store import Artifact
 ARTIFACTS = "artifacts"
 _MEASURED = ("comparisons", "throughput", "load")
 _TRAINING = ("teacher", "distill", "quantize")
-_INSIDE = ("better", "evaluated", "same_samples")  # of a metric: what gates need and no reader
+_INSIDE = ("better", "evaluated", "against")  # of a metric: what gates need and no reader
 _OF_QUANTIZE = ("arms", "calibration", "sensitivity")
 
 

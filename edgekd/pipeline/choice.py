@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgekd.pipeline.gates import GateSettings, judge, judge_build
+from edgekd.pipeline.gates import GateSettings, judge, judge_build, rejects
 
 Build = dict[str, Any]
 _RANK = {"f32": 0, "bf16": 1, "f16": 2, "int8": 3}
@@ -72,7 +72,7 @@ def _broken_budget(build: Build, report: dict[str, Any], gates: Sequence[GateSet
         if gate.of == build["model"] == "quantized":
             rows.append(judge(gate, report))
         for row in rows:
-            if row["verdict"] == "failed":
+            if rejects(gate, row):
                 return f"breaks the budget: {row['label']}, measured {row['value']:.4g} {row['unit'] or ''}".rstrip()
     return None
 
@@ -81,7 +81,7 @@ def _network_breaks(gate: GateSettings, build: Build, report: dict[str, Any]) ->
     """Whether a float network fails a gate before anything is rounded: its f32 build, or else its score in PyTorch."""
     twins = (b for b in report["builds"] if (b["target"], b["model"]) == (build["target"], build["model"]))
     own = [b for b in twins if b["precision"] == "f32"] or [m for m in report["models"] if m["role"] == build["model"]]
-    return any(judge_build(gate, report, row)["verdict"] == "failed" for row in own)
+    return any(rejects(gate, judge_build(gate, report, row)) for row in own)
 
 
 def _fastest(able: list[Build], report: dict[str, Any], reasons: dict[str, str]) -> Build | None:

@@ -25,6 +25,7 @@ from edgekd.pipeline.manifest import (
 )
 from edgekd.pipeline.schema import Pipeline
 from edgekd.report.draw import DRAWN, draw
+from edgekd.report.drawings import Remembered
 from edgekd.report.lineage import MANIFEST
 from edgekd.report.model_card import CardFacts, model_card
 from edgekd.report.schema import Report
@@ -48,7 +49,9 @@ def deliver_stage(out: Path, stage: str, artifact: Artifact, named: Mapping[str,
             replace_atomic(path, lambda temporary, source=source: shutil.copyfile(source, temporary))  # type: ignore[misc]
 
 
-def draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float) -> None:
+def draw_report(
+    pipeline: Pipeline, out: Path, outcome: Outcome, started: float, remembered: Remembered | None = None
+) -> None:
     """Write the report in all its forms, the model card and manifest.json; `outcome.report` gets its values."""
     content = assemble(pipeline, outcome.done)
     failed = [
@@ -66,6 +69,7 @@ def draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float)
         "error": outcome.error,
         "created": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "seconds": round(outcome.seconds, 3),
+        "timing": outcome.clock.spent(outcome.seconds),
         "seed": pipeline.settings.seed,
         "git": git_state(pipeline.base),
         "environment": _environment(),
@@ -77,7 +81,7 @@ def draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float)
     outcome.report = report.model_dump(mode="json")  # kept also when the disk is too full to write it
     files = delivered(outcome.done, pipeline.roles)
     manifest = manifest_of(pipeline, outcome, document, files)
-    draw(report, out, manifest)
+    draw(report, out, manifest, remembered)
     write_atomic(out / MODEL_CARD, model_card(report, _card_facts(pipeline, outcome, files)))
     write_manifest(out, manifest, pipeline)
     if not outcome.exit_code:
@@ -90,24 +94,21 @@ def measured(row: Mapping[str, Any]) -> str:
     if row["value"] is None:
         return f"nothing, limit {row['limit']:.4g}{unit}"
     interval = f" [{row['ci95'][0]:.4g}, {row['ci95'][1]:.4g}]" if row["ci95"] else ""
+    interval += f" ({row['no_interval']})" if row["no_interval"] else ""
     return f"{row['value']:.4g}{unit}{interval}, limit {row['limit']:.4g}{unit}"
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Commit and dirtiness of the repository that holds a folder, or None."""
-    command = ["git", "-C", str(folder)]
+    command = ["git", "-C", str(folder), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
-        commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
-        status = subprocess.run(
-            [*command, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
+    commit = next((line.split()[2] for line in told if line.startswith("# branch.oid ")), "(initial)")
+    if commit == "(initial)":  # a repository without a commit
+        return None
+    return {"commit": commit, "dirty": any(not line.startswith("#") for line in told)}
 
 
 def _environment() -> dict[str, Any]:

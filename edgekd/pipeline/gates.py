@@ -10,6 +10,7 @@ from pydantic import field_validator, model_validator
 
 from edgekd.config import Settings
 from edgekd.stages.context import roles
+from edgekd.tasks.intervals import wilson
 
 Measure = Literal[
     "metric", "metric_drop", "p50", "p90", "p95", "p99", "speedup", "throughput", "size", "peak_memory", "parity",
@@ -43,6 +44,12 @@ _COLUMNS = {
     "peak_memory": "peak_rss_bytes",
 }
 _Reason = tuple[str, str]
+Interval = tuple[float, float] | None
+_NO_INTERVAL = {
+    "size": "exact: bytes of files",
+    "executed_share": "exact: counted layers",
+    "peak_memory": "measured once, in a process of its own",
+}
 
 
 class GateSettings(Settings):
@@ -158,7 +165,7 @@ def judge_build(gate: GateSettings, report: dict[str, Any], build: dict[str, Any
     return _judged(gate, *_accuracy(gate, report, _first_evaluated(build)))
 
 
-def _judged(gate: GateSettings, value: float | None, ci95: tuple[float, float] | None) -> dict[str, Any]:
+def _judged(gate: GateSettings, value: float | None, ci95: Interval) -> dict[str, Any]:
     limit, upper = gate.limit(), gate.max is not None
     unit, shown = gate.shown_unit()
     verdict = "undecided"
@@ -168,7 +175,7 @@ def _judged(gate: GateSettings, value: float | None, ci95: tuple[float, float] |
             verdict = "passed"
         elif (low > limit) if upper else (high < limit):
             verdict = "failed"
-    return {
+    row = {
         "measure": gate.measure,
         "of": gate.of,
         "against": gate.against,
@@ -177,14 +184,19 @@ def _judged(gate: GateSettings, value: float | None, ci95: tuple[float, float] |
         "unit": unit,
         "value": None if value is None else value * shown,
         "ci95": (ci95[0] * shown, ci95[1] * shown) if ci95 else None,
+        "no_interval": None if value is None or ci95 else _NO_INTERVAL.get(gate.measure),
         "verdict": verdict,
         "label": gate.label(),
-        "message": "not measured" if value is None else _KEPT if _keeps_float(gate, verdict) else None,
     }
+    kept = gate.otherwise == "float" and rejects(gate, row)
+    return {**row, "message": "not measured" if value is None else _KEPT if kept else None}
 
 
-def _keeps_float(gate: GateSettings, verdict: str) -> bool:
-    return gate.otherwise == "float" and verdict == "failed"
+def rejects(gate: GateSettings, row: dict[str, Any]) -> bool:
+    """Whether a build with this row is not shipped. A drop that its interval leaves open counts as it was measured."""
+    if gate.measure != "metric_drop" or row["value"] is None:
+        return bool(row["verdict"] == "failed")
+    return bool(row["value"] > row["limit"] if gate.max is not None else row["value"] < row["limit"])
 
 
 def broken(gate: GateSettings, row: dict[str, Any], *, whole: bool = True) -> bool:
@@ -194,35 +206,27 @@ def broken(gate: GateSettings, row: dict[str, Any], *, whole: bool = True) -> bo
     return row["verdict"] == "failed" or (whole and row["verdict"] == "undecided" and gate.undecided == "fail")
 
 
-def _value(gate: GateSettings, report: dict[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
+def _value(gate: GateSettings, report: dict[str, Any]) -> tuple[float | None, Interval]:
     if gate.measure in _COLUMNS:
         return _measured(report, gate, _COLUMNS[gate.measure])
-    if gate.measure == "speedup":
-        return _speedup(report, gate)
-    facts = {"size": _size, "parity": _parity, "executed_share": _executed_share}
+    if gate.measure in ("speedup", "parity"):
+        return _speedup(report, gate) if gate.measure == "speedup" else _parity(report, gate)
+    facts = {"size": _size, "executed_share": _executed_share}
     if gate.measure in facts:
         return facts[gate.measure](report, gate), None
     return _accuracy(gate, report, _metric(report, gate.of, gate.target))
 
 
-def _accuracy(
-    gate: GateSettings, report: dict[str, Any], own: dict[str, Any] | None
-) -> tuple[float | None, tuple[float, float] | None]:
+def _accuracy(gate: GateSettings, report: dict[str, Any], own: dict[str, Any] | None) -> tuple[float | None, Interval]:
     if gate.measure == "metric" or own is None:
         return (own["value"], _pair(own["ci95"])) if own else (None, None)
     assert gate.against is not None
-    against = _named(gate.against, report)
-    other = _metric(report, against, None)
-    return (None, None) if other is None else _drop(own, other, against)
-
-
-def _drop(own: dict[str, Any], other: dict[str, Any], against: str) -> tuple[float, None]:
-    """How much worse `own` is. Both were scored on the same samples: the drop itself is judged, as a fact of them.
-
-    A device may have answered only some of the samples: of these it also has what the networks in PyTorch score.
-    """
-    value = own.get("same_samples", {}).get(against, other["value"])
-    return (value - own["value"]) * own.get("better", 1), None
+    pairs = own["against"].get(_named(gate.against, report))
+    if pairs is None:
+        return None, None
+    # Less is worse where more is better: the drop is the difference the other way round.
+    ends = sorted(-own["better"] * end for end in pairs["ci95"])
+    return -own["better"] * pairs["value"], (ends[0], ends[1])
 
 
 def _metric(report: dict[str, Any], role: str, target: str | None) -> dict[str, Any] | None:
@@ -244,9 +248,7 @@ def _stands_for(row: dict[str, Any], role: str, target: str | None, report: dict
     return named and (preferred is None or row["precision"] == preferred)
 
 
-def _measured(
-    report: dict[str, Any], gate: GateSettings, column: str
-) -> tuple[float | None, tuple[float, float] | None]:
+def _measured(report: dict[str, Any], gate: GateSettings, column: str) -> tuple[float | None, Interval]:
     """What the stage bench measured of a build, with its interval where it has one."""
     row = next((r for r in report["latency"] if _stands_for(r, gate.of, gate.target, report)), None)
     if row is None or row.get(column) is None:
@@ -258,11 +260,15 @@ def _build(report: dict[str, Any], gate: GateSettings) -> dict[str, Any] | None:
     return next((b for b in report["builds"] if _stands_for(b, gate.of, gate.target, report)), None)
 
 
-def _parity(report: dict[str, Any], gate: GateSettings) -> float | None:
+def _parity(report: dict[str, Any], gate: GateSettings) -> tuple[float | None, Interval]:
     """The share of the evaluated samples on which a build answers as PyTorch does; of several outputs, the least."""
     build = _build(report, gate)
-    shares = ((build and build["parity"]) or {}).get("agreement") or {}
-    return float(min(shares.values())) if shares else None
+    parity = (build and build["parity"]) or {}
+    shares = parity.get("agreement") or {}
+    if not shares:
+        return None, None
+    least = float(min(shares.values()))
+    return least, wilson(least, parity["n"])
 
 
 def _executed_share(report: dict[str, Any], gate: GateSettings) -> float | None:
@@ -280,7 +286,7 @@ def _named(role: str, report: dict[str, Any]) -> str:
     return "student" if "student" in made else "teacher"
 
 
-def _speedup(report: dict[str, Any], gate: GateSettings) -> tuple[float | None, tuple[float, float] | None]:
+def _speedup(report: dict[str, Any], gate: GateSettings) -> tuple[float | None, Interval]:
     """How many times faster `of` is than `against`: the inverse of the ratio of their times.
 
     Like with like: builds of one precision where both have one, else each float network's best build.
@@ -310,5 +316,5 @@ def _size(report: dict[str, Any], gate: GateSettings) -> float | None:
     return float(rows[0]["size_bytes"]) if rows else None
 
 
-def _pair(values: Any) -> tuple[float, float] | None:
+def _pair(values: Any) -> Interval:
     return (float(values[0]), float(values[1])) if values else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import signal
 import time
 from collections.abc import Callable, Collection
@@ -18,6 +17,7 @@ from edgekd.errors import DataError, EdgekdError, StageError, TryAgainError
 from edgekd.files import lock
 from edgekd.pipeline import deliver
 from edgekd.pipeline.board import StageBoard, board_of, check_board
+from edgekd.pipeline.clock import Clock
 from edgekd.pipeline.failures import check_folders, explain_os_error
 from edgekd.pipeline.gates import broken
 from edgekd.pipeline.keys import NEVER, identity
@@ -26,6 +26,7 @@ from edgekd.pipeline.plan import Planner, Step
 from edgekd.pipeline.preflight import preflight
 from edgekd.pipeline.processes import Team, lost
 from edgekd.pipeline.schema import Pipeline, StageEntry, data_location, located, stage_location
+from edgekd.report.drawings import Remembered
 from edgekd.report.lineage import MANIFEST
 from edgekd.stages.context import Context
 from edgekd.stages.kinds import KINDS
@@ -71,6 +72,7 @@ class Outcome:
     problems: list[tuple[str, str | None]] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    clock: Clock = field(default_factory=Clock)
     fingerprint: str | None = None
     data_files: dict[str, str] = field(default_factory=dict)
     learned_from: list[str] = field(default_factory=list)
@@ -112,7 +114,7 @@ def run(pipeline: Pipeline, options: RunOptions, log: Log) -> Outcome:
         finally:
             signal.signal(signal.SIGTERM, previous)
             outcome.seconds = time.time() - started
-        _draw_report(pipeline, options.out, outcome, started, log)
+        _draw_report(pipeline, options.out, outcome, started, log, Remembered(store.drawings))
         _judge_gates(pipeline, outcome, log)
         return outcome
 
@@ -203,7 +205,8 @@ class _Run:
         assert self.planner is not None
         self.current, self.started = None, time.monotonic()
         try:
-            preflight(self.pipeline, self.planner, entry, self._until())
+            with self.outcome.clock.importing():
+                preflight(self.pipeline, self.planner, entry, self._until())
         except StageError:
             self.current = entry
             raise
@@ -247,16 +250,18 @@ class _Run:
         assert self.planner is not None and step.key is not None
         kind = KINDS[step.entry.name]
         module, _, name = kind.function.partition(":")
-        if "torch" in kind.packages:
-            from edgekd.train.precision import use_threads
+        with self.outcome.clock.importing():
+            if "torch" in kind.packages:
+                from edgekd.train.precision import use_threads
 
-            use_threads(self.pipeline.settings.train)
-        function = getattr(importlib.import_module(module), name)
+                use_threads(self.pipeline.settings.train)
+            function = getattr(__import__(module, fromlist=[name]), name)  # as a statement would: these are timed
         if kind.trains:
             self.team.start(step.entry.name, step.key, self._inputs(step), self._made_by(step))
         with self.store.publish(step.key) as draft:
             draft.record.update(stage=step.entry.name, pipeline=self.pipeline.settings.name, created=time.time())
-            function(self._context(step, draft, work, board))
+            with self.outcome.clock.working(step.entry.name):
+                function(self._context(step, draft, work, board))
             draft.record["seconds"] = round(time.monotonic() - self.started, 3)
         artifact = self.store.get(step.key, verify=False)
         assert artifact is not None
@@ -321,10 +326,12 @@ class _Run:
         self.outcome.states.append(row | {"warnings": warnings})
 
 
-def _draw_report(pipeline: Pipeline, out: Path, outcome: Outcome, started: float, log: Log) -> None:
+def _draw_report(
+    pipeline: Pipeline, out: Path, outcome: Outcome, started: float, log: Log, remembered: Remembered
+) -> None:
     """Draw the report; a disk that is too full for it fails the run, but does not hide an earlier error."""
     try:
-        deliver.draw_report(pipeline, out, outcome, started)
+        deliver.draw_report(pipeline, out, outcome, started, remembered)
     except OSError as error:
         refused = explain_os_error(error)
         if outcome.error is not None:
@@ -340,9 +347,14 @@ def _judge_gates(pipeline: Pipeline, outcome: Outcome, log: Log) -> None:
     if outcome.exit_code != 0:
         return
     for index, (gate, row) in enumerate(zip(pipeline.settings.gates, outcome.report["gates"], strict=True)):
+        where = pipeline.tree.where(("gates", index))
+        if row["verdict"] == "undecided" and row["value"] is not None and gate.undecided == "pass":
+            log.warning(
+                f"{where}: budget undecided: {row['label']}, measured {deliver.measured(row)}; "
+                "`undecided: fail` would end the run with 5"
+            )
         if broken(gate, row, whole=outcome.whole):
             outcome.exit_code = 5
-            where = pipeline.tree.where(("gates", index))
             log.error(
                 f"{where}: budget broken: {row['label']}, measured {deliver.measured(row)} ({row['verdict']})",
                 "improve the network, or change the limit there",

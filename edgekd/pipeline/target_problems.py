@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgekd.config import Problem
 from edgekd.config.tree import Location
-from edgekd.runtimes.registry import RUNTIMES, runtime
+from edgekd.runtimes.registry import FLAVOURS
 from edgekd.stages.settings import TargetSettings
 
 
@@ -14,10 +14,10 @@ def target_problems(name: str, target: TargetSettings, stages: set[str], locatio
     if "int8" in target.precision and "quantize" not in stages and "compile" in stages:
         words = f"target {name} asks for int8, and nothing is quantized"
         problems.append(Problem((*location, "precision"), words, "add a `quantize` stage"))
-    able = runtime(target.runtime).precisions
+    able = list(FLAVOURS[target.runtime])
     lacking = [precision for precision in target.precision if precision not in able]
     if lacking:
         words = f"{target.runtime} builds {', '.join(able[:-1])} and {able[-1]} here, not {lacking[0]}"
-        others = ", ".join(name for name in RUNTIMES if lacking[0] in runtime(name).precisions)
+        others = ", ".join(name for name, flavours in FLAVOURS.items() if lacking[0] in flavours)
         problems.append(Problem((*location, "precision"), words, f"leave {lacking[0]} to {others}"))
     return problems

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgekd.report.schema import Metric
+from edgekd.tasks import intervals
 
 Pair = tuple[float, float]
 Kind = Literal["metric", "latency", "throughput", "size", "memory", "precision"]
@@ -22,7 +23,6 @@ THRESHOLDS: dict[Kind, float] = {
     "metric": 0.0, "latency": 0.01, "throughput": 0.01, "size": 0.005, "memory": 0.02, "precision": 0.0,
 }  # fmt: skip
 """The smallest change that counts: a share, of a metric in its own unit."""
-_Z2 = 1.959964**2
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def ratio(base: float, base_ci95: Pair | None, new: float, new_ci95: Pair | None
 
 def widened(value: float, ci95: Pair, sd: float) -> Pair:
     """The interval of a ratio, with what two runs differ by for no reason: a normal `sd` on a log scale."""
-    more = math.sqrt(_Z2) * sd
+    more = intervals.Z * sd
     low, high = math.hypot(math.log(value / ci95[0]), more), math.hypot(math.log(ci95[1] / value), more)
     return value * math.exp(-low), value * math.exp(high)
 
@@ -94,10 +94,7 @@ def wilson(metric: Metric) -> Pair | None:
     """A metric's own interval; where it has none and is a share of n samples, Wilson's (1927)."""
     if metric.ci95 is not None or not metric.n or metric.unit != "fraction":
         return metric.ci95
-    p, n = metric.value, metric.n
-    centre = (p + _Z2 / (2 * n)) / (1 + _Z2 / n)
-    half = math.sqrt(_Z2) * math.sqrt(p * (1 - p) / n + _Z2 / (4 * n * n)) / (1 + _Z2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return intervals.wilson(metric.value, metric.n)
 
 
 def verdict(change: float, ci95: Pair | None, threshold: float, *, more_is_worse: bool) -> Verdict:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from edgekd.errors import ConfigError
 from edgekd.files import write_atomic
+from edgekd.report.drawings import Remembered
 from edgekd.report.html import html
 from edgekd.report.junit import junit
 from edgekd.report.lineage import read_manifest
@@ -23,19 +24,25 @@ REPORT_FILE = "report.json"
 DRAWN = (REPORT_FILE, "report.html", "report.md", "junit.xml")
 
 
-def draw(report: Report, folder: Path, manifest: Mapping[str, Any] | None = None) -> None:
+def draw(
+    report: Report,
+    folder: Path,
+    manifest: Mapping[str, Any] | None = None,
+    remembered: Remembered | None = None,
+) -> None:
     """Write the four files; in a GitHub job, also append the Markdown to the job's summary page.
 
     `folder` is the run's folder: loss curves, samples and other details are read from the paths in the report below it,
     and what is missing there is left out of the drawing. `manifest`: what manifest.json will say; by default what it
-    says.
+    says. `remembered`: drawings of earlier runs, for files that are what the manifest says.
     """
     write_atomic(folder / REPORT_FILE, report.model_dump_json(indent=2) + "\n")
     text = markdown(report, folder)
     write_atomic(folder / "report.md", text)
     write_atomic(folder / "junit.xml", junit(report))
     _append_to_job_summary(text)
-    write_atomic(folder / "report.html", html(report, folder, read_manifest(folder) if manifest is None else manifest))
+    manifest = read_manifest(folder) if manifest is None else manifest
+    write_atomic(folder / "report.html", html(report, folder, manifest, remembered))
 
 
 def read_report(path: Path) -> Report:

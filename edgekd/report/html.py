@@ -9,6 +9,7 @@ from typing import Any
 
 from edgekd.report import charts, latency_charts, lineage, quantization, table, words
 from edgekd.report.attachments import Attachment, attachments, detail_tables, loss_curves
+from edgekd.report.drawings import Drawings, Remembered
 from edgekd.report.page import template
 from edgekd.report.schema import Report
 from edgekd.report.verdict import sentences
@@ -19,10 +20,16 @@ _FITS = ((200, 36), (40, 36), (40, 12), (10, 0))  # rows of a table, drawings of
 _LONGEST_MESSAGE = 4000
 
 
-def html(report: Report, folder: Path, manifest: Mapping[str, Any]) -> str:
-    """The report as one HTML page of less than 300 kB; `folder` is where its details lie."""
+def html(report: Report, folder: Path, manifest: Mapping[str, Any], remembered: Remembered | None = None) -> str:
+    """The report as one HTML page of less than 300 kB; `folder` is where its details lie.
+
+    `remembered`: drawings of earlier runs, for a manifest that holds the digests of all details.
+    """
     page_template = template("template.html.j2")
-    drawings = _drawings(report, folder)
+    if remembered is None:
+        drawings = _drawings(report, folder)
+    else:
+        drawings = remembered.drawings(report, manifest, lambda drawn: _drawings(drawn, folder))
     page = ""
     for most_rows, most_drawings in _FITS:
         shown = [(title, found[:most_drawings], len(found[most_drawings:])) for title, found in drawings]
@@ -70,7 +77,7 @@ def _shape(rows: table.Rows, most: int) -> dict[str, Any]:
     return {"header": header, "rows": body[:most], "right": right, "left_out": left_out, "marks": []}
 
 
-def _drawings(report: Report, folder: Path) -> list[tuple[str, list[str]]]:
+def _drawings(report: Report, folder: Path) -> Drawings:
     learning = [drawing for phase in loss_curves(report, folder) for drawing in charts.learning(phase)]
     by_launch = latency_charts.ratios_by_launch(report, folder)
     long_runs = attachments(report, folder, "sustain")

@@ -77,6 +77,9 @@ def _cost(report: Report, build: Build | None) -> list[str]:
 
 
 def points(difference: Metric) -> str:
-    """A difference of shares in points with its interval: `-0.2 pt [-0.6, 0.3]`."""
+    """A difference with its interval, of shares in points: `-0.2 pt [-0.6, 0.3]`."""
+    if difference.unit != "fraction":
+        interval = f" [{difference.ci95[0]:+.3g}, {difference.ci95[1]:+.3g}]" if difference.ci95 else ""
+        return f"{difference.value:+.3g}{interval}"
     interval = f" [{100 * difference.ci95[0]:+.1f}, {100 * difference.ci95[1]:+.1f}]" if difference.ci95 else ""
     return f"{100 * difference.value:+.1f} pt{interval}"

@@ -7,11 +7,13 @@ Run `python -m edgekd.report.schema` to write `report.schema.json` anew after a 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field
 
+from edgekd.config.docstrings import docstrings
 from edgekd.report import measured
 from edgekd.report.values import Interval, Measured, Part, RelativePath, Text
 
@@ -218,7 +220,7 @@ class Build(Part):
     metrics: tuple[Metric, ...] = ()
     """Its numbers, measured on its target with its engine."""
     difference: Metric | None = None
-    """By how much it is better than the teacher (else than the float network) on the same samples, in pairs."""
+    """Its metric less that of the teacher (else of the float network) on the same samples, in pairs."""
     parity: Parity | None = None
     """Agreement with a reference; null when it was not checked."""
     executed_precision: dict[str, int] = Field({})
@@ -248,6 +250,8 @@ class Gate(Part):
     """What was measured; null when nothing was."""
     ci95: Interval = None
     """95% interval of the value."""
+    no_interval: Text | None = None
+    """Why there is no interval: what was measured is exact, or was measured once; null where there is one."""
     verdict: Literal["passed", "failed", "undecided"]
     """Undecided when the interval lies on both sides of the limit, or nothing was measured."""
     label: str | None = None
@@ -263,6 +267,26 @@ class Detail(Part):
     """What it holds: loss_curves, sensitivity, ladder, arms, layers, sustain, .."""
     path: RelativePath
     """Where it lies."""
+
+
+class Timing(Part):
+    """What a run spent its time on, in seconds of wall time."""
+
+    import_s: float = 0.0
+    """Loading torch, the engines and the code of stages, before the stages work; what they load while they work is
+    theirs."""
+    train_s: float = 0.0
+    """Training: the work of the stages model, teacher, distill and quantize."""
+    export_s: float = 0.0
+    """The work of the stage export."""
+    compile_s: float = 0.0
+    """The work of the stage compile."""
+    measure_s: float = 0.0
+    """The work of the stages evaluate and bench."""
+    own_s: float = 0.0
+    """The rest until the report was drawn: checks, keys, the store, files."""
+    own_cpu_s: float = 0.0
+    """CPU time of this process in `own_s`: less than that where others keep the machine busy."""
 
 
 class Report(Part):
@@ -286,6 +310,8 @@ class Report(Part):
     """When the run began, with its time zone."""
     seconds: float
     """Wall time of the run, in seconds."""
+    timing: Timing = Timing()
+    """What it was spent on."""
     seed: int | None = None
     """The seed that all randomness comes from."""
     git: Git | None = None
@@ -316,7 +342,18 @@ class Report(Part):
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a written report: every field is present in it, those without a value as null."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Report.model_json_schema(mode="serialization")}
+    schema = Report.model_json_schema(mode="serialization")
+    parts = {part.__name__: part for part in _below(Part)}
+    for name, shape in [("Report", schema), *schema["$defs"].items()]:
+        for field, text in docstrings(parts[name]).items():
+            shape["properties"][field] = dict(sorted({"description": text, **shape["properties"][field]}.items()))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _below(cls: type[Part]) -> Iterator[type[Part]]:
+    for part in cls.__subclasses__():
+        yield part
+        yield from _below(part)
 
 
 def schema_text() -> str:

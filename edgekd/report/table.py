@@ -73,7 +73,7 @@ def gate_table(report: Report) -> Rows:
     rows = [["budget", "limit", "measured", "verdict", "note"]]
     for gate in report.gates:
         row = [words.gate_label(gate), words.gate_limit(gate), words.gate_value(gate)]
-        rows.append([*row, gate.verdict, gate.message or ""])
+        rows.append([*row, gate.verdict, gate.message or gate.no_interval or ""])
     return _tidy(rows)
 
 
@@ -90,11 +90,13 @@ def environment_table(report: Report) -> Rows:
     e, git, data = report.environment, report.git, report.data
     sizes = data.n.model_dump(exclude_none=True) if data else {}
     broken = data.broken_images if data else {}
+    spent = [(name, value) for name, value in report.timing if name != "own_cpu_s"]
     facts = {
         "run": report.run_id,
         "edgekd": report.edgekd_version,
         "created": report.created.isoformat(timespec="seconds"),
         "took": words.seconds(report.seconds),
+        "of that": ", ".join(f"{part.removesuffix('_s')} {words.seconds(s)}" for part, s in spent if s >= 0.05),
         "seed": "" if report.seed is None else str(report.seed),
         "git": f"{git.commit}{' with local changes' if git.dirty else ''}" if git else "",
         "host": e.host or "",

@@ -41,5 +41,5 @@ class Part(BaseModel):
     """Base of everything in a report: frozen, and strict about names it does not know."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+        extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True, protected_namespaces=()
     )

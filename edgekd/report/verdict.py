@@ -54,7 +54,8 @@ def _broken_budgets(report: Report) -> list[str]:
     lines = []
     for gate in broken(report):
         kind = "Broken" if gate.verdict == "failed" else "Undecided"
-        note = f" ({gate.message})" if gate.message else ""
+        told = gate.message or gate.no_interval
+        note = f" ({told})" if told else ""
         lines.append(
             f"{kind}: {words.gate_label(gate)} is {words.gate_value(gate)}, limit {words.gate_limit(gate)}{note}."
         )

@@ -31,8 +31,8 @@ from edgekd.runtimes.protocol import (
     noise,
     run_for,
 )
+from edgekd.runtimes.registry import FLAVOURS
 
-_FLAVOURS = {"f32": "f32", "f16": "f16", "int8": "uint8"}
 _NUMPY = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int8)": "int8",
           "tensor(int64)": "int64", "tensor(double)": "float64", "tensor(int32)": "int32"}  # fmt: skip
 # Integer kernels of ONNX Runtime; everything else that computes runs in float.
@@ -51,7 +51,7 @@ class OnnxRuntime:
     """The adapter of ONNX Runtime; a device is a provider: CPU, CUDA, OpenVINO, .., or a provider's own name."""
 
     name = "onnxruntime"
-    precisions = tuple(_FLAVOURS)
+    precisions = tuple(FLAVOURS[name])
 
     def version(self) -> str:
         for package in PACKAGES[1:]:
@@ -62,7 +62,7 @@ class OnnxRuntime:
         return installed_version(PACKAGES[0], "pip install onnxruntime")
 
     def flavour(self, precision: str) -> str:
-        return _FLAVOURS[precision]
+        return FLAVOURS[self.name][precision]
 
     def check(self, device: str, *, run: bool, precisions: Sequence[str] = ()) -> None:
         provider_named(device, _module().get_available_providers())

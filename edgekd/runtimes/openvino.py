@@ -32,9 +32,8 @@ from edgekd.runtimes.protocol import (
     noise,
     run_for,
 )
+from edgekd.runtimes.registry import FLAVOURS
 
-# The plugins round inside: half precision is a hint to them, not another graph.
-_FLAVOURS = {"f32": "f32", "f16": "f32", "bf16": "f32", "int8": "uint8"}
 _HINTED = ("f16", "bf16")
 HINT = "openvino.json"
 # Kinds of the runtime graph that compute; the rest moves or reinterprets data.
@@ -57,13 +56,13 @@ class OpenVino:
     """The adapter of OpenVINO's CPU, GPU and NPU plugins."""
 
     name = "openvino"
-    precisions = tuple(_FLAVOURS)
+    precisions = tuple(FLAVOURS[name])
 
     def version(self) -> str:
         return installed_version("openvino", "pip install openvino")
 
     def flavour(self, precision: str) -> str:
-        return _FLAVOURS[precision]
+        return FLAVOURS[self.name][precision]
 
     def check(self, device: str, *, run: bool, precisions: Sequence[str] = ()) -> None:
         core, device = _core(), _in_its_words(device)

@@ -18,6 +18,15 @@ RUNTIMES = {
     "tensorrt_rtx": "edgekd.runtimes.tensorrt:TensorRtRtx",
 }
 
+_TYPED = {"f32": "f32", "f16": "f16", "bf16": "bf16", "int8": "int8_f16"}
+# The precisions of each engine, and the ONNX flavour that serves each. OpenVINO's plugins round to half precision
+# inside: that is a hint to them, not another graph.
+FLAVOURS = {
+    "openvino": {"f32": "f32", "f16": "f32", "bf16": "f32", "int8": "uint8"},
+    "onnxruntime": {"f32": "f32", "f16": "f16", "int8": "uint8"},
+    "tensorrt": _TYPED,
+    "tensorrt_rtx": _TYPED,
+}
 # The packages that an engine may come in: its version is that of the first that is there.
 ENGINE_PACKAGES = {
     "openvino": ("openvino",),

@@ -28,10 +28,8 @@ from edgekd.runtimes.protocol import (
     check_capabilities,
     installed_version,
 )
-from edgekd.runtimes.registry import OLDEST
+from edgekd.runtimes.registry import FLAVOURS, OLDEST
 from edgekd.runtimes.tensorrt_session import Log, TensorRtSession, inspect
-
-_FLAVOURS = {"f32": "f32", "f16": "f16", "bf16": "bf16", "int8": "int8_f16"}
 
 
 class TensorRt:
@@ -40,7 +38,7 @@ class TensorRt:
     name = "tensorrt"
     module_name = "tensorrt"
     extra = "tensorrt"
-    precisions = tuple(_FLAVOURS)
+    precisions = tuple(FLAVOURS[name])
 
     def version(self) -> str:
         install = install_hint(self.extra, self.extra)
@@ -49,7 +47,7 @@ class TensorRt:
         return installed_version(self.module_name, install)
 
     def flavour(self, precision: str) -> str:
-        return _FLAVOURS[precision]
+        return FLAVOURS[self.name][precision]
 
     def check(self, device: str, *, run: bool, precisions: Sequence[str] = ()) -> None:
         version, oldest = self.version(), OLDEST[self.name]

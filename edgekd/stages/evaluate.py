@@ -32,7 +32,7 @@ from edgekd.stages.places import Places
 from edgekd.stages.quantized import load_quantized
 from edgekd.stages.settings import EvaluateStage
 from edgekd.stages.tensors import FORK_SAMPLES, ROUNDED, anchors_of
-from edgekd.tasks.task import Score, task_named
+from edgekd.tasks.task import task_named
 from edgekd.train.evaluate import outputs, score_outputs
 from edgekd.train.world import World
 
@@ -48,12 +48,13 @@ def run(context: Context) -> None:
     world = make_world(context.common, tables={options.split: table})
     _load_networks(context, world)
     found = {role: outputs(world, role, table, CPU) for role in world.models}
-    best = found[_best(context)]
-    scores = {role: _scores(world, result, table.targets, best) for role, result in found.items()}
+    best = _best(context)
     context.draft.facts.update(
         split=options.split,
         n=len(table),
-        models={role: metrics(values, options.split) for role, values in scores.items()},
+        models={
+            role: _scored(world, result, found, table.targets, best, options.split) for role, result in found.items()
+        },
         builds={},
         data=data_facts(context.common),
     )
@@ -107,15 +108,34 @@ def _load_networks(context: Context, world: World) -> None:
         world.models["quantized"] = load_quantized(context.common, context.inputs["quantize"], source)
 
 
-def _scores(
-    world: World, found: dict[str, Tensor], targets: Mapping[str, Tensor], reference: dict[str, Tensor]
-) -> dict[str, Score]:
+def _scored(
+    world: World,
+    found: Mapping[str, Tensor],
+    networks: Mapping[str, Mapping[str, Tensor]],
+    targets: Mapping[str, Tensor],
+    best: str,
+    split: str,
+) -> list[dict[str, Any]]:
+    """Metrics of outputs, and under `against` by how much each is another than a network's in PyTorch on these samples.
+
+    Heads without targets come last: they are scored by their agreement with the network `best`.
+    """
     scores = score_outputs(world, found, targets)
-    for head in world.heads:
-        if head.target not in targets:
-            agreement = task_named(head.task).agreement(found[head.output], reference[head.output])
-            scores[agreement.name if len(world.heads) == 1 else f"{head.output}.{agreement.name}"] = agreement
-    return scores
+    known = [head for head in world.heads if head.target in targets]
+    unknown = [head for head in world.heads if head.target not in targets]
+    for head in unknown:
+        agreement = task_named(head.task).agreement(found[head.output], networks[best][head.output])
+        scores[agreement.name if len(world.heads) == 1 else f"{head.output}.{agreement.name}"] = agreement
+    rows = metrics(scores, split)
+    for row, head in zip(rows, [*known, *unknown], strict=True):
+        task = task_named(head.task)
+        target = targets.get(head.target) if head.target is not None else None
+        truth = task.answers(networks[best][head.output]) if target is None else target
+        pairs = {
+            role: task.difference(found[head.output], other[head.output], truth) for role, other in networks.items()
+        }
+        row["against"] = {role: {"value": pair.value, "ci95": list(pair.ci95)} for role, pair in pairs.items()}
+    return rows
 
 
 def _evaluate_build(
@@ -147,15 +167,12 @@ def _evaluate_build(
         words = f"; {fork.words()}" if fork is not None else ""
         weak = place is None and build["precision"] == "int8" and build["device"] == "CPU" and saturation.saturates()
         raise ParityError(f"{error.message}{words}", hint=saturation.HINT if weak else error.hint) from None
-    best = right[_best(context)]
-    scored = metrics(_scores(world, result, targets, best), split)
-    if rows is not None:  # a drop is judged on the same samples
-        others = {role: _scores(world, outputs, targets, best) for role, outputs in right.items()}
-        for row in scored:
-            row["same_samples"] = {role: scores[row["name"]].value for role, scores in others.items()}
+    best = _best(context)
+    scored = _scored(world, result, right, targets, best, split)
+    labelled = any(head.target in targets for head in world.heads)
     return {
         "metrics": scored,
-        "difference": _difference(context, world, result, targets, best),
+        "difference": {**scored[0], **scored[0]["against"][best]} if labelled else None,
         "parity": {**same.facts(), "reference": model},
     }
 
@@ -192,23 +209,6 @@ def _answers(
     model = {"name": build["folder"], "runtime": build["runtime"], "device": build["device"]}
     fed = (feeds_of(world, inputs, part, raw) for part in parts)
     return answers_on(place, model, path, fed, batch=batch, limit_s=options.time_limit_s)
-
-
-def _difference(
-    context: Context,
-    world: World,
-    found: Mapping[str, Tensor],
-    targets: Mapping[str, Tensor],
-    best: Mapping[str, Tensor],
-) -> dict[str, Any] | None:
-    """How much better or worse than the reference a build is, sample by sample: of the first head that can say so."""
-    for head in world.heads:
-        difference = task_named(head.task).difference
-        if head.target is not None and head.target in targets and difference is not None:
-            score = difference(found[head.output], best[head.output], targets[head.target])
-            (row,) = metrics({score.name: score}, context.options(EvaluateStage).split)
-            return {**row, "against": _best(context)}
-    return None
 
 
 def _fork(context: Context, build: Mapping[str, Any], world: World, table: Rows) -> Fork | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgekd.runtimes.registry import runtime
+from edgekd.runtimes.registry import FLAVOURS
 from edgekd.stages.settings import TargetSettings
 
 # Flavours that are rewritten from an exported file when a build is compiled: from which, and into what.
@@ -18,5 +18,5 @@ def origin_of(flavour: str) -> str:
 
 def searched(targets: Mapping[str, TargetSettings]) -> tuple[str, ...]:
     """Exported flavours of which targets want a float16 form: in these, what does not fit float16 has to be found."""
-    wanted = {runtime(t.runtime).flavour(precision) for t in targets.values() for precision in t.precisions}
+    wanted = {FLAVOURS[t.runtime][precision] for t in targets.values() for precision in t.precisions}
     return tuple(sorted({origin for name, (origin, half) in REWRITTEN.items() if half == "f16" and name in wanted}))

@@ -14,7 +14,7 @@ from edgekd.store.store import Store
 from edgekd.store.usage import collecting, used_keys
 
 _STALE_S = 3600.0
-_NOTES = ("memo.json", "sources.json", "devices.json")
+_NOTES = ("memo.json", "sources.json", "devices.json", "drawings.json")
 
 
 def collect(store: Store, *, keep: int, max_bytes: int | None = None) -> tuple[int, int]:

@@ -46,8 +46,9 @@ class ReadOnlyStore:
         return None if wrong else copied
 
     def lend_notes(self, root: Path) -> None:
-        """Copy what saves work (digests of data and sources) and what tells changes, where `root` has none yet."""
-        names = ["memo.json", "sources.json", *(f"last/{path.name}" for path in self.root.glob("last/*.json"))]
+        """Copy what saves work (digests, drawings) and what tells changes, where `root` has none yet."""
+        last = [f"last/{path.name}" for path in self.root.glob("last/*.json")]
+        names = ["memo.json", "sources.json", "drawings.json", *last]
         for name in names:
             source = self.root / name
             if source.is_file() and not (root / name).exists():

@@ -7,6 +7,7 @@ staging/<key>.<token>/        an artefact that is not whole yet, or no longer
 locks/<key>                   held while a stage works on that key
 runs/<pipeline>.<token>.json  keys that a run uses: `gc` leaves them alone
 memo.json                     digests of data files by path, size and time
+drawings.json                 drawings of the last reports
 
 Behind the folder may stand further levels (a store that is only read, a remote one): what is missing here is copied
 from them, verified.
@@ -60,6 +61,11 @@ class Store:
     def memo(self) -> Path:
         """Where digests of data files are remembered."""
         return self.root / "memo.json"
+
+    @property
+    def drawings(self) -> Path:
+        """Where the drawings of reports are remembered."""
+        return self.root / "drawings.json"
 
     def get(self, key: str, *, verify: bool = True) -> Artifact | None:
         """The artefact of a key in this folder, or None. A damaged one is removed: it is built again, never served."""

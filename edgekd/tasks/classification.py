@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from edgekd.errors import DataError
+from edgekd.tasks.intervals import paired, wilson
 
 ScoreFields = tuple[str, float, str, int, tuple[float, float], int]
 
@@ -50,17 +49,15 @@ def agreement(output: Tensor, reference: Tensor) -> ScoreFields:
 
 
 def accuracy_difference(output: Tensor, reference: Tensor, target: Tensor) -> ScoreFields:
-    """Accuracy of logits (N, C) less that of others on the same samples, with an interval for pairs.
-
-    That of Agresti and Min (2005): Wald's, with half a sample more in each cell of the 2x2 table. It stays honest where
-    the two hardly ever differ.
-    """
+    """Accuracy of logits (N, C) less that of others on the same samples, with an interval for pairs."""
     right, other = output.argmax(1) == target, reference.argmax(1) == target
     n, gained, lost = len(target), int((right & ~other).sum()), int((other & ~right).sum())
-    b, c, m = gained + 0.5, lost + 0.5, n + 2
-    half = 1.959964 * math.sqrt(b + c - (b - c) ** 2 / m) / m
-    centre = (b - c) / m
-    return "accuracy", (gained - lost) / n, "fraction", n, (centre - half, centre + half), +1
+    return "accuracy", (gained - lost) / n, "fraction", n, paired(gained, lost, n), +1
+
+
+def answers(output: Tensor) -> Tensor:
+    """The targets (N,) that logits (N, C) stand for where there are no others."""
+    return output.argmax(1)
 
 
 def check(output: Tensor, target: Tensor, where: str) -> None:
@@ -83,8 +80,4 @@ def check(output: Tensor, target: Tensor, where: str) -> None:
 
 
 def _share(name: str, hits: int, n: int) -> ScoreFields:
-    """A share with its 95% Wilson score interval (Wilson 1927): honest at small n and near 0 or 1."""
-    p, z2 = hits / n, 1.959964**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return name, p, "fraction", n, (max(0.0, centre - half), min(1.0, centre + half)), +1
+    return name, hits / n, "fraction", n, wilson(hits / n, n), +1

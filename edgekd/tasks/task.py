@@ -24,7 +24,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Task:
-    """One kind of head. `loss` and `response` are names of knowledges that the trainer looks up."""
+    """One kind of head. `loss` and `response` are names of knowledges that the trainer looks up.
+
+    `difference`: the metric of outputs less that of others on the same samples, with an interval for pairs. `answers`:
+    what outputs stand for as targets, where the data has none.
+    """
 
     name: str
     loss: str
@@ -32,7 +36,8 @@ class Task:
     metric: Callable[[Tensor, Tensor], Score]
     agreement: Callable[[Tensor, Tensor], Score]
     check: Callable[[Tensor, Tensor, str], None]
-    difference: Callable[[Tensor, Tensor, Tensor], Score] | None = None
+    difference: Callable[[Tensor, Tensor, Tensor], Score]
+    answers: Callable[[Tensor], Tensor]
 
 
 _TASKS = {
@@ -44,6 +49,7 @@ _TASKS = {
         lambda output, reference: Score(*classification.agreement(output, reference)),
         classification.check,
         lambda output, reference, target: Score(*classification.accuracy_difference(output, reference, target)),
+        classification.answers,
     ),
     "regression": Task(
         "regression",
@@ -52,6 +58,8 @@ _TASKS = {
         lambda output, target: Score(*regression.mean_absolute_error(output, target)),
         lambda output, reference: Score(*regression.agreement(output, reference)),
         regression.check,
+        lambda output, reference, target: Score(*regression.error_difference(output, reference, target)),
+        regression.answers,
     ),
 }
 

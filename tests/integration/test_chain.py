@@ -50,6 +50,23 @@ def test_the_report_is_valid_and_every_stage_ran(first: Result) -> None:
     assert first.report["data"]["n"] == {"train": 320, "validation": 100, "test": 797}
 
 
+def test_a_drop_is_judged_with_the_interval_of_its_pairs(first: Result) -> None:
+    drop = next(gate for gate in first.report["gates"] if gate["measure"] == "metric_drop")
+    scores = {m["role"]: m["metrics"][0] for m in first.report["models"]}
+    assert drop["value"] == pytest.approx(100 * (scores["student"]["value"] - scores["quantized"]["value"]))
+    low, high = drop["ci95"]
+    assert low <= drop["value"] <= high
+    assert (low, high) != (drop["value"], drop["value"])
+    assert set(scores["quantized"]) == {"name", "value", "unit", "split", "n", "ci95"}  # pairs are for gates alone
+
+
+def test_the_report_says_what_the_time_went_into(first: Result) -> None:
+    timing = dict(first.report["timing"])
+    assert timing.pop("own_cpu_s") > 0
+    assert all(timing[f"{part}_s"] > 0 for part in ("train", "export", "compile", "measure", "own"))
+    assert sum(timing.values()) == pytest.approx(first.report["seconds"], abs=0.01)
+
+
 def test_the_table_is_on_standard_output_and_progress_on_standard_error(first: Result) -> None:
     assert "quantized" in first.out
     assert "report.html" in first.out

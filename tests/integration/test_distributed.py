@@ -44,7 +44,7 @@ train: {batch: 48, precision: f32, lr: 0.2, clip: 5.0}
 stages:
   - teacher: {model: "net:Net", args: {width: 16}, epochs: 3}
   - distill: {student: "net:Net", epochs: 4}
-  - quantize: {weights: 4, self_distillation: true, epochs: 2}
+  - quantize: {weights: 4, self_distillation: true, epochs: 1}
 """
 PARTS = ["--set", "train.accumulate=2"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekd.config import validate
-from edgekd.pipeline.gates import GateSettings, broken, judge
+from edgekd.pipeline.gates import GateSettings, broken, judge, rejects
+from edgekd.pipeline.runner import Outcome, _judge_gates
 
 
 def gate(**values: Any) -> GateSettings:
@@ -27,8 +29,13 @@ def latency(p50: float, low: float, high: float) -> dict[str, Any]:
     return report(latency=[row])
 
 
-def metric(role: str, value: float, *, better: int = 1, ci95: list[float] | None = None) -> dict[str, Any]:
-    row = {"name": "accuracy", "value": value, "ci95": ci95, "better": better, "evaluated": True}
+def metric(
+    role: str, value: float, *, better: int = 1, ci95: list[float] | None = None, **others: float | tuple[float, ...]
+) -> dict[str, Any]:
+    """A row of a network; `others`: by how much it differs from another one, alone or with the ends of the interval."""
+    apart = {name: by if isinstance(by, tuple) else (by, by, by) for name, by in others.items()}
+    against = {name: {"value": by, "ci95": [low, high]} for name, (by, low, high) in apart.items()}
+    row = {"name": "accuracy", "value": value, "ci95": ci95, "better": better, "evaluated": True, "against": against}
     return {"role": role, "size_bytes": 1000, "metrics": [{"value": 0.0, "ci95": None}, row]}
 
 
@@ -94,15 +101,70 @@ def test_what_lies_on_both_sides_or_was_not_measured_is_undecided(undecided: str
     ("own", "other", "better", "drop"), [(0.9, 0.95, 1, 5.0), (0.5, 0.4, -1, 10.0), (0.97, 0.95, 1, -2.0)]
 )
 def test_a_drop_is_how_much_worse_a_network_is(own: float, other: float, better: int, drop: float) -> None:
-    models = [metric("student", other, better=better), metric("quantized", own, better=better)]
+    models = [metric("student", other), metric("quantized", own, better=better, student=own - other)]
     row = judge(gate(measure="metric_drop", against="student", max="1 pt"), report(models=models))
     assert row["value"] == pytest.approx(drop)
     assert (row["limit"], row["unit"]) == (1.0, "pt")
     assert row["verdict"] == ("passed" if drop <= 1 else "failed")
 
 
+@pytest.mark.parametrize(
+    ("better", "difference", "ends", "verdict"),
+    [
+        (1, (-0.008, -0.014, -0.002), (0.2, 1.4), "undecided"), (1, (-0.02, -0.029, -0.011), (1.1, 2.9), "failed"),
+        (1, (-0.004, -0.009, 0.001), (-0.1, 0.9), "passed"), (-1, (0.008, 0.002, 0.014), (0.2, 1.4), "undecided"),
+        (-1, (0.02, 0.011, 0.029), (1.1, 2.9), "failed"),
+    ],
+)  # fmt: skip
+def test_a_drop_is_judged_with_the_interval_of_its_pairs(
+    better: int, difference: tuple[float, ...], ends: tuple[float, float], verdict: str
+) -> None:
+    models = [metric("student", 0.9), metric("quantized", 0.9 + difference[0], better=better, student=difference)]
+    row = judge(gate(measure="metric_drop", against="student", max="1 pt"), report(models=models))
+    assert (row["ci95"], row["verdict"], row["no_interval"]) == (pytest.approx(ends), verdict, None)
+
+
+@pytest.mark.parametrize(("drop", "shipped"), [(0.8, True), (1.2, False)])
+def test_a_drop_that_its_interval_leaves_open_decides_by_its_value_what_is_shipped(drop: float, shipped: bool) -> None:
+    quantized = metric("quantized", 0.9, student=(-drop / 100, -0.02, 0.0))
+    budget = gate(measure="metric_drop", against="student", max="1 pt", otherwise="float")
+    row = judge(budget, report(models=[metric("student", 0.9), quantized]))
+    assert (row["verdict"], rejects(budget, row), broken(budget, row)) == ("undecided", not shipped, False)
+    assert (row["message"] is None) is shipped
+
+
+@pytest.mark.parametrize(("undecided", "code"), [("pass", 0), ("fail", 5)])
+def test_a_run_says_which_budget_is_undecided_and_how_that_would_end_it(undecided: str, code: int) -> None:
+    budget = gate(target="ov", max="2 ms", undecided=undecided)
+    warned, errors = [], []
+    log: Any = SimpleNamespace(warning=warned.append, error=lambda message, hint: errors.append(message))
+    tree = SimpleNamespace(where=lambda place: "p.yaml:7:5")
+    pipeline: Any = SimpleNamespace(settings=SimpleNamespace(gates=[budget, budget]), tree=tree)
+    rows = [judge(budget, latency(2.0, 1.9, 2.1)), judge(budget, latency(1.0, 0.9, 1.1))]
+    outcome = Outcome(report={"gates": rows})
+    _judge_gates(pipeline, outcome, log)
+    assert outcome.exit_code == code
+    told = "p50 of quantized on ov at most 2 ms, measured 2 ms [1.9, 2.1], limit 2 ms"
+    if undecided == "pass":
+        assert warned == [f"p.yaml:7:5: budget undecided: {told}; `undecided: fail` would end the run with 5"]
+        assert errors == []
+    else:
+        assert (warned, errors) == ([], [f"p.yaml:7:5: budget broken: {told} (undecided)"])
+
+
+def test_what_has_no_interval_says_why() -> None:
+    build = {"target": "ov", "model": "quantized", "size_bytes": 300, "executed_precision": {"int8": 9, "f32": 1}}
+    row = {"model": "quantized", "target": "ov", "peak_rss_bytes": 80_000_000, "ci95": {}}
+    found = report(builds=[build], latency=[row])
+    limits = {"size": "1 kB", "executed_share": "95 %", "peak_memory": "1 GB"}
+    told = {measure: judge(gate(measure=measure, target="ov", max=limit), found) for measure, limit in limits.items()}
+    assert {row["verdict"] for row in told.values()} == {"passed"}
+    assert all(row["ci95"] is None and row["no_interval"] for row in told.values())
+    assert "measured once" in told["peak_memory"]["no_interval"]
+
+
 def test_a_drop_on_a_target_is_that_of_its_build() -> None:
-    build = {**metric("", 0.90), "model": "quantized", "target": "ov"}
+    build = {**metric("", 0.90, student=-0.05), "model": "quantized", "target": "ov"}
     models = [metric("student", 0.95), metric("quantized", 0.95)]
     row = judge(
         gate(measure="metric_drop", against="student", target="ov", max="1 pt"), report(models=models, builds=[build])
@@ -162,10 +224,13 @@ def test_memory_is_that_of_the_measuring_process() -> None:
 
 
 def test_parity_is_the_least_agreement_of_a_builds_outputs() -> None:
-    parity = {"agreement": {"a": 0.999, "b": 0.97}, "n": 100}
+    parity = {"agreement": {"a": 0.999, "b": 0.97}, "n": 10_000}
     build = {"target": "ov", "model": "quantized", "precision": "int8", "parity": parity}
     found = judge(gate(measure="parity", target="ov", min="98 %"), report(builds=[build]))
     assert (found["verdict"], found["value"], found["limit"], found["unit"]) == ("failed", 97.0, 98.0, "%")
+    assert found["ci95"] == pytest.approx((96.65, 97.32), abs=0.01)  # Wilson's of 9,700 in 10,000
+    few = {**build, "parity": {**parity, "n": 100}}
+    assert judge(gate(measure="parity", target="ov", min="98 %"), report(builds=[few]))["verdict"] == "undecided"
     for unknown in (None, {"agreement": {}, "n": 1}):
         row = judge(gate(measure="parity", target="ov", min="98 %"), report(builds=[{**build, "parity": unknown}]))
         assert row["verdict"] == "undecided"
@@ -180,7 +245,7 @@ def test_the_executed_share_counts_layers_of_a_precision() -> None:
 
 
 def test_float_is_the_network_that_was_quantized() -> None:
-    models = [metric("teacher", 0.99), metric("student", 0.95), metric("quantized", 0.94)]
+    models = [metric("teacher", 0.99), metric("student", 0.95), metric("quantized", 0.94, teacher=-0.05, student=-0.01)]
     drop = gate(measure="metric_drop", against="float", max="2 pt")
     assert judge(drop, report(models=models))["value"] == pytest.approx(1.0)
     assert judge(drop, report(models=[models[0], models[2]]))["value"] == pytest.approx(5.0)

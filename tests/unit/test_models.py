@@ -328,6 +328,34 @@ def test_digest_sees_code_and_neither_comments_nor_docstrings(folder):
     assert code_digest("shopnet:ShopNet", folder) != before
 
 
+OTHER_CODE = """\
+a = 1 | a = '1'
+a = 1 | a = True
+a = -1 | a = +1
+a = b'' | a = ''
+a = 1 | a: int = 1
+f(a, b) | f(a)(b)
+a = [1, 2] | a = [1], 2
+a = ['x', None] | a = ['x None']
+a = 'B' | a = B
+a = f'{b}' | a = f'{b!r}'
+f(a=1) | f(1)
+f(*a) | f(a)
+import a | import b
+def f(a, /): pass | def f(a): pass
+assert a | pass
+"""
+
+
+@pytest.mark.parametrize("pair", OTHER_CODE.splitlines())
+def test_digest_tells_code_apart(folder, pair):
+    one, _, other = pair.partition(" | ")
+    found = []
+    for text in (one, other, f"  # {other}\n{one.replace(' = ', '  =   ')}\n"):
+        found.append(source_digest([write(folder / "some.py", text)]))
+    assert found[0] == found[2] != found[1]
+
+
 def test_digest_covers_the_whole_package_and_modules_beside_it(folder):
     write(folder / "nets" / "__init__.py", "")
     write(folder / "nets" / "deep" / "blocks.py", "A = 1")

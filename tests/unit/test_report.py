@@ -19,9 +19,10 @@ import xmlschema
 from pydantic import ValidationError
 
 from edgekd.errors import ConfigError
-from edgekd.report import words
+from edgekd.report import html, words
 from edgekd.report.attachments import samples
 from edgekd.report.draw import draw, read_report
+from edgekd.report.drawings import Remembered
 from edgekd.report.markdown import escape, markdown, markdown_table
 from edgekd.report.schema import SCHEMA_FILE, Metric, Report, Stage, json_schema, schema_text
 from edgekd.report.table import align, render_text, result_table
@@ -170,7 +171,7 @@ def test_written_report_validates_and_reads_back(report: Report, tmp_path: Path)
 
 
 def test_report_holds_the_fields_of_the_contract() -> None:
-    fields = """schema_version edgekd_version run_id pipeline status exit_code error created seconds seed git
+    fields = """schema_version edgekd_version run_id pipeline status exit_code error created seconds timing seed git
                 environment data stages models builds latency comparisons throughput load gates details"""
     assert fields.split() == list(Report.model_fields)
 
@@ -223,6 +224,34 @@ def test_full_report_draws_every_chart(attached: Path) -> None:
     assert "nan" not in "".join(re.findall(r'd="([^"]*)"', page))
     for drawing in re.findall(r"<svg.*?</svg>", page):
         ET.fromstring(drawing)
+
+
+def test_drawings_are_remembered_and_the_page_is_what_it_would_be(
+    attached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    really = html._drawings
+    monkeypatch.setattr(html, "_drawings", lambda report, folder: drawn.append(report.run_id) or really(report, folder))
+    memo = attached / "drawings.json"
+    manifest = {"files": {"samples/ov.npz": {"sha256": "a"}}, "command": ["edgekd", "run", "p.yaml"]}
+    later = full(created="2027-01-01T00:00:00Z", seconds=1.0, stages=[], git=None)
+    for report in (full(), later):
+        assert html.html(report, attached, manifest, Remembered(memo)) == html.html(report, attached, manifest)
+    assert len(drawn) == 1 + 2  # once for both, and twice without a memory
+    html.html(full(latency=[]), attached, manifest, Remembered(memo))
+    manifest["files"] = {"samples/ov.npz": {"sha256": "b"}}
+    html.html(full(), attached, manifest, Remembered(memo))
+    assert len(drawn) == 5  # other numbers, and other files under the same numbers
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"KEY": 1}', '{"KEY": [["a", [1]]]}', '{"KEY": [["a"]]}'])
+def test_drawings_that_were_damaged_are_drawn_anew(content: str, tmp_path: Path) -> None:
+    memo, manifest = tmp_path / "drawings.json", {"files": {}}
+    found = Remembered(memo).drawings(empty(), manifest, lambda report: [("a", ["<svg>"])])
+    (key,) = json.loads(memo.read_text())
+    memo.write_text(content.replace("KEY", key))
+    assert Remembered(memo).drawings(empty(), manifest, lambda report: [("b", ["<svg>"])]) == [("b", ["<svg>"])]
+    assert Remembered(memo).drawings(empty(), manifest, lambda report: []) == [("b", ["<svg>"])] != found
 
 
 def test_html_needs_no_network_and_carries_its_data(attached: Path) -> None:

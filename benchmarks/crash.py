@@ -13,6 +13,7 @@ drawn again. With --json every trial is kept as it ends, and the same command go
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -22,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +108,17 @@ def filled(place: Place, left: int) -> int | None:
     for line in process.stderr:
         if line.startswith("teacher:"):
             break
-    free = os.statvfs(place.folder)
     with filler.open("wb") as stream:
-        os.posix_fallocate(stream.fileno(), 0, max(1, free.f_bavail * free.f_frsize - left))
+        while (room := os.statvfs(place.folder).f_bavail * os.statvfs(place.folder).f_frsize - left) > 0:
+            with contextlib.suppress(OSError):  # the run took some of it meanwhile
+                os.posix_fallocate(stream.fileno(), 0, room)
+                break
     process.communicate(timeout=LIMIT_S)
     filler.unlink()
     return process.returncode or None
 
 
-@contextmanager
+@contextlib.contextmanager
 def folder_of(kind: str) -> Iterator[Path]:
     """An empty folder; for `full` on a small disk of its own."""
     with tempfile.TemporaryDirectory(prefix="edgekd-crash-") as name:

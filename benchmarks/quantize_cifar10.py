@@ -14,7 +14,7 @@ and the float network trained as much longer, one epoch of 20,000 training image
 OpenVINO on the 10,000 test images, for four bits of the same simulated in eight. A seed sets the order, the views, and
 which 256 images calibrate. Settings of training were chosen on the validation split.
 
-`others` gives the same 256 images to NNCF (`pip install 'edgekd[compare]'`) and to ONNX Runtime's quantize_static, each
+`others` gives the same 256 images to NNCF (`pip install -e '.[compare]'`) and to ONNX Runtime's quantize_static, each
 with all its ways to find ranges, on the same float ONNX file. `speed` is the bench stage: INT8 against float32 on one
 core, interleaved, five launches of four seconds, at batch 1 and 16.
 

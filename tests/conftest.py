@@ -26,6 +26,9 @@ def users_code(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     yield
     if imports := sys.modules.get("edgekd.models.imports"):
         imports._bases.clear()
+        imports._beside.clear()
+    if texts := sys.modules.get("edgekd.config.docstrings"):
+        texts._of_module.cache_clear()
     base = str(tmp_path_factory.getbasetemp())
     for name, module in list(sys.modules.items()):
         known = getattr(module, "__dict__", {})  # not by attribute: torch.classes has any

@@ -2,7 +2,8 @@
 
 Starting Python and importing torch, onnx and the engines costs seconds, and a test of the whole chain does it a dozen
 times. Here a server imports them once for all tests of a worker and computes nothing; each call is a fork of it, with
-arguments, folder, environment and streams of its own, and ends with its exit code.
+arguments, folder, environment and streams of its own, and ends with its exit code. What Python reads of the environment
+as it starts (PYTHONHASHSEED) and what needs a truly fresh process (lazy imports, kills) is tested with real ones.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ def edgekd(
         }  # fmt: skip
         server.stdin.write(json.dumps(job) + "\n")
         server.stdin.flush()
-        code = json.loads(server.stdout.readline())
+        answer = server.stdout.readline()
+        assert answer, "the process that calls are forked from has ended"
+        code = json.loads(answer)
         if code is None:
             raise TimeoutError(f"edgekd {' '.join(words)} took longer than {timeout_s} s\n{err.read_text()}")
         return subprocess.CompletedProcess(["edgekd", *words], code, out.read_text(), err.read_text())
@@ -111,11 +114,13 @@ def _become(job: Mapping[str, Any]) -> NoReturn:
     os.chdir(job["cwd"])
     sys.argv = ["edgekd", *job["words"]]
     sys.path[0] = job["cwd"]  # as `python -m` has it
+    importlib.import_module("numpy").random.seed()  # an own state each, as real processes have
+    importlib.import_module("torch").seed()
     code: Any = 1
     try:
         importlib.import_module("edgekd.cli.main").run()
     except SystemExit as end:
-        code = end.code or 0
+        code = end.code or 0 if isinstance(end.code, int | None) else 1
     except BaseException:
         traceback.print_exc()
     atexit._run_exitfuncs()

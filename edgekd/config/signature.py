@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ConfigDict, PydanticUserError, create_model
 from pydantic.errors import PydanticSchemaGenerationError
@@ -47,7 +47,9 @@ def options_of(function: Callable[..., Any], name: str, *, given: int, besides: 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an option may be called as a method of pydantic's is
-            return create_model("Options", __base__=base, **fields)
+            made: Any = create_model("Options", __base__=base, **fields)
+            made.model_rebuild(force=True)  # now: what an annotation cannot be is said here
+            return cast(type[Settings], made)
     except (PydanticSchemaGenerationError, PydanticUserError, NameError, TypeError) as error:
         raise _unreadable(name, error) from None
 

@@ -54,12 +54,9 @@ def draw_report(
 ) -> None:
     """Write the report in all its forms, the model card and manifest.json; `outcome.report` gets its values."""
     content = assemble(pipeline, outcome.done)
-    failed = [
-        row
-        for gate, row in zip(pipeline.settings.gates, content["gates"], strict=True)
-        if broken(gate, row, whole=outcome.whole)
-    ]
-    code = outcome.exit_code or (5 if failed else 0)
+    for gate, row in zip(pipeline.settings.gates, content["gates"], strict=True):
+        row["broken"] = broken(gate, row, whole=outcome.whole)
+    code = outcome.exit_code or (5 if any(row["broken"] for row in content["gates"]) else 0)
     document: dict[str, Any] = {
         "edgekd_version": edgekd.__version__,
         "run_id": f"{pipeline.settings.name}-{sha256_json([state['key'] for state in outcome.states])[:12]}",

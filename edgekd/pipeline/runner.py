@@ -19,7 +19,6 @@ from edgekd.pipeline import deliver
 from edgekd.pipeline.board import StageBoard, board_of, check_board
 from edgekd.pipeline.clock import Clock
 from edgekd.pipeline.failures import check_folders, explain_os_error
-from edgekd.pipeline.gates import broken
 from edgekd.pipeline.keys import NEVER, identity
 from edgekd.pipeline.log import Log
 from edgekd.pipeline.plan import Planner, Step
@@ -348,12 +347,10 @@ def _judge_gates(pipeline: Pipeline, outcome: Outcome, log: Log) -> None:
         return
     for index, (gate, row) in enumerate(zip(pipeline.settings.gates, outcome.report["gates"], strict=True)):
         where = pipeline.tree.where(("gates", index))
-        if row["verdict"] == "undecided" and row["value"] is not None and gate.undecided == "pass":
-            log.warning(
-                f"{where}: budget undecided: {row['label']}, measured {deliver.measured(row)}; "
-                "`undecided: fail` would end the run with 5"
-            )
-        if broken(gate, row, whole=outcome.whole):
+        if row["verdict"] == "undecided" and row["value"] is not None and not row["broken"]:
+            strict = "; `undecided: fail` would end the run with 5" if gate.otherwise == "fail" else ""
+            log.warning(f"{where}: budget undecided: {row['label']}, measured {deliver.measured(row)}{strict}")
+        if row["broken"]:
             outcome.exit_code = 5
             log.error(
                 f"{where}: budget broken: {row['label']}, measured {deliver.measured(row)} ({row['verdict']})",

@@ -11,6 +11,18 @@ import torch
 from torch.fx import GraphModule, Node
 
 _aten = torch.ops.aten
+_IN_PLACE = (
+    "relu_", "relu6_", "hardtanh_", "leaky_relu_", "elu_", "celu_", "hardswish_", "hardsigmoid_", "silu_", "mish_",
+    "gelu_", "sigmoid_", "tanh_", "clamp_", "clamp_min_", "clamp_max_", "dropout_", "add_", "sub_", "mul_", "div_",
+)  # fmt: skip
+"""Operations that give in place what their plain form gives, where all tensors are of one type."""
+_FRESH = (
+    "conv1d", "conv2d", "conv3d", "convolution", "linear", "matmul", "mm", "bmm", "addmm",
+    "batch_norm", "layer_norm", "group_norm", "instance_norm", "add", "sub", "mul", "div", "cat", "mean", "softmax",
+    "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", *(name[:-1] for name in _IN_PLACE if name != "dropout_"),
+)  # fmt: skip
+"""Operations whose result lies in memory of its own. Of no others is it known: `getitem` of a chunk and some results of
+`einsum` are views that no schema marks."""
 
 
 def make_functional(graph: GraphModule) -> None:
@@ -18,7 +30,7 @@ def make_functional(graph: GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
-        plain = _plain_form(node.target)
+        plain = _plain_form(node)
         if plain is not None and _alone(node):
             node.target = plain
         elif node.target is _aten.adaptive_avg_pool2d.default and _is_mean(node):
@@ -26,15 +38,21 @@ def make_functional(graph: GraphModule) -> None:
     graph.recompile()
 
 
-def _plain_form(operation: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
-    """`relu` for `relu_`; None for what changes nothing, or more than its first argument."""
-    schema = operation._schema
-    name = schema.name.removeprefix("aten::")
-    changed = [index for index, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
-    if changed != [0] or not name.endswith("_"):
+def _plain_form(node: Node) -> torch._ops.OpOverload | None:
+    """`relu` for `relu_`; None for what is not in place, or might come out of another type."""
+    kinds = {one.meta["val"].dtype if "val" in one.meta else None for one in node.all_input_nodes}
+    name = _name_of(node)
+    if name not in _IN_PLACE or len(kinds) != 1:
         return None
-    found = getattr(getattr(_aten, name[:-1], None), operation._overloadname, None)
+    assert isinstance(node.target, torch._ops.OpOverload)
+    found = getattr(getattr(_aten, name[:-1], None), node.target._overloadname, None)
     return found if isinstance(found, torch._ops.OpOverload) else None
+
+
+def _name_of(node: Node) -> str:
+    """The name of one of torch's own operations, without its overload."""
+    known = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
+    return node.target._schema.name.removeprefix("aten::") if known else ""  # type: ignore[union-attr]
 
 
 def _alone(node: Node) -> bool:
@@ -42,19 +60,19 @@ def _alone(node: Node) -> bool:
     source: object = node.args[0]
     reader = node
     while isinstance(source, Node) and list(source.users) == [reader]:
-        if not _may_share(source):
-            return source.op == "call_function"
+        if _name_of(source) in _FRESH:
+            return True
+        if not _hands_on(source):
+            return False
         reader = source
         source = source.args[0]
     return False
 
 
-def _may_share(node: Node) -> bool:
-    """Whether an operation may hand on the memory of its first argument: a view, or dropout out of training."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    returns = node.target._schema.returns
-    return any(r.alias_info is not None for r in returns) or node.target in (_aten.dropout.default, _aten.to.dtype)
+def _hands_on(node: Node) -> bool:
+    """Whether a result may share memory with the first argument and with nothing else: a view, or idle dropout."""
+    returns = node.target._schema.returns if isinstance(node.target, torch._ops.OpOverload) else []
+    return _name_of(node) == "dropout" or (len(returns) == 1 and returns[0].alias_info is not None)
 
 
 def _is_mean(pool: Node) -> bool:

@@ -93,4 +93,4 @@ def _least_divergence(counts: Tensor, top: float, levels: int) -> float:
     q = spread / spread.sum(1, keepdim=True).clamp_min(_TINY)
     q = torch.where(q > 0, q, 1e-4 / stops)
     divergence = torch.where(p > 0, p * (p.clamp_min(_TINY).log() - q.log()), 0.0).sum(1)
-    return float(top * stops[divergence.argmin(), 0] / BINS)
+    return top * int(stops[divergence.argmin(), 0]) / BINS

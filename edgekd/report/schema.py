@@ -254,6 +254,8 @@ class Gate(Part):
     """Why there is no interval: what was measured is exact, or was measured once; null where there is one."""
     verdict: Literal["passed", "failed", "undecided"]
     """Undecided when the interval lies on both sides of the limit, or nothing was measured."""
+    broken: bool = False
+    """Whether it ends the run with exit code 5: not where it only chooses the float build, or may be undecided."""
     label: str | None = None
     """The budget in words, for example `p50 of quantized on ov: at most 2 ms`."""
     message: Text | None = None

@@ -22,13 +22,8 @@ def sentences(report: Report) -> list[str]:
 
 
 def broken(report: Report) -> list[Gate]:
-    """The gates that ended the run: those that failed; when none did, those whose being undecided counts as failed."""
-    if report.status == "ok":
-        return []  # a budget with `otherwise: float` that failed has chosen the float build
-    failed = [gate for gate in report.gates if gate.verdict == "failed"]
-    if failed or report.status != "gate_failed":
-        return failed
-    return [gate for gate in report.gates if gate.verdict == "undecided"]
+    """The gates that end the run."""
+    return [gate for gate in report.gates if gate.broken]
 
 
 def _outcome(report: Report) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -55,6 +56,50 @@ class Rectified(nn.Module):
         return F.relu(x, inplace=True).sum((1, 2, 3)) + flat.sum(1)
 
 
+class Odd(nn.Module):
+    """Something in place after a convolution whose weights are frozen, which torch captures of any kind."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.change = nn.Conv2d(3, 4, 3).requires_grad_(False), change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(self.conv(x))
+
+
+def of_a_chunk(y: Tensor) -> Tensor:
+    torch.relu_(y.chunk(2, 1)[0])
+    return y.mean((2, 3))
+
+
+def of_an_einsum(y: Tensor) -> Tensor:
+    torch.relu_(torch.einsum("nchw->nhwc", y))
+    return y.mean((2, 3))
+
+
+def of_an_unbound(y: Tensor) -> Tensor:
+    torch.relu_(y.unbind(1)[1])
+    return y.mean((2, 3))
+
+
+def compared(y: Tensor) -> Tensor:
+    return y.gt_(0.0) - 0.5
+
+
+def compared_at_the_end(y: Tensor) -> Tensor:
+    return y.ge_(0.0)
+
+
+def wider(y: Tensor) -> Tensor:
+    y += torch.ones(1, dtype=torch.float64)
+    return y
+
+
+def shifted(y: Tensor) -> Tensor:
+    y += 0.5
+    return y.clamp_(0, 1).flatten(1).tanh_()
+
+
 def _operations(network: nn.Module, x: Tensor) -> tuple[list[str], float]:
     graph = capture(network, (x,))
     names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
@@ -74,6 +119,24 @@ def test_what_others_see_changed_stays_in_place() -> None:
     names, error = _operations(Rectified().eval(), torch.randn(2, 3, 8, 8))
     assert "aten.relu_.default" in names
     assert error == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "stays"),
+    [
+        (of_a_chunk, 1), (of_an_einsum, 1), (of_an_unbound, 1), (compared, 1), (compared_at_the_end, 1), (wider, 1),
+        (shifted, 0),
+    ],
+)  # fmt: skip
+def test_nothing_is_rewritten_that_is_not_known_to_be_the_same(change: Callable[[Tensor], Tensor], stays: int) -> None:
+    network, x = Odd(change).eval(), torch.randn(2, 3, 8, 8)
+    graph = capture(network, (x,))
+    with torch.no_grad():
+        found, wanted = graph(x), network(x)
+    assert found.dtype == wanted.dtype
+    assert torch.equal(found, wanted)
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert sum(name.split(".")[1].endswith("_") for name in names if "." in name) == stays
 
 
 def test_the_reasons_of_what_stays_float_are_true() -> None:

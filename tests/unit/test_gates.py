@@ -141,7 +141,7 @@ def test_a_run_says_which_budget_is_undecided_and_how_that_would_end_it(undecide
     tree = SimpleNamespace(where=lambda place: "p.yaml:7:5")
     pipeline: Any = SimpleNamespace(settings=SimpleNamespace(gates=[budget, budget]), tree=tree)
     rows = [judge(budget, latency(2.0, 1.9, 2.1)), judge(budget, latency(1.0, 0.9, 1.1))]
-    outcome = Outcome(report={"gates": rows})
+    outcome = Outcome(report={"gates": [{**row, "broken": broken(budget, row)} for row in rows]})
     _judge_gates(pipeline, outcome, log)
     assert outcome.exit_code == code
     told = "p50 of quantized on ov at most 2 ms, measured 2 ms [1.9, 2.1], limit 2 ms"
@@ -150,6 +150,28 @@ def test_a_run_says_which_budget_is_undecided_and_how_that_would_end_it(undecide
         assert errors == []
     else:
         assert (warned, errors) == ([], [f"p.yaml:7:5: budget broken: {told} (undecided)"])
+
+
+def test_a_budget_that_never_ends_a_run_is_not_said_to() -> None:
+    budget = gate(measure="metric_drop", against="float", max="1 pt", otherwise="float", undecided="fail")
+    row = {
+        "verdict": "undecided",
+        "value": 1.0,
+        "ci95": [0.5, 1.5],
+        "limit": 1.0,
+        "unit": "pt",
+        "label": "drop",
+        "no_interval": None,
+    }
+    warned: list[str] = []
+    log: Any = SimpleNamespace(warning=warned.append)
+    tree = SimpleNamespace(where=lambda place: "p.yaml:7:5")
+    pipeline: Any = SimpleNamespace(settings=SimpleNamespace(gates=[budget]), tree=tree)
+    outcome = Outcome(report={"gates": [{**row, "broken": broken(budget, row)}]})
+    _judge_gates(pipeline, outcome, log)
+    assert outcome.exit_code == 0
+    assert len(warned) == 1
+    assert "with 5" not in warned[0]
 
 
 def test_what_has_no_interval_says_why() -> None:

@@ -88,7 +88,7 @@ def comparison(ratio: float, verdict: str, **more: Any) -> dict[str, Any]:
 def gate(verdict: str, **more: Any) -> dict[str, Any]:
     return {
         "measure": "metric_drop", "of": "quantized", "against": "student", "limit": 1.0, "unit": "pt", "value": 1.4,
-        "ci95": [1.2, 1.6], "verdict": verdict, **more,
+        "ci95": [1.2, 1.6], "verdict": verdict, "broken": verdict == "failed", **more,
     }  # fmt: skip
 
 
@@ -400,8 +400,10 @@ def test_verdict_speaks_of_the_chosen_build_whichever_way_it_was_compared() -> N
 
 
 def test_undecided_budget_that_ended_the_run_is_named() -> None:
-    unmeasured = gate("undecided", value=None, ci95=None, label="p50 at most 2 ms")
-    lines = sentences(full(status="gate_failed", gates=[unmeasured]))
+    unmeasured = gate("undecided", value=None, ci95=None, label="p50 at most 2 ms", broken=True)
+    others = [gate("undecided"), gate("failed", broken=False)]  # `undecided: pass`, and `otherwise: float`
+    lines = sentences(full(status="gate_failed", gates=[unmeasured, *others]))
+    assert lines[0] == "cifar10: 1 of 3 budgets broken."
     assert lines[1] == "Undecided: p50 at most 2 ms is not measured, limit 1 pt."
 
 
@@ -448,7 +450,7 @@ def test_junit_counts_stages_and_budgets(tmp_path: Path) -> None:
     [
         (full(), [4, 0, 0, 1]),
         (empty(), [1, 0, 1, 0]),
-        (full(status="gate_failed", gates=[gate("undecided")]), [4, 1, 0, 1]),
+        (full(status="gate_failed", gates=[gate("undecided", broken=True)]), [4, 1, 0, 1]),
         (full(status="failed", stages=[], gates=[], error=None), [1, 0, 1, 0]),
     ],
     ids=["good", "failed early", "undecided counts as failed", "failed for no known reason"],

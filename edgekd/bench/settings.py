@@ -78,7 +78,8 @@ class BenchSettings(Settings):
 
     min_time_s: float | None = Field(default=None, gt=0)
     """Seconds that one launch measures at least, all its models together, after loading and warm-up (default 10,
-    quick 2); time that it waited for a core does not count. It goes on until every model also has `min_samples`, but never beyond ten times this."""
+    quick 2); time that it waited for a core does not count. It goes on until every model also has `min_samples`, but
+    never beyond ten times this."""
 
     min_samples: int | None = Field(default=None, ge=20)
     """Calls that one launch records of every model at least (default 1000, quick 100). A model too slow for that within

@@ -183,7 +183,7 @@ def without_what_may_differ(value: Any) -> Any:
         return {
             k: without_what_may_differ(v)
             for k, v in value.items()
-            if k not in ("created", "seconds", "state", "why", "cache")
+            if k not in ("created", "seconds", "timing", "state", "why", "cache")
         }
     return [without_what_may_differ(v) for v in value] if isinstance(value, list) else value
 

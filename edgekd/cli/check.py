@@ -39,7 +39,7 @@ def check(
     log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
 ) -> int:
-    """See within a minute if a network can be captured, exported and quantized, and which layers stay float."""
+    """See within a minute if a network can be captured, quantized, exported in 8 bits and built; what stays float."""
     from edgekd.pipeline.check import check_network, document, lines_of
     from edgekd.pipeline.compress import targets_of
 

@@ -48,7 +48,11 @@ def compare(
     ] = False,
     allow_missing: Annotated[
         list[str] | None,
-        typer.Option("--allow-missing", metavar="TARGET", help="A target of BASE that NEW need not have; repeatable."),
+        typer.Option(
+            "--allow-missing",
+            metavar="NAME",
+            help="A target of BASE, or a build of it (TARGET.PRECISION), that NEW need not have; repeatable.",
+        ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a pull request.")] = False,
     json_: JsonOption = False,
@@ -82,8 +86,8 @@ def _say_why(outcome: Outcome, log: Log) -> None:
 
     for row in outcome.regressions():
         log.error(f"regression: {row.measure} of {row.what}: {interval_text(row)}", None)
-    for name in outcome.missing:
-        log.error(f"regression: target {name} is missing in new", f"--allow-missing {name}, if it was meant to go")
+    for name, what in outcome.gone().items():
+        log.error(f"regression: {what} is missing in new", f"--allow-missing {name}, if it was meant to go")
     if outcome.incomparable:
         log.error(
             f"not comparable: scores of {', '.join(outcome.incomparable)} are of other samples",
@@ -114,6 +118,7 @@ def _document(outcome: Outcome, runs: list[str], options: Options) -> dict[str, 
         "only_base": outcome.only_base,
         "only_new": outcome.only_new,
         "missing_targets": outcome.missing,
+        "missing_builds": outcome.missing_builds,
         "not_comparable": outcome.incomparable,
         "notes": outcome.notes,
     }

@@ -55,6 +55,7 @@ def plan(
         planner = Planner.open(pipeline, place.open(Path(scratch), make_log(log_format, quiet or json_).warning))
         planner.fetch = False
         steps = planner.all()
+        refused = _refused(planner, steps)  # a device leaves what it says of itself in `scratch` with a read-only store
     rows = [
         {
             "name": s.entry.name,
@@ -67,7 +68,6 @@ def plan(
         }
         for s in steps
     ]
-    refused = _refused(planner, steps)
     if json_:
         problem = refused and {"message": refused.message, "hint": refused.hint, "exit_code": refused.exit_code}
         print_json({"pipeline": pipeline.settings.name, "stages": rows, "refused": problem})

@@ -122,12 +122,21 @@ class Data:
         Two scores on one split can be compared where this is the same, whatever became of the rest of the data.
         """
         rules = self._reader.decoder.identity() if isinstance(self._reader, ImageReader) else {}
-        identity = {name: value for name, value in self._reader.identity().items() if name not in rules}
+        identity = {
+            name: value for name, value in self._reader.identity(self._origin(split)).items() if name not in rules
+        }
         return of_split(split, self.settings, self.files_of(split), identity, self._shares, self._seed)
 
     def files_of(self, split: Split) -> dict[str, str]:
-        """Those of `digests` that a split is read from; what is drawn from train has the files of train."""
-        return {name: self.digests[name] for name in self._reader.files("train" if split in self._shares else split)}
+        """Those of `digests` that hold a split's samples alone; what is drawn from train has the files of train.
+
+        The table of a CSV source is of none: it may hold the rows of all splits.
+        """
+        return {name: self.digests[name] for name in self._reader.files(self._origin(split))}
+
+    def _origin(self, split: Split) -> Split:
+        """The split of the source that a split is read, or drawn, from."""
+        return "train" if split in self._shares else split
 
     def check(self) -> None:
         """See that everything is still there.
@@ -287,7 +296,7 @@ class Data:
                     "there is no test split: `data.test` is 0", hint="set it to the share to test on, e.g. 0.2"
                 )
             return self.load("train").take(torch.empty(0, dtype=torch.int64))
-        origin: Split = "train" if split in self._shares else split
+        origin = self._origin(split)
         rows = self._rows(split, origin)
         targets = self._source_targets(origin)
         before = SPLITS[: SPLITS.index(origin)]

@@ -175,9 +175,16 @@ def broken(path: Path) -> ConfigError:
 
 
 def _start(path: Path) -> bytes:
-    """The first bytes of a file: safetensors have the length of a JSON header there, then the header."""
-    with path.open("rb") as stream:
-        return stream.read(32)
+    """The first bytes of a file: safetensors have the length of a JSON header there, then the header.
+
+    Raises:
+        ConfigError: the file cannot be read at all (it is a folder, or nobody may).
+    """
+    try:
+        with path.open("rb") as stream:
+            return stream.read(32)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}", hint="check the file and its rights") from None
 
 
 def unwrapped(loaded: Any, notes: list[str]) -> Any:

@@ -1,4 +1,4 @@
-"""edgekd check: without data, whether a network can be captured, quantized, exported and built."""
+"""edgekd check: without data, whether a network can be captured, quantized, exported in 8 bits and built."""
 
 from __future__ import annotations
 
@@ -181,7 +181,12 @@ class _Tried:
     def _exported(
         self, network: nn.Module, converted: GraphModule | None, example: dict[str, Tensor], folder: Path
     ) -> None:
-        """Written as ONNX, in 8 bits: that holds all operations of the float file. In float where 8 bits failed."""
+        """Written as ONNX, in 8 bits; in float where 8 bits failed.
+
+        Where 8 bits work, the float file that a run writes as well is not tried. It is written from the network itself,
+        and that in 8 bits from its captured graph, operations in place and pools in their plain form
+        (quantize/functional.py): a network that can only be written so passes here, and fails in a run.
+        """
         from edgekd.export.flavours import to_uint8
         from edgekd.export.onnx_file import check_size, load, save, write_onnx
 

@@ -28,7 +28,8 @@ THRESHOLDS: dict[Kind, float] = {
 @dataclass(frozen=True)
 class Options:
     """What counts: thresholds by kind, what two runs differ by for no reason, whether other machines (of latency) and
-    other samples (of scores) are judged all the same, and which targets may be missing."""
+    other samples (of scores) are judged all the same, and which targets and builds (`TARGET.PRECISION`) may be
+    missing."""
 
     thresholds: Mapping[Kind, float] = field(default_factory=lambda: dict(THRESHOLDS))
     run_sd: float = RUN_SD

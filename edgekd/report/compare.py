@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgekd.config.settings import did_you_mean
 from edgekd.errors import ConfigError, GateError
 from edgekd.report import changes, words
 from edgekd.report.changes import Change, Options, Pair
@@ -26,8 +27,9 @@ Key = tuple[Any, ...]
 class Outcome:
     """Two runs side by side.
 
-    `missing`: targets that only the base has, and that nobody allowed to go; `incomparable`: networks and builds all
-    of whose scores are of other samples than before.
+    `missing`: targets that only the base has, and that nobody allowed to go; `missing_builds`: the same of precisions
+    of targets that both have, as `TARGET.PRECISION`; `incomparable`: networks and builds all of whose scores are of
+    other samples than before.
     """
 
     rows: list[Change]
@@ -35,12 +37,13 @@ class Outcome:
     only_base: list[str] = field(default_factory=list)
     only_new: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    missing_builds: list[str] = field(default_factory=list)
     incomparable: list[str] = field(default_factory=list)
 
     @property
     def verdict(self) -> changes.Verdict:
-        """The one of all rows that matters most; a target that is missing is a regression."""
-        if self.missing:
+        """The one of all rows that matters most; a target or a build that is missing is a regression."""
+        if self.gone():
             return "regression"
         return min((row.verdict for row in self.rows), key=_LEVELS.index, default="not judged")
 
@@ -55,6 +58,12 @@ class Outcome:
         """The rows that got worse."""
         return [row for row in self.rows if row.verdict == "regression"]
 
+    def gone(self) -> dict[str, str]:
+        """What is missing in words, by the name that `--allow-missing` takes."""
+        return {name: f"target {name}" for name in self.missing} | {
+            name: f"build {name}" for name in self.missing_builds
+        }
+
 
 def compare(base: Report, base_folder: Path, new: Report, new_folder: Path, options: Options) -> Outcome:
     """Every measure that both runs have.
@@ -63,8 +72,9 @@ def compare(base: Report, base_folder: Path, new: Report, new_folder: Path, opti
         base_folder: where the files that the report points to lie (samples of latency, above all); they may be missing.
 
     Raises:
-        ConfigError: the two have no measure in common.
+        ConfigError: the two have no measure in common, or the base has nothing of a name that may be missing.
     """
+    _check_allowed(base, options)
     before, after = Run(base, base_folder), Run(new, new_folder)
     found = Outcome([])
     other = _other_samples(base, new)
@@ -76,15 +86,37 @@ def compare(base: Report, base_folder: Path, new: Report, new_folder: Path, opti
             "the two reports have nothing in common to compare",
             hint="give two runs of one pipeline that got as far as a network, a build or a measurement",
         )
-    found.missing.extend(name for name in _targets(base) if name not in {*_targets(new), *options.may_be_missing})
+    _missing(found, base, new, options)
     found.incomparable.extend(_incomparable(found.rows))
     found.notes.extend([*_notes(base, new), *machine_notes(before, after, options)])
     return found
 
 
-def _targets(report: Report) -> list[str]:
-    """All targets that something was built for or measured on."""
-    return list(dict.fromkeys([build.target for build in report.builds] + [row.target for row in report.latency]))
+def _built(report: Report) -> list[tuple[str, str]]:
+    """Targets that something was built for or measured on, each with its precisions."""
+    built = [(build.target, build.precision) for build in report.builds]
+    return list(dict.fromkeys([*built, *((row.target, row.precision) for row in report.latency)]))
+
+
+def _check_allowed(base: Report, options: Options) -> None:
+    known = {name for target, precision in _built(base) for name in (target, f"{target}.{precision}")}
+    for name in options.may_be_missing:
+        if name not in known:
+            raise ConfigError(f"--allow-missing {name}: BASE has no such target", hint=did_you_mean(name, known))
+
+
+def _missing(found: Outcome, base: Report, new: Report, options: Options) -> None:
+    """Note the targets, and of targets that are still there the precisions, that only the base has."""
+    after = _built(new)
+    there = {target for target, _ in after}
+    for target, precision in _built(base):
+        build = f"{target}.{precision}"
+        if (target, precision) in after or {target, build} & set(options.may_be_missing):
+            continue
+        if target in there:
+            found.missing_builds.append(build)
+        elif target not in found.missing:
+            found.missing.append(target)
 
 
 def _other_samples(base: Report, new: Report) -> Callable[[str | None], bool]:
@@ -249,7 +281,7 @@ def lines(found: Outcome) -> list[str]:
     only = [("base", found.only_base), ("new", found.only_new)]
     return [
         f"{len(found.rows)} measures: {told}",
-        *(f"target {name} is missing in new: a regression (--allow-missing {name})" for name in found.missing),
+        *(f"{what} is missing in new: a regression (--allow-missing {name})" for name, what in found.gone().items()),
         *(f"{what}: scores are of other samples and cannot be compared" for what in found.incomparable),
         *(f"only in {side}: {name}" for side, names in only for name in names),
         *(f"note: {note}" for note in found.notes),
@@ -260,7 +292,7 @@ def markdown(found: Outcome) -> str:
     """For a pull request: the verdict, the rows that changed, and all others folded away."""
     from edgekd.report.markdown import escape, markdown_table
 
-    worse = len(found.regressions()) + len(found.missing)
+    worse = len(found.regressions()) + len(found.gone())
     fine = "❌ scores of other samples: not comparable" if found.incomparable else "✅ no regression"
     title = f"❌ {worse} regression{'s' if worse > 1 else ''}" if worse else fine
     told = [row for row in found.rows if row.verdict in ("regression", "improvement")]

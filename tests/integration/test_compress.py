@@ -98,7 +98,7 @@ def test_a_build_is_scored_on_other_data_as_the_run_scored_it(shop: Path) -> Non
     )
     (scored,) = build["metrics"][:1]
     assert (found["value"], found["n"], found["split"]) == (scored["value"], scored["n"], "test")
-    assert found["learned_from"] is False
+    assert found["learned_from"] is None
     seen = call(shop, "evaluate", str(Path("runs/compress") / build["path"]), "--data", "images/train").out
     assert seen.splitlines()[1].startswith("note: the build was calibrated or trained on files of this data")
     assert found["ci95"] == pytest.approx(scored["ci95"])

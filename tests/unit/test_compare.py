@@ -237,6 +237,27 @@ def test_a_target_that_is_gone_is_a_regression_unless_it_is_allowed() -> None:
     assert (more.missing, more.exit_code) == ([], 0)
 
 
+def test_a_build_that_is_gone_is_a_regression_though_its_target_is_still_there() -> None:
+    both = [build("ov", "quantized", precision, 0.98, sha256="ab" * 32) for precision in ("f32", "int8")]
+    base = full(models=[], comparisons=[], builds=both, latency=[])
+    new = full(models=[], comparisons=[], builds=both[:1], latency=[])
+    found = compare(base, NOWHERE, new, NOWHERE, Options())
+    assert (found.missing, found.missing_builds, found.verdict, found.exit_code) == ([], ["ov.int8"], "regression", 5)
+    assert "build ov.int8 is missing in new: a regression (--allow-missing ov.int8)" in lines(found)
+    assert markdown(found).startswith("## ❌ 1 regression\n")
+    for name in ("ov", "ov.int8"):
+        assert compare(base, NOWHERE, new, NOWHERE, Options(may_be_missing=[name])).exit_code == 0
+    assert compare(base, NOWHERE, new, NOWHERE, Options(may_be_missing=["ov.f32"])).exit_code == 5
+    assert compare(new, NOWHERE, base, NOWHERE, Options()).exit_code == 0
+
+
+def test_a_name_that_may_be_missing_and_that_the_base_has_not_is_refused() -> None:
+    for name, meant in (("orrt", "ort"), ("ort.int", "ort.int8")):
+        with pytest.raises(ConfigError, match=f"^--allow-missing {name}: BASE has no such target") as caught:
+            compare(with_another_target(), NOWHERE, run(), NOWHERE, Options(may_be_missing=[name]))
+        assert caught.value.hint == f"did you mean {meant!r}?"
+
+
 def test_why_a_comparison_is_no_success_is_said_in_a_line_each(tmp_path: Path) -> None:
     reports = {"base": with_another_target(), "new": run(), "other": on_data("b")}
     for name, report in reports.items():

@@ -74,6 +74,14 @@ def test_what_is_no_checkpoint_is_said_in_two_lines(
     assert [line.split(":")[0] for line in lines] == ["error", "help"]
 
 
+def test_a_folder_in_place_of_a_checkpoint_is_said_in_two_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path), str(tmp_path / "w.safetensors")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"error: {tmp_path}: cannot be read: Is a directory", "help: check the file and its rights"]
+
+
 def test_two_files_are_needed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["one.pt"]) == 2
     assert "NEW.safetensors" in capsys.readouterr().err

@@ -65,6 +65,28 @@ def test_a_column_of_the_csv_says_the_split(tmp_path: Path) -> None:
     shows(data.load("validation"), [1, 4])
 
 
+def test_rows_of_train_in_the_same_csv_leave_the_other_splits_as_they_are(tmp_path: Path) -> None:
+    text = "path,label,set\n" + "".join(f"img/{i}.png,{i % 2},{s}\n" for i, s in enumerate(["train", "test"] * 2))
+    settings: dict[str, Any] = {"csv": {"path": "set.csv", "split": "set"}, "validation": 0.5}
+
+    write_csv(tmp_path, text)
+
+    def prints(text: str) -> dict[str, str]:
+        (tmp_path / "set.csv").write_text(text)
+        data = opened(tmp_path, **settings)
+        return {split: data.split_fingerprint(split) for split in ("train", "validation", "test")}
+
+    def changed(text: str) -> list[str]:
+        return [split for split, found in prints(text).items() if found != before[split]]
+
+    before = prints(text)
+    assert changed(f"{text}img/4.png,0,train\nimg/5.png,1,train\n") == ["train", "validation"]
+    assert changed(f"{text}img/4.png,0,test\n") == ["test"]
+    assert changed(text.replace("img/3.png,1", "img/3.png,0")) == ["test"]  # a label
+    (tmp_path / "img/1.png").write_bytes(encoded(picture(8)))
+    assert changed(text) == ["test"]
+
+
 def test_one_csv_for_each_split(tmp_path: Path) -> None:
     write_csv(tmp_path, rows([0, 1, 0, 1]), "train.csv")
     write_csv(tmp_path, rows([1, 0]), "test.csv")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import data_sets
 import pytest
 from PIL import Image
 
@@ -40,15 +41,35 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_what_calibrated_a_build_is_known_wherever_it_lies_and_its_test_images_are_new(run: Path) -> None:
+def test_what_calibrated_a_build_is_known_wherever_it_lies_and_nothing_is_said_of_others(run: Path) -> None:
     images, build = run.parent / "images", run / "artifacts/builds/ort.int8"
     assert _learned_from(build, opened(images), "train") is True
-    assert _learned_from(build, opened(images), "test") is False
+    assert _learned_from(build, opened(images), "test") is None
     assert _learned_from(build, opened(images / "train"), "train") is True
-    assert _learned_from(build, opened(run.parent / "others"), "train") is False
+    assert _learned_from(build, opened(run.parent / "others"), "train") is None
     copied = run.parent / "elsewhere"
     (images / "train").rename(copied)
     assert _learned_from(build, opened(copied), "train") is True
+
+
+def test_one_image_more_in_each_folder_leaves_it_unknown_and_is_not_taken_for_new_data(run: Path) -> None:
+    images, build = run.parent / "images", run / "artifacts/builds/ort.int8"
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8), (9, 9, 9)).save(images / "train" / name / "new.png")
+    assert _learned_from(build, opened(images), "train") is None
+
+
+def test_a_table_that_names_the_images_of_all_splits_makes_none_of_them_known(tmp_path: Path) -> None:
+    draw(tmp_path / "images", shade=1)
+    rows = [f"images/{name}/{i}.png,{name},{'test' if i == 3 else 'train'}" for name in ("a", "b") for i in range(4)]
+    (tmp_path / "set.csv").write_text("\n".join(["path,label,split", *rows]))
+    data = data_sets.opened(tmp_path, csv={"path": "set.csv", "split": "split"}, validation=0)
+    (tmp_path / "run/artifacts/builds/ort.int8").mkdir(parents=True)
+    build = tmp_path / "run/artifacts/builds/ort.int8"
+    for names in (list(data.files_of("train")), list(data.digests)[:2]):  # runs of old count the table, too
+        about = {"files": data.digests, "learned_from": names}
+        (tmp_path / "run/manifest.json").write_text(json.dumps({"data": about}))
+        assert [_learned_from(build, data, split) for split in ("train", "test")] == [True, None]
 
 
 def test_a_bundle_knows_it_too_and_without_a_manifest_nothing_is_said(run: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgekd.bench import machine
+from edgekd.bench.targets.ssh import SshTarget
 from edgekd.cli.main import run as edgekd
 from edgekd.errors import UnavailableError
 from edgekd.models import imports
-from edgekd.pipeline import keys
+from edgekd.pipeline import devices, keys
 from edgekd.pipeline.plan import Planner
 from edgekd.pipeline.schema import load_pipeline
 from edgekd.store import Store
@@ -236,3 +238,24 @@ def test_a_missing_engine_or_device_ends_a_plan_as_it_ends_the_run(
 def test_a_device_that_is_not_here_ends_a_plan(finished: Finished) -> None:
     finished.edit("runtime: onnxruntime", "runtime: onnxruntime, device: NoSuch")
     assert finished.call()[0] == 3
+
+
+def test_a_device_that_answers_a_plan_on_a_store_that_is_only_read_leaves_nothing_behind(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def probe(self: SshTarget, runtimes: Sequence[str]) -> dict[str, Any]:
+        asked.append(str(self.address))
+        about = {"machine": machine.fingerprint(), "numpy": "2.4", "executable": "python3", "python": "3.11.2"}
+        return {**about, "engines": dict.fromkeys(runtimes, "1.30"), "missing": []}
+
+    monkeypatch.setenv("EDGEKD_TARGETS", str(tmp_path / "targets.json"))
+    monkeypatch.setattr(SshTarget, "probe", probe)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    devices.forget()
+    finished.edit("runtime: onnxruntime", "runtime: onnxruntime, host: ssh://pi")
+    assert finished.call("--store-mode", "ro")[0] == 0
+    devices.forget()
+    assert asked
+    assert list(tmp_path.iterdir()) == []

@@ -151,6 +151,19 @@ def test_cut_off_safetensors_and_pickles_are_cut_short_in_every_command(tmp_path
         tensors_of(tmp_path / "w.pt")
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_that_nobody_may_read_is_told_in_words(tmp_path, monkeypatch, suffix):
+    def denied(*args, **more):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / f"w{suffix}").write_bytes(b"weights")
+    monkeypatch.setattr(torch, "load", denied)
+    monkeypatch.setattr("safetensors.torch.load_file", denied)
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(ConfigError, match=r": cannot be read: Permission denied$"):
+        load_state(tmp_path / f"w{suffix}")
+
+
 @pytest.mark.parametrize("value", [[torch.zeros(1)], {}, {"epoch": 3}, {"a": {"b": torch.zeros(1)}}])
 def test_file_without_a_state_dict_is_refused(tmp_path, value):
     torch.save(value, tmp_path / "w.pt")

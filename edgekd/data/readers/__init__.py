@@ -39,12 +39,12 @@ class Reader(Protocol):
         ...
 
     def files(self, split: Split | None = None) -> Mapping[str, Sequence[Path]]:
-        """All files (or those that a split is read from) in groups that change together, by the name of the first one
-        inside of the data set."""
+        """All files in groups that change together, by the name of the first one inside of the data set. Of a split,
+        those that hold its samples and no other split's."""
         ...
 
-    def identity(self) -> dict[str, Any]:
-        """What besides the files decides the samples, as plain values."""
+    def identity(self, split: Split | None = None) -> dict[str, Any]:
+        """What besides the files (of a split) decides the samples, as plain values."""
         ...
 
     def check(self) -> None:

@@ -66,7 +66,7 @@ class ColumnReader(ABC):
         parts = [files for of, files in self._files.items() if split in (None, of)]
         return {self._name(path): (path,) for files in parts for path in files}
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, split: Split | None = None) -> dict[str, Any]:
         return {"image": self._image, "label": self._label, **self.decoder.identity()}
 
     def rows(self, split: Split) -> int:

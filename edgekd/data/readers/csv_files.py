@@ -18,6 +18,7 @@ from edgekd.data.readers.images import ImageDecoder
 from edgekd.data.readers.layout import SPLIT_WORDS, files_of, leads_out
 from edgekd.data.sources import SPLITS, CsvSettings, Split
 from edgekd.errors import ConfigError, DataError
+from edgekd.files import sha256_json
 from edgekd.store import Store
 
 if TYPE_CHECKING:
@@ -72,8 +73,9 @@ class CsvReader:
             raise ConfigError(f"data.csv.split: {self._root} has no row of train", hint="say `train` in its rows")
 
     def files(self, split: Split | None = None) -> dict[str, Sequence[Path]]:
-        own = {of: path for of, path in self._tables.items() if split in (None, of)} or self._tables
-        found: dict[str, Sequence[Path]] = {path.name: (path,) for path in own.values()}
+        # One file may hold the rows of all splits: of one split its rows count (`identity`), not the file.
+        tables = self._tables.values() if split is None else ()
+        found: dict[str, Sequence[Path]] = {path.name: (path,) for path in tables}
         for of, images in self._images.items():
             if split not in (None, of):
                 continue
@@ -81,9 +83,10 @@ class CsvReader:
             found[f"images of {of}"] = ImagePaths.of(self._folder, there)
         return {name: paths for name, paths in found.items() if paths}
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, split: Split | None = None) -> dict[str, Any]:
         named = {name: getattr(self._settings, name) for name in ("image", "label", "split")}
-        return {**named, **self.decoder.identity()}
+        rows = {} if split is None else {"rows": sha256_json(vars(self._parts[split]))}
+        return {**named, **rows, **self.decoder.identity()}
 
     def rows(self, split: Split) -> int:
         return len(self._images[split])

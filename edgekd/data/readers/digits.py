@@ -26,7 +26,7 @@ class DigitsReader:
     def files(self, split: Split | None = None) -> dict[str, tuple[Path, ...]]:
         return {}
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, split: Split | None = None) -> dict[str, Any]:
         return {"scikit-learn": _installed_version(), "test": _TEST_SAMPLES, "split": _SPLIT_SEED}
 
     def check(self) -> None:

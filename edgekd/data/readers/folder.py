@@ -53,7 +53,7 @@ class FolderReader:
         groups = (group for images in parts for group in images.by_folder())
         return {group[0].relative_to(self._root).as_posix(): group for group in groups}
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, split: Split | None = None) -> dict[str, Any]:
         return self.decoder.identity()
 
     def rows(self, split: Split) -> int:

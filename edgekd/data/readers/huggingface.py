@@ -49,8 +49,8 @@ class HuggingFaceReader(ColumnReader):
                         hint=did_you_mean(column, columns),
                     )
 
-    def identity(self) -> dict[str, Any]:
-        return {"names": self._class_names(), **super().identity()}
+    def identity(self, split: Split | None = None) -> dict[str, Any]:
+        return {"names": self._class_names(), **super().identity(split)}
 
     def names(self, target: str) -> tuple[str, ...] | None:
         return self._class_names() or super().names(target)

@@ -53,7 +53,7 @@ class NpzReader:
     def files(self, split: Split | None = None) -> dict[str, tuple[Path, ...]]:
         return {f"{of}.npz": (path,) for of, path in self._files.items() if split in (None, of)}
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, split: Split | None = None) -> dict[str, Any]:
         last = {"layout": self._layout} if self._layout == "nhwc" else {}
         return {"inputs": self.input_names, "targets": self.target_names, **last}
 

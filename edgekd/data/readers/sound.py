@@ -57,10 +57,10 @@ class SoundReader:
     def files(self, split: Split | None = None) -> Mapping[str, Sequence[Path]]:
         return self._reader.files(split)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, split: Split | None = None) -> dict[str, Any]:
         """The reader's own, with what decides which images count as broken."""
         return {
-            **self._reader.identity(),
+            **self._reader.identity(split),
             "skip_broken": self._share,
             "max_pixels": self.decoder.rules.max_pixels,
         }

@@ -62,7 +62,7 @@ class WebDatasetReader:
         parts = [files for of, files in self._files.items() if split in (None, of)]
         return {path.name: (path,) for files in parts for path in files}
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, split: Split | None = None) -> dict[str, Any]:
         return {"image": self._settings.image, "label": self._settings.label, **self.decoder.identity()}
 
     def rows(self, split: Split) -> int:

@@ -96,7 +96,7 @@ def stopped(place: Place, kind: str, moment_s: float) -> int | None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, SIGNALS[kind])
         process.communicate(timeout=LIMIT_S)
-        return process.returncode
+        return process.returncode or None  # 0: it had just ended
     return None
 
 

@@ -107,19 +107,22 @@ def run(pipeline: Pipeline, options: RunOptions, log: Log) -> Outcome:
         outcome, started = Outcome(), time.time()
         # Until this run has ended, what lies in the folder is no delivery that could be verified.
         (options.out / MANIFEST).unlink(missing_ok=True)
-        previous = signal.signal(signal.SIGTERM, _terminate)
+        run = _Run(pipeline, options, store, log, outcome)
+        previous = {number: signal.signal(number, run.stop) for number in (signal.SIGTERM, *_interrupts())}
         try:
-            _Run(pipeline, options, store, log, outcome).go()
+            run.go()
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
             outcome.seconds = time.time() - started
         _draw_report(pipeline, options.out, outcome, started, log, Remembered(store.drawings))
         _judge_gates(pipeline, outcome, log)
         return outcome
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+def _interrupts() -> list[signal.Signals]:
+    """SIGINT, unless somebody ignores it or has a handler of their own."""
+    return [signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []
 
 
 class _Run:
@@ -134,22 +137,22 @@ class _Run:
         self.started = 0.0
         self.team = Team()
         self.warnings: list[str] = []
+        self.stopped_by: type[BaseException] | None = None
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """Hear SIGTERM or SIGINT."""
+        self.stopped_by = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        raise self.stopped_by
 
     def go(self) -> None:
         """Run everything; an error is recorded once, with the stage it belongs to."""
         try:
-            self.planner = Planner.open(self.pipeline, self.store)
-            check_board(self.pipeline)
-            self.outcome.fingerprint = self.planner.data.fingerprint
-            self.outcome.data_files = self.planner.data.digests
-            self.outcome.learned_from = list(self.planner.data.files_of("train"))
-            self.outcome.split_fingerprints = {name: self.planner.data.split_fingerprint(name) for name in SPLITS}
-            self._left_out()
-            with self.store.in_use_by(identity(self.pipeline)) as usage:
-                self._stages()
-                if self.outcome.whole:
-                    usage.finish()
-            self.team.end()
+            try:
+                self._everything()
+            except Exception as error:
+                if self.stopped_by:  # the import of an engine makes an ImportError of what it meets
+                    raise self.stopped_by from error
+                raise
         except EdgekdError as error:
             self._failed(error.exit_code, self._located(error), error.hint)
         except (KeyboardInterrupt, Terminated) as stop:
@@ -179,6 +182,20 @@ class _Run:
             for entry in self.pipeline.stages:
                 if entry.name not in known:
                     self._state(entry, "skipped", None, 0.0, "not reached" if self.outcome.error else "after --to")
+
+    def _everything(self) -> None:
+        self.planner = Planner.open(self.pipeline, self.store)
+        check_board(self.pipeline)
+        self.outcome.fingerprint = self.planner.data.fingerprint
+        self.outcome.data_files = self.planner.data.digests
+        self.outcome.learned_from = list(self.planner.data.files_of("train"))
+        self.outcome.split_fingerprints = {name: self.planner.data.split_fingerprint(name) for name in SPLITS}
+        self._left_out()
+        with self.store.in_use_by(identity(self.pipeline)) as usage:
+            self._stages()
+            if self.outcome.whole:
+                usage.finish()
+        self.team.end()
 
     def _stages(self) -> None:
         assert self.planner is not None

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ import pytest
 from mistakes import FILE, TEACHER, Place, Said, edited
 from PIL import Image
 
+from edgekd.errors import UnavailableError
 from edgekd.files import lock
+from edgekd.pipeline import runner
 
 
 def _images(folder: Path) -> None:
@@ -231,6 +234,23 @@ def test_a_signal_keeps_the_checkpoint_and_draws_the_report(number: int, code: i
     report = place.report()
     assert (report["status"], report["exit_code"], report["error"]["stage"]) == ("failed", code, "teacher")
     assert (place.folder / "out/report.html").is_file()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_an_import_turns_into_its_own_error_is_still_one(
+    number: int, code: int, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def importing(*_: Any) -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except BaseException:
+            raise UnavailableError("openvino cannot be imported", hint="no") from None
+
+    monkeypatch.setattr(runner, "check_board", importing)
+    said = place.run(FILE)
+    assert said.code == code
+    assert "openvino" not in said.err
 
 
 def test_a_broken_budget_names_its_line(place: Place) -> None:

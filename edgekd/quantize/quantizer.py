@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _MAX_BATCH = 1 << 20
 _INT8 = (-128, 127)
+_BATCH_NORM = torch.ops.aten.batch_norm.default
 
 
 class QuantizedNetwork(nn.Module):
@@ -143,7 +144,9 @@ def convert(network: QuantizedNetwork) -> GraphModule:
 
         graph = without_places(copy.deepcopy(network.graph_module))
         write_biases(graph)
+        _retarget(graph, _BATCH_NORM, _own_batch_norm)
         graph = convert_pt2e(graph)
+        _retarget(graph, _own_batch_norm, _BATCH_NORM)
     quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
     for node in graph.graph.nodes:
         if node.target is quantize and (node.args[3], node.args[4]) != _INT8:
@@ -153,6 +156,19 @@ def convert(network: QuantizedNetwork) -> GraphModule:
             node.replace_input_with(x, clipped)
     graph.recompile()
     return graph
+
+
+def _own_batch_norm(*args: Any) -> Any:
+    """BatchNorm that torchao does not know: for one that could not be folded it traces a hundred patterns of its own
+    way to train with BatchNorm, which takes up to half a minute and finds nothing."""
+    return _BATCH_NORM(*args)
+
+
+def _retarget(graph: GraphModule, old: Any, new: Any) -> None:
+    for node in graph.graph.nodes:
+        if node.target is old:
+            node.target = new
+    graph.recompile()
 
 
 def _code_line(error: BaseException, network: nn.Module) -> str:

@@ -113,7 +113,8 @@ def _become(job: Mapping[str, Any]) -> NoReturn:
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
     sys.argv = ["edgekd", *job["words"]]
-    sys.path[0] = job["cwd"]  # as `python -m` has it
+    paths = [path for path in job["env"].get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[:1] = [job["cwd"], *(path for path in paths if path not in sys.path)]  # as `python -m` has it
     importlib.import_module("numpy").random.seed()  # an own state each, as real processes have
     importlib.import_module("torch").seed()
     code: Any = 1

@@ -106,5 +106,5 @@ def test_training_fills_tensorboard_as_it_goes(trained: tuple[Workshop, Result])
 def test_a_missing_tensorboard_is_said_before_anything_trains(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     said = place.run(MICRO, "--set", "train.tensorboard=true")
-    said.is_one_mistake(3, "tensorboard is not installed", r"pip install 'edgekd\[tensorboard\]'")
+    said.is_one_mistake(3, "tensorboard is not installed", r"pip install (-e )?'.*\[tensorboard\]'")
     assert set(place.states().values()) == {"skipped"}

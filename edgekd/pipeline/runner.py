@@ -371,5 +371,14 @@ def _judge_gates(pipeline: Pipeline, outcome: Outcome, log: Log) -> None:
             outcome.exit_code = 5
             log.error(
                 f"{where}: budget broken: {row['label']}, measured {deliver.measured(row)} ({row['verdict']})",
-                "improve the network, or change the limit there",
+                _mended(row),
             )
+
+
+def _mended(row: dict[str, Any]) -> str:
+    """What to do about a broken budget."""
+    if row["verdict"] == "failed":
+        return "improve the network, or change the limit there"
+    if row["value"] is None:
+        return "the run did not measure it: change or remove that budget, or set `undecided: pass` there"
+    return "more test samples or launches narrow the interval; or change the limit there"

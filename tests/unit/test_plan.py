@@ -186,6 +186,9 @@ def test_a_damaged_artefact_is_the_reason_to_run_again(finished: Finished) -> No
     meta.write_text(meta.read_text().replace("distill", "destill"))
     row = finished.rows()[1]
     assert (row["state"], row["why"]) == ("would run", "its artefact was damaged: meta.json was changed")
+    row = finished.rows()[1]  # a plan removes nothing: the run after it says the same
+    assert (row["state"], row["why"]) == ("would run", "its artefact was damaged: meta.json was changed")
+    assert Store(finished.folder / "store").get(key) is None
     assert finished.rows()[1]["why"] == "its artefact is gone from the store"
 
 

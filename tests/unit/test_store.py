@@ -236,6 +236,20 @@ def test_a_damaged_artefact_is_told_once_and_why(tmp_path: Path) -> None:
     assert store.damaged == {KEY: "sub/file.txt was changed"}
 
 
+def test_peeking_says_what_is_damaged_and_changes_nothing(tmp_path: Path) -> None:
+    store, said = Store(tmp_path), list[str]()
+    store.tell = said.append
+    put(store)
+    file = tmp_path / "objects" / "ab" / KEY / "sub" / "file.txt"
+    for text, whole in ((file.read_text(), True), ("contenu", False)):
+        file.write_text(text)
+        before = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))}
+        assert (store.peek(KEY) is not None) is whole
+        assert {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))} == before
+    assert said == ["the store holds a damaged artefact, ab0000000000: sub/file.txt was changed"]
+    assert store.damaged == {KEY: "sub/file.txt was changed"}
+
+
 def test_checking_names_everything_that_is_not_as_it_was_written_and_removes_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path)
     keys = [f"{i:02d}" + "0" * 62 for i in range(4)]

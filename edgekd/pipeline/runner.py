@@ -256,8 +256,11 @@ class _Run:
         self._state(step.entry, state, step.key, seconds, step.why)
         took = f" in {seconds:.1f} s" if state != "cached" else " (remote)" if artifact.found == "remote" else ""
         self.log.info(f"{step.entry.name}: {state}{took}")
-        if state != "cached" and self.store.pushes is not None and not KINDS[step.entry.name].on_device:
-            self.store.pushes(artifact)
+        # A remote store that was added later gets what was made before it was there.
+        if self.store.pushes is not None and artifact.found == "local" and not KINDS[step.entry.name].on_device:
+            brought = self.store.pushes(artifact, made=state != "cached")
+            if brought and state == "cached":
+                self.log.info(f"{step.entry.name}: brought to the remote store, which lacked it")
 
     def _waiting(self) -> None:
         self.log.info("waiting for another run that builds this")

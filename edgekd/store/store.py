@@ -53,7 +53,7 @@ class Store:
     def __init__(self, root: Path, *, behind: Sequence[Level] = ()) -> None:
         self.root, self.behind = root, tuple(behind)
         self.tell: Callable[[str], None] = lambda text: None
-        self.pushes: Callable[[Artifact], None] | None = None
+        self.pushes: Callable[..., bool] | None = None
         self.damaged: dict[str, str] = {}
         self._usage: Usage | None = None
 

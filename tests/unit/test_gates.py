@@ -198,15 +198,8 @@ def test_a_run_says_which_budget_is_undecided_and_how_that_would_end_it(undecide
 
 def test_a_budget_that_never_ends_a_run_is_not_said_to() -> None:
     budget = gate(measure="metric_drop", against="float", max="1 pt", otherwise="float", undecided="fail")
-    row = {
-        "verdict": "undecided",
-        "value": 1.0,
-        "ci95": [0.5, 1.5],
-        "limit": 1.0,
-        "unit": "pt",
-        "label": "drop",
-        "no_interval": None,
-    }
+    row: dict[str, Any] = {"measure": "metric_drop", "of": "quantized", "limit": 1.0, "unit": "pt", "label": "drop"}
+    row |= {"verdict": "undecided", "value": 1.0, "ci95": [0.5, 1.5]}
     warned: list[str] = []
     log: Any = SimpleNamespace(warning=warned.append)
     tree = SimpleNamespace(where=lambda place: "p.yaml:7:5")

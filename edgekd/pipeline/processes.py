@@ -97,7 +97,9 @@ def leave_with(code: int) -> NoReturn:
     """
     path = os.environ.get(STATUS)
     if path is not None and os.environ.get("RANK", "0") == "0" and not done():
-        Path(path).write_text(str(code))
+        # torchrun terminates this process when another one died; that the user did, the parent knows by itself.
+        final = TryAgainError.exit_code if code == 128 + signal.SIGTERM else code
+        Path(path).write_text(str(final))
     atexit._run_exitfuncs()  # of the workers that read data
     sys.stdout.flush()
     sys.stderr.flush()

@@ -40,9 +40,11 @@ def make_functional(graph: GraphModule) -> None:
 
 def _plain_form(node: Node) -> torch._ops.OpOverload | None:
     """`relu` for `relu_`; None for what is not in place, or might come out of another type."""
-    kinds = {one.meta["val"].dtype if "val" in one.meta else None for one in node.all_input_nodes}
     name = _name_of(node)
-    if name not in _IN_PLACE or len(kinds) != 1:
+    if name not in _IN_PLACE:
+        return None
+    values = [one.meta.get("val") for one in node.all_input_nodes]
+    if len({value.dtype if isinstance(value, torch.Tensor) else None for value in values}) != 1:
         return None
     assert isinstance(node.target, torch._ops.OpOverload)
     found = getattr(getattr(_aten, name[:-1], None), node.target._overloadname, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,8 +28,8 @@ from edgekd.errors import ConfigError
 if TYPE_CHECKING:
     from edgekd.pipeline.compress import Wish
     from edgekd.pipeline.log import Log
-    from edgekd.pipeline.runner import RunOptions
     from edgekd.pipeline.schema import Pipeline
+    from edgekd.pipeline.start import RunOptions
 
 
 def compress(
@@ -85,7 +86,6 @@ def compress(
     log = make_log(log_format, quiet or json_)
     from edgekd.models.names import elsewhere
     from edgekd.pipeline.compress import Wish, check_text, pipeline_text, targets_of
-    from edgekd.pipeline.failures import check_folders
     from edgekd.pipeline.found_data import find_data
 
     given = network_of(model, args, weights)
@@ -129,19 +129,19 @@ def compress(
     text = pipeline_text(wish)
     pipeline = check_text(wish, text)  # before anything is written: what is refused leaves nothing behind
     check_stage_names("--to", [to] if to else [], [stage.name for stage in pipeline.stages])
-    check_folders({"--out": out, "--store": store})
-    file = _write(wish, text)
+    from edgekd.pipeline.start import RunOptions, check_first
+    from edgekd.store import StorePlace
+
+    place = StorePlace(store.absolute(), store_mode, None if offline else remote_store)
+    options = check_first(pipeline, RunOptions(out, place, to), here=not dry_run)
+    file = _write(wish, text, log)
     log.info(f"data: {data}: {found.words}")
     log.info(f"wrote {file}; `edgekd run {file} --out {out}` does the same again")
     if dry_run:
         if json_:
             print_json({"pipeline": str(file)})
         return 0
-    from edgekd.pipeline.runner import RunOptions
-    from edgekd.store import StorePlace
-
-    place = StorePlace(store.absolute(), store_mode, None if offline else remote_store)
-    return _run(pipeline, wish, RunOptions(out, place, to), log, json_=json_)
+    return _run(pipeline, wish, options, log, json_=json_)
 
 
 def _weak(targets: list[str]) -> bool:
@@ -152,15 +152,21 @@ def _weak(targets: list[str]) -> bool:
     return bool(here) and saturates()
 
 
-def _write(wish: Wish, text: str) -> Path:
-    """Write the pipeline file; one that somebody edited is kept beside it."""
+def _write(wish: Wish, text: str, log: Log) -> Path:
+    """Write the pipeline file; another one that lies there, which somebody may have edited, is kept beside it."""
     from edgekd.files import write_atomic
     from edgekd.pipeline.compress import FILE, PREVIOUS
+    from edgekd.pipeline.start import claimed
 
     file = wish.out / FILE
-    if file.is_file() and file.read_text() != text:
-        file.replace(wish.out / PREVIOUS)
-    write_atomic(file, text)
+    with claimed(wish.out):
+        earlier = file.read_bytes() if file.is_file() else text.encode()
+        names = (wish.out / PREVIOUS.format(f".{n}" if n else "") for n in count())
+        kept = next(path for path in names if not path.exists() or path.read_bytes() == earlier)
+        if earlier != text.encode():
+            file.replace(kept)
+            log.warning(f"{file} was edited, or written for other options: it is now {kept}")
+        write_atomic(file, text)
     return file
 
 

@@ -20,7 +20,7 @@ from edgekd.pipeline.found_data import Found
 from edgekd.pipeline.schema import Pipeline, check_tree
 from edgekd.runtimes.registry import RUNTIMES
 
-FILE, PREVIOUS = "pipeline.yaml", "pipeline.previous.yaml"  # the file in --out, and one that was edited before
+FILE, PREVIOUS = "pipeline.yaml", "pipeline.previous{}.yaml"  # the file in --out, and those that lay there before
 _SAMPLES = 3_000_000  # that a student sees in all: 60 epochs of CIFAR-10
 _EPOCHS = (20, 200)
 _CALIBRATION = 256

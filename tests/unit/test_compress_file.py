@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +142,16 @@ def test_what_is_refused_names_the_option_and_no_line_of_a_file_that_nobody_wrot
 ) -> None:
     monkeypatch.setattr(keys, "_sources", lambda kind, store: {})  # parsing all of our own takes seconds
     words, said, hint = REFUSED[case]
-    assert call(*words, *GIVEN) == 2
-    out, err = capsys.readouterr()
-    assert f"error: {said.format(here=here)}\nhelp: {hint}" in err
-    assert "pipeline.yaml:" not in err
-    assert out == "report of the failed run: out/report.html\n"
-    report = json.loads((here / "out/report.json").read_text())
-    assert (report["status"], report["exit_code"], report["builds"]) == ("failed", 2, [])
+    good = {"pipeline.yaml": "of a good run", "manifest.json": "{}", "report.json": "{}"}
+    (here / "out").mkdir()
+    for name, text in good.items():
+        (here / "out" / name).write_text(text)
+    for more in ([], ["--dry-run"], ["--store-mode", "ro"]):
+        assert call(*words, *GIVEN, *more) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.startswith(f"error: {said.format(here=here)}\nhelp: {hint}")) == ("", True)
+        assert "pipeline.yaml:" not in err
+        assert {path.name: path.read_text() for path in (here / "out").iterdir()} == good
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from edgekd.pipeline.start import RunOptions
 
 
+_MAX_DROP = (
+    'What 8 bits may cost, e.g. "0.5 pt"; beyond it float is kept [default: 1 pt, without labels 3 pt]. Given with '
+    "--student also what that may lose to the teacher; beyond it the run ends with 5."
+)
+
+
 def compress(
     model: ModelOption,
     data: Annotated[
@@ -64,9 +70,7 @@ def compress(
     image: Annotated[str, typer.Option("--image", help="Column or extension of the images, if not a usual one.")] = "",
     label: Annotated[str, typer.Option("--label", help="Column or extension of the labels, if not a usual one.")] = "",
     task: Annotated[str, typer.Option("--task", help="classification or regression.")] = "classification",
-    max_drop: Annotated[
-        str | None, typer.Option("--max-drop", help='What 8 bits may cost, e.g. "0.5 pt"; beyond it float is kept.')
-    ] = None,
+    max_drop: Annotated[str | None, typer.Option("--max-drop", help=_MAX_DROP)] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the pipeline [default: of the network].")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="All randomness comes from it.")] = 0,
     out: Annotated[Path, typer.Option("--out", help="Folder for the report, the builds and the pipeline file.")] = Path(
@@ -136,12 +140,23 @@ def compress(
     options = check_first(pipeline, RunOptions(out, place, to), here=not dry_run)
     file = _write(wish, text, log)
     log.info(f"data: {data}: {found.words}")
+    _say_guesses(wish, log)
     log.info(f"wrote {file}; `edgekd run {file} --out {out}` does the same again")
     if dry_run:
         if json_:
             print_json({"pipeline": str(file)})
         return 0
     return _run(pipeline, wish, options, log, json_=json_)
+
+
+def _say_guesses(wish: Wish, log: Log) -> None:
+    """What was chosen for want of an option, and may be wrong or unexpected."""
+    from edgekd.pipeline.compress import MAX_DISAGREEMENT, MAX_DROP
+
+    if wish.normalize is None:
+        log.warning("normalised by this data's mean and std; give --normalize if the weights were trained otherwise")
+    if wish.max_drop is None and not wish.data.labelled:
+        log.info(f"--max-drop: {MAX_DISAGREEMENT} of agreement, for there are no labels (with labels {MAX_DROP})")
 
 
 def _weak(targets: list[str]) -> bool:
@@ -174,20 +189,23 @@ def _run(pipeline: Pipeline, wish: Wish, options: RunOptions, log: Log, *, json_
     from edgekd.pipeline.compress import FILE
     from edgekd.pipeline.estimate import tell_duration
     from edgekd.pipeline.runner import run
-    from edgekd.report.kept import verdicts
+    from edgekd.report.kept import lost, verdicts
     from edgekd.report.schema import Report
 
     seconds = tell_duration(pipeline, options, log)
     outcome = run(pipeline, options, log)
     report = Report.model_validate(outcome.report)
     lines = verdicts(report) if outcome.exit_code in (0, 5) else []
+    warnings = lost(report, pipeline.settings.gates[0].limit()) if outcome.exit_code == 0 else []
     if json_:
         kept = [{"target": target, "verdict": text} for target, text in lines]
-        print_json({"verdicts": kept, "training_estimate_s": seconds, "report": outcome.report})
+        print_json({"verdicts": kept, "warnings": warnings, "training_estimate_s": seconds, "report": outcome.report})
         return outcome.exit_code
     show_report(report, wish.out, f"to go on: edit {wish.out / FILE} and run it")
     for target, text in lines:
         typer.echo(f"{target}: {text}")
+    for text in warnings:
+        log.warning(text)
     return outcome.exit_code
 
 

@@ -63,6 +63,15 @@ def test_a_student_is_distilled_for_as_long_as_the_data_asks(tmp_path: Path) -> 
     assert (epochs_for(50_000), epochs_for(10_000_000)) == (60, 20)
 
 
+def test_a_drop_that_was_asked_for_binds_the_student_too(tmp_path: Path) -> None:
+    gates = written(tmp_path, student=Network(NET), max_drop="2 pt").settings.gates
+    named = [(gate.of, gate.against, gate.target, gate.max, gate.otherwise) for gate in gates]
+    own = ("quantized", "student", "onnxruntime", "2 pt", "float")
+    assert named == [own, ("student", "teacher", "onnxruntime", "2 pt", "fail")]
+    assert len(written(tmp_path, student=Network(NET)).settings.gates) == 1
+    assert len(written(tmp_path, max_drop="2 pt").settings.gates) == 1
+
+
 @pytest.mark.parametrize(
     ("task", "found", "knowledge"),
     [
@@ -168,6 +177,19 @@ def test_an_option_that_makes_no_pipeline_leaves_nothing_behind(
     assert call("--model", "nets:build", *GIVEN, *words) == 2
     assert capsys.readouterr().err.startswith(f"error: {said}\nhelp: ")
     assert not (here / "out").exists()
+
+
+def test_what_is_guessed_is_said(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "_sources", lambda kind, store: {})
+    frames = ["--model", "resnet8", "--args", "num_classes=2", *GIVEN, "--data", "images/a", "--dry-run"]
+    said = "warning: normalised by this data's mean and std; give --normalize if the weights were trained otherwise\n"
+    limit = "--max-drop: 3 pt of agreement, for there are no labels (with labels 1 pt)\n"
+    assert call(*frames) == 0
+    assert said + limit in capsys.readouterr().err
+    assert call(*frames, "--normalize", "none", "--max-drop", "1 pt") == 0
+    assert not {said, limit} & set(capsys.readouterr().err.splitlines(keepends=True))
 
 
 def test_errors_of_stages_and_data_name_the_command_and_its_option(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from edgekd.cli.shared import (
     print_json,
     show_report,
 )
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from edgekd.pipeline.compress import Wish
@@ -137,7 +137,12 @@ def compress(
     from edgekd.store import StorePlace
 
     place = StorePlace(store.absolute(), store_mode, None if offline else remote_store)
-    options = check_first(pipeline, RunOptions(out, place, to), here=not dry_run)
+    try:
+        options = check_first(pipeline, RunOptions(out, place, to), here=not dry_run)
+    except DataError as error:
+        there = "under `data:` of the file that --dry-run writes"
+        hint = (error.hint or "").replace("`data.skip_broken: 0.01`", f"`skip_broken: 0.01` {there}")
+        raise DataError(error.message, hint=hint) from error
     file = _write(wish, text, log)
     log.info(f"data: {data}: {found.words}")
     _say_guesses(wish, log)

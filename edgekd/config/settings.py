@@ -81,6 +81,8 @@ def describe(cls: type[Settings]) -> list[dict[str, Any]]:
 def did_you_mean(word: str, options: typing.Iterable[str]) -> str:
     """A help line: the nearest option if one is near, else all of them."""
     known = sorted(options)
+    if not known:
+        return "it takes none"
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
 

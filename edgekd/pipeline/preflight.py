@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection
+from pathlib import Path
 
 from edgekd.errors import ConfigError, ExportError, StageError, UnavailableError
 from edgekd.files import from_here
@@ -213,4 +214,5 @@ def check_networks(pipeline: Pipeline, planner: Planner, first: StageEntry, stag
             key = "weights" if weights else "args" if network.args else None
             inside = (*stage_location(pipeline, entry), *place)
             where = (*inside, key) if key else network_location(pipeline, entry, place)
-            raise located(pipeline, where, ConfigError(shown, hint=error.hint)) from error.__cause__
+            hint = error.hint and error.hint.replace(f"{path.parent}/", f"{Path(from_here(path)).parent}/")
+            raise located(pipeline, where, ConfigError(shown, hint=hint)) from error.__cause__

@@ -91,6 +91,8 @@ def _check_first(pipeline: Pipeline, options: RunOptions, *, here: bool) -> Data
                     break
                 done[entry.name] = artifact
         except EdgekdError as error:
+            if not here and isinstance(error, DataError):
+                return planner.data  # the networks could not be tried; who runs the file is told of its data
             if (message := in_place(pipeline, error)) == error.message:
                 raise
             raise type(error)(message, hint=error.hint) from error

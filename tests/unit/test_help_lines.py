@@ -112,3 +112,21 @@ def test_a_score_is_of_all_images_so_none_is_left_out(
     code, said = told(capsys, "evaluate", "build", "--data", "images")
     assert code == DataError.exit_code
     assert said.endswith("help: replace or remove it; `edgekd data check images` lists all that are broken\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("store gc --keep abc", "error: --keep abc: it should be a whole number\n"),
+        ("data check x --skip-broken y", "error: --skip-broken y: it should be a number\n"),
+        ("run p.yaml --nproc 0", "error: --nproc 0: it should be at least 1\n"),
+        ("plan p.yaml --store-mode x", "error: --store-mode x: 'x' is not one of 'ro', 'rw'\n"),
+        ("run", "error: missing argument 'FILE'\n"),
+    ],
+)
+def test_a_value_that_cannot_be_is_shown_in_our_words(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, err = told(capsys, *words.split())
+    assert code == 2
+    assert err.startswith(said + "help: `edgekd ")

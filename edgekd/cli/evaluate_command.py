@@ -110,13 +110,13 @@ def _scored(folder: Path, card: dict[str, Any], data: Data, split: Any) -> dict[
     import numpy as np
     import torch
 
+    from edgekd.cli.loading import load_build
     from edgekd.data.table import row_groups
     from edgekd.runtimes.protocol import infer_batched
-    from edgekd.runtimes.registry import runtime
     from edgekd.tasks.task import task_named
 
     table = data.load(split)
-    session = runtime(card["runtime"]).load(folder / card["file"], device=card["device"], threads=1)
+    session = load_build(folder, card)
     parts, targets = [], []
     output, head = _head(card, data)
     for rows in table.batches(row_groups(len(table), _READ_ROWS)):

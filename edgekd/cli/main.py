@@ -26,7 +26,7 @@ COMMANDS = {
     ),
     "check": Command(
         "edgekd.cli.check:check",
-        "See within a minute if a network can be captured, exported and quantized, and which layers stay float.",
+        "See within a minute if a network can be captured, quantized, exported in 8 bits and built; what stays float.",
     ),
     "new": Command(
         "edgekd.cli.new:new", "Write a commented pipeline file, a tiny network and a thousand images: it runs as it is."

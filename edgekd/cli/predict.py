@@ -23,6 +23,7 @@ def predict(
     quiet: QuietOption = False,
 ) -> None:
     """Show what a build says of images: classes with their probabilities."""
+    from edgekd.cli.loading import load_build
     from edgekd.export.card import answers, read_card, takes_an_image
     from edgekd.runtimes.protocol import infer
     from edgekd.runtimes.registry import runtime
@@ -35,7 +36,7 @@ def predict(
     arrays = [(path, _prepared(path, how)) for path in images]
     engine.version()
     engine.check(card["device"], run=True)
-    session = engine.load(folder / card["file"], device=card["device"], threads=1)
+    session = load_build(folder, card)
     rows = []
     for path, x in arrays:
         for output, values in infer(session, {name: x}).items():

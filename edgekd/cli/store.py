@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -36,7 +37,7 @@ def ls(
             "created": artifact.record.get("created"),
             "seconds": artifact.record.get("seconds"),
         }
-        for artifact in Store(store).all()
+        for artifact in Store(_there(store)).all()
     ]
     if json_:
         print_json(rows)
@@ -61,11 +62,25 @@ def gc(
     from edgekd.store import Store
     from edgekd.store.collect import collect
 
-    count, size = collect(Store(store), keep=keep, max_bytes=None if max_size is None else _bytes(max_size))
+    most = None if max_size is None else _bytes(max_size)
+    count, size, in_use = collect(Store(_there(store)), keep=keep, max_bytes=most)
     if json_:
-        print_json({"removed": count, "bytes": size})
-    else:
-        typer.echo(f"removed {count} artefacts and caches, {size:,} bytes")
+        print_json({"removed": count, "bytes": size, "in_use": in_use})
+        return
+    kept = f"; {in_use} more are protected: a live run, or a pipeline's newest, uses them" if in_use else ""
+    typer.echo(f"removed {count} artefacts and caches, {size:,} bytes{kept}")
+
+
+def _there(store: Path) -> Path:
+    """A store that is there, or the default one, which no run may have made yet.
+
+    Raises:
+        ConfigError: another one that is not there, or one that is a file.
+    """
+    if store.is_dir() or (store == DEFAULT_STORE and not store.exists()):
+        return store
+    wrong = "is a file, not a folder" if store.exists() else "there is no such folder"
+    raise ConfigError(f"--store {store}: {wrong}", hint="give the folder of a store (also EDGEKD_STORE)")
 
 
 def _bytes(text: str) -> int:
@@ -88,7 +103,7 @@ def verify(
     """Check every artefact against its digests; changed ones are named (a run would build them again)."""
     from edgekd.store import Store
 
-    count, problems = Store(store).check()
+    count, problems = Store(_there(store)).check()
     if json_:
         print_json({"artefacts": count, "problems": problems})
     else:

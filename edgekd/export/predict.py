@@ -38,8 +38,7 @@ def open_model(path, card):  # a function from named inputs to the values of the
         core, hint = __import__("openvino").Core(), {"INFERENCE_PRECISION_HINT": card["hint"]}
         model = core.compile_model(path, card["device"], hint)
         return lambda feeds: {port.any_name: value for port, value in model(feeds).items()}
-    ort = __import__("onnxruntime")
-    options = ort.SessionOptions()
+    options = (ort := __import__("onnxruntime")).SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", "1")  # no sums that saturate on older processors
     session = ort.InferenceSession(path, options, providers=[card["device"]])
     return lambda feeds: dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds)))
@@ -47,12 +46,13 @@ def open_model(path, card):  # a function from named inputs to the values of the
 
 if __name__ == "__main__":
     card = json.loads(Path(__file__).with_name("model.json").read_text())
-    ask, ((name, how),) = open_model(str(Path(__file__).with_name(card["file"])), card), card["inputs"].items()
+    ((name, how),), ask = card["inputs"].items(), None
     for path in sys.argv[1:] or sys.exit(__doc__):
         try:
+            ask = ask or open_model(str(Path(__file__).with_name(card["file"])), card)
             x = prepare(path, how)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            sys.exit(f"error: {path}: {error}")
+        except Exception as error:  # engines and Pillow raise many kinds
+            sys.exit(f"error: {path if ask else card['file']}: {' '.join(str(error).split())}")
         for output, (values, *_) in ask({name: x}).items():
             odds, labels = np.exp(values - values.max()), card["labels"].get(output)
             best = [f"{labels[i] if labels else i} {odds[i] / odds.sum():.4f}" for i in np.argsort(-odds)[:5]]

@@ -24,11 +24,12 @@ from edgekd.pipeline.manifest import (
     write_manifest,
 )
 from edgekd.pipeline.schema import Pipeline
+from edgekd.report import words
 from edgekd.report.draw import DRAWN, draw
 from edgekd.report.drawings import Remembered
 from edgekd.report.lineage import MANIFEST
 from edgekd.report.model_card import CardFacts, model_card
-from edgekd.report.schema import Report
+from edgekd.report.schema import Gate, Report
 from edgekd.store import Artifact
 
 if TYPE_CHECKING:
@@ -87,12 +88,11 @@ def draw_report(
 
 def measured(row: Mapping[str, Any]) -> str:
     """A gate's value with its interval, for a message."""
-    unit = f" {row['unit']}" if row["unit"] else ""
-    if row["value"] is None:
-        return f"nothing, limit {row['limit']:.4g}{unit}"
-    interval = f" [{row['ci95'][0]:.4g}, {row['ci95'][1]:.4g}]" if row["ci95"] else ""
-    interval += f" ({row['no_interval']})" if row["no_interval"] else ""
-    return f"{row['value']:.4g}{unit}{interval}, limit {row['limit']:.4g}{unit}"
+    gate = Gate.model_validate(row)
+    if gate.value is None:
+        return f"nothing, limit {words.gate_limit(gate)}"
+    note = f" ({gate.no_interval})" if gate.no_interval else ""
+    return f"{words.gate_value(gate)}{note}, limit {words.gate_limit(gate)}"
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

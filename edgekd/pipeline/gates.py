@@ -37,6 +37,7 @@ _FAMILIES = {
 }
 _MEASURED = (*_LATENCY, "speedup", "throughput", "peak_memory")
 _NEEDS = {**dict.fromkeys(_MEASURED, "bench"), "executed_share": "compile", "parity": "evaluate"}
+_ALL = "by the samples at hand: the limit is the end of the scale"
 _KEPT = "so 8 bits are not chosen, but a float build"
 _COLUMNS = {
     **{measure: f"{measure}_ms" for measure in _LATENCY},
@@ -108,9 +109,12 @@ class GateSettings(Settings):
             known = ", ".join(f'"1 {unit}"' if unit else '"1"' for unit in units)
             raise ValueError(f"{text!r} is no limit for {self.measure} | write e.g. {known}")
         try:
-            return float(match[1]) * units[match[2]]
+            found = float(match[1]) * units[match[2]]
         except ValueError:
             raise ValueError(f'{text!r} is no number | write e.g. "2 ms"') from None
+        if (self.family == "share" or (self.family == "metric" and match[2])) and not 0 <= found <= 1:
+            raise ValueError(f"{text!r} is no share for {self.measure} | shares are between 0 % and 100 %")
+        return found
 
     def shown_unit(self) -> tuple[str | None, float]:
         """Unit of the report's row, and the factor to it from the base unit: points where the limit is in points."""
@@ -175,6 +179,9 @@ def _judged(gate: GateSettings, value: float | None, ci95: Interval) -> dict[str
             verdict = "passed"
         elif (low > limit) if upper else (high < limit):
             verdict = "failed"
+    by_value = verdict == "undecided" and value is not None and _ends_scale(gate, ci95)
+    if by_value and value == limit:
+        verdict = "passed"
     row = {
         "measure": gate.measure,
         "of": gate.of,
@@ -189,7 +196,15 @@ def _judged(gate: GateSettings, value: float | None, ci95: Interval) -> dict[str
         "label": gate.label(),
     }
     kept = gate.otherwise == "float" and rejects(gate, row)
-    return {**row, "message": "not measured" if value is None else _KEPT if kept else None}
+    held = _ALL if verdict == "passed" and by_value else None
+    return {**row, "message": "not measured" if value is None else _KEPT if kept else held}
+
+
+def _ends_scale(gate: GateSettings, ci95: Interval) -> bool:
+    """Whether a limit is the end of a share's scale: no interval lies whole on it, so what was measured decides."""
+    if gate.family not in ("share", "metric") or ci95 is None:
+        return False
+    return gate.limit() == 0.0 and ci95[0] >= 0.0 if gate.max is not None else gate.limit() == 1.0 and ci95[1] <= 1.0
 
 
 def rejects(gate: GateSettings, row: dict[str, Any]) -> bool:
@@ -200,10 +215,11 @@ def rejects(gate: GateSettings, row: dict[str, Any]) -> bool:
 
 
 def broken(gate: GateSettings, row: dict[str, Any], *, whole: bool = True) -> bool:
-    """Whether a judged gate ends the run. One that was asked to stop early (not `whole`) may leave gates undecided."""
+    """Whether a judged gate ends the run. One that was asked to stop early (not `whole`) may leave gates unmeasured."""
     if gate.otherwise == "float":
         return False
-    return row["verdict"] == "failed" or (whole and row["verdict"] == "undecided" and gate.undecided == "fail")
+    left_out = row["value"] is None and not whole
+    return row["verdict"] == "failed" or (row["verdict"] == "undecided" and gate.undecided == "fail" and not left_out)
 
 
 def _value(gate: GateSettings, report: dict[str, Any]) -> tuple[float | None, Interval]:

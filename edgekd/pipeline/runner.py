@@ -216,8 +216,11 @@ class _Run:
         self._state(step.entry, state, step.key, seconds, step.why)
         took = f" in {seconds:.1f} s" if state != "cached" else " (remote)" if artifact.found == "remote" else ""
         self.log.info(f"{step.entry.name}: {state}{took}")
-        if state != "cached" and self.store.pushes is not None and not KINDS[step.entry.name].on_device:
-            self.store.pushes(artifact)
+        # A remote store that was added later gets what was made before it was there.
+        if self.store.pushes is not None and artifact.found == "local" and not KINDS[step.entry.name].on_device:
+            brought = self.store.pushes(artifact, made=state != "cached")
+            if brought and state == "cached":
+                self.log.info(f"{step.entry.name}: brought to the remote store, which lacked it")
 
     def _waiting(self) -> None:
         self.log.info("waiting for another run that builds this")
@@ -321,5 +324,14 @@ def _judge_gates(pipeline: Pipeline, outcome: Outcome, log: Log) -> None:
             outcome.exit_code = 5
             log.error(
                 f"{where}: budget broken: {row['label']}, measured {deliver.measured(row)} ({row['verdict']})",
-                "improve the network, or change the limit there",
+                _mended(row),
             )
+
+
+def _mended(row: dict[str, Any]) -> str:
+    """What to do about a broken budget."""
+    if row["verdict"] == "failed":
+        return "improve the network, or change the limit there"
+    if row["value"] is None:
+        return "the run did not measure it: change or remove that budget, or set `undecided: pass` there"
+    return "more test samples or launches narrow the interval; or change the limit there"

@@ -17,7 +17,9 @@ def number(value: float | None) -> str:
     """Four significant digits at most, no exponent between 0.001 and a million; empty for null."""
     if value is None:
         return ""
-    if value == 0 or 1e-3 <= abs(value) < 1e6:
+    if abs(value) < 1e-12:  # what is left of a difference of equals
+        return "0"
+    if 1e-3 <= abs(value) < 1e6:
         whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
         text = f"{value:.{max(0, 4 - whole)}f}"
         return text.rstrip("0").rstrip(".") if "." in text else text
@@ -117,12 +119,16 @@ def gate_value(gate: Gate) -> str:
     """What was measured, with unit and interval; says so when nothing was."""
     if gate.value is None:
         return "not measured"
-    return f"{with_unit(number(gate.value), gate.unit)} {bracket(gate.ci95)}".strip()
+    return f"{_in_unit(gate.value, gate.unit)} {bracket(gate.ci95)}".strip()
 
 
 def gate_limit(gate: Gate) -> str:
     """The limit with its unit."""
-    return with_unit(number(gate.limit), gate.unit)
+    return _in_unit(gate.limit, gate.unit)
+
+
+def _in_unit(value: float, unit: str | None) -> str:
+    return size(round(value)) if unit == "B" else with_unit(number(value), unit)
 
 
 def cell(text: str) -> str:

@@ -17,17 +17,18 @@ _STALE_S = 3600.0
 _NOTES = ("memo.json", "sources.json", "devices.json", "drawings.json")
 
 
-def collect(store: Store, *, keep: int, max_bytes: int | None = None) -> tuple[int, int]:
-    """Delete artefacts, caches and abandoned work; return (artefacts and caches, bytes) gone.
+def collect(store: Store, *, keep: int, max_bytes: int | None = None) -> tuple[int, int, int]:
+    """Delete artefacts, caches and abandoned work; return (artefacts and caches, bytes) gone, and artefacts in use.
 
     The `keep` artefacts (and as many caches) that were used last stay, and of these, with `max_bytes`, as many as fit:
-    caches go before artefacts. What a live run uses, or the newest whole run of any pipeline, stays in any case.
+    caches go before artefacts. What a live run uses, or the newest whole run of any pipeline, stays in any case; of
+    these, those are counted that would be gone otherwise.
 
     Raises:
         TryAgainError: another collection is at work.
     """
     bins: list[Path] = []
-    gone = size = 0
+    gone = size = in_use = 0
     with collecting(store.root):
         used = used_keys(store.root)
         artifacts = store.all()
@@ -43,7 +44,10 @@ def collect(store: Store, *, keep: int, max_bytes: int | None = None) -> tuple[i
                 shutil.rmtree(folder, ignore_errors=True)
         for place, artifact in reversed([*enumerate(artifacts)]):
             too_much = max_bytes is not None and total > max_bytes
-            if artifact.key in used or not (place >= keep or too_much) or held(store, artifact.key):
+            if not (place >= keep or too_much):
+                continue
+            if artifact.key in used or held(store, artifact.key):
+                in_use += 1
                 continue
             bin_ = store.retire(artifact.key)
             if bin_ is not None:
@@ -53,7 +57,7 @@ def collect(store: Store, *, keep: int, max_bytes: int | None = None) -> tuple[i
                 gone += 1
     for bin_ in bins:
         shutil.rmtree(bin_, ignore_errors=True)
-    return gone, size + _sweep(store)
+    return gone, size + _sweep(store), in_use
 
 
 def held(store: Store, key: str) -> bool:

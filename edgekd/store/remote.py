@@ -71,10 +71,19 @@ class RemoteStore:
 
         return self._asked(key, take)
 
-    def push(self, artifact: Artifact) -> None:
-        """Bring an artefact there: its files that are not there yet, then the marker. Several may do so at once."""
+    def push(self, artifact: Artifact, *, made: bool = True) -> bool:
+        """Bring an artefact there: its files that are not there yet, then the marker. Several may do so at once.
 
-        def bring() -> None:
+        Args:
+            made: it was made just now; what was made before is brought only if its marker is not there.
+
+        Returns:
+            Whether it was brought.
+        """
+
+        def bring() -> bool:
+            if not made and self._size(self._place(artifact.key)) is not None:
+                return False
             afresh = artifact.key in self._refused
             for name, sha256 in artifact.files.items():
                 source, place = artifact.path(name), self._blob(sha256)
@@ -82,8 +91,9 @@ class RemoteStore:
                     self._put(place, partial(self._fs.put_file, str(source), callback=self._pulse()))
             text = meta_text(artifact.key, artifact.files, artifact.facts, artifact.record)
             self._put(self._place(artifact.key), lambda to: self._fs.pipe_file(to, text.encode()))
+            return True
 
-        self._asked(artifact.key, bring)
+        return bool(self._asked(artifact.key, bring))
 
     def _marker(self, key: str, folder: Path) -> Artifact | None:
         try:

@@ -53,7 +53,7 @@ class Store:
     def __init__(self, root: Path, *, behind: Sequence[Level] = ()) -> None:
         self.root, self.behind = root, tuple(behind)
         self.tell: Callable[[str], None] = lambda text: None
-        self.pushes: Callable[[Artifact], None] | None = None
+        self.pushes: Callable[..., bool] | None = None
         self.damaged: dict[str, str] = {}
         self._usage: Usage | None = None
 
@@ -81,7 +81,7 @@ class Store:
             if not wrong:
                 return artifact
             self.discard(key)
-        self._warn_of(key, wrong)
+        self._warn_of(key, wrong, "held")
         return None
 
     def find(self, key: str, *, far: bool = True) -> Artifact | None:
@@ -96,8 +96,12 @@ class Store:
         return artifact
 
     def peek(self, key: str, *, far: bool = True) -> Artifact | None:
-        """The artefact of a key as `find` gives it, but where it lies on a level behind its files stay there."""
-        artifact = self.get(key)
+        """The artefact of a key as `find` gives it, but nothing is changed here: a damaged one is left for a run to
+        remove, and files of a level behind are not copied."""
+        artifact, wrong = self._read(key, verify=True)
+        if wrong:
+            artifact = None
+            self._warn_of(key, wrong, "holds")
         for level in self.behind if artifact is None else ():
             if artifact is None and (far or level.place == "local"):
                 artifact = level.peek(key)
@@ -199,10 +203,10 @@ class Store:
             return None, [str(error)]
         return artifact, problems_of(artifact) if verify else []
 
-    def _warn_of(self, key: str, wrong: list[str]) -> None:
+    def _warn_of(self, key: str, wrong: list[str], verb: str) -> None:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         self.damaged[key] = f"{wrong[0]}{more}"
-        self.tell(f"the store held a damaged artefact, {key[:12]}: {wrong[0]}{more}")
+        self.tell(f"the store {verb} a damaged artefact, {key[:12]}: {wrong[0]}{more}")
 
     def _copied(self, key: str, level: Level) -> Artifact | None:
         """Copy an artefact from a level behind; None where it has none, or another run is at it and will have it."""

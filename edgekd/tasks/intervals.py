@@ -11,7 +11,8 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     """A share of n samples with Wilson's score interval (1927): honest at small n and near 0 or 1."""
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n * n)) / (1 + Z**2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At the ends the interval begins on them; rounding would leave it a hair beside.
+    return (max(0.0, centre - half) if share > 0 else 0.0), (min(1.0, centre + half) if share < 1 else 1.0)
 
 
 def paired(gained: int, lost: int, n: int) -> tuple[float, float]:

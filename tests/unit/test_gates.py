@@ -97,6 +97,47 @@ def test_what_lies_on_both_sides_or_was_not_measured_is_undecided(undecided: str
     assert judge(budget, report())["message"] == "not measured"
 
 
+def test_a_run_that_stopped_early_may_leave_undecided_what_it_did_not_measure_alone() -> None:
+    budget = gate(target="ov", max="2 ms", undecided="fail")
+    unmeasured, measured = judge(budget, report()), judge(budget, latency(2.0, 1.9, 2.1))
+    assert [broken(budget, row, whole=False) for row in (unmeasured, measured)] == [False, True]
+    assert [broken(budget, row, whole=True) for row in (unmeasured, measured)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("measure", "text"),
+    [("parity", "150 %"), ("parity", 1.5), ("executed_share", "101 %"), ("metric", "100.1 %"), ("parity", "-1 %")],
+)
+def test_a_share_beyond_its_scale_is_refused(measure: str, text: str | float) -> None:
+    for side in ("min", "max"):
+        made, problems = validate(GateSettings, {"measure": measure, "of": "student", side: text})
+        assert made is None
+        assert f"{text!r} is no share for {measure}" in problems[0].message
+    assert gate(measure="metric", max=2.5).limit() == 2.5  # a mean absolute error is no share
+
+
+@pytest.mark.parametrize(
+    ("share", "limit", "verdict"),
+    [(1.0, {"min": "100 %"}, "passed"), (0.999, {"min": "100 %"}, "failed"), (1.0, {"min": "99.9 %"}, "undecided"),
+     (0.0, {"max": "0 %"}, "passed"), (0.001, {"max": "0 %"}, "failed")],
+)  # fmt: skip
+def test_a_limit_at_the_end_of_the_scale_is_judged_by_the_samples_at_hand(
+    share: float, limit: dict[str, str], verdict: str
+) -> None:
+    parity = {"agreement": {"y": share}, "n": 1000}
+    build = {"target": "ov", "model": "quantized", "precision": "int8", "parity": parity}
+    row = judge(gate(measure="parity", target="ov", **limit), report(builds=[build]))
+    assert row["verdict"] == verdict
+    assert ("samples at hand" in (row["message"] or "")) is (verdict == "passed")
+
+
+def test_an_accuracy_of_all_samples_holds_a_limit_of_all() -> None:
+    found = report(models=[metric("quantized", 1.0, ci95=[0.99, 1.0])])
+    assert judge(gate(measure="metric", min="100 %"), found)["verdict"] == "passed"
+    beyond = report(models=[metric("quantized", 1.0, ci95=[0.9, 1.1])])  # an error in units of its own, no share
+    assert judge(gate(measure="metric", min=1.0), beyond)["verdict"] == "undecided"
+
+
 @pytest.mark.parametrize(
     ("own", "other", "better", "drop"), [(0.9, 0.95, 1, 5.0), (0.5, 0.4, -1, 10.0), (0.97, 0.95, 1, -2.0)]
 )
@@ -136,8 +177,10 @@ def test_a_drop_that_its_interval_leaves_open_decides_by_its_value_what_is_shipp
 @pytest.mark.parametrize(("undecided", "code"), [("pass", 0), ("fail", 5)])
 def test_a_run_says_which_budget_is_undecided_and_how_that_would_end_it(undecided: str, code: int) -> None:
     budget = gate(target="ov", max="2 ms", undecided=undecided)
-    warned, errors = [], []
-    log: Any = SimpleNamespace(warning=warned.append, error=lambda message, hint: errors.append(message))
+    warned, errors, hints = [], [], []
+    log: Any = SimpleNamespace(
+        warning=warned.append, error=lambda message, hint: (errors.append(message), hints.append(hint))
+    )
     tree = SimpleNamespace(where=lambda place: "p.yaml:7:5")
     pipeline: Any = SimpleNamespace(settings=SimpleNamespace(gates=[budget, budget]), tree=tree)
     rows = [judge(budget, latency(2.0, 1.9, 2.1)), judge(budget, latency(1.0, 0.9, 1.1))]
@@ -150,19 +193,13 @@ def test_a_run_says_which_budget_is_undecided_and_how_that_would_end_it(undecide
         assert errors == []
     else:
         assert (warned, errors) == ([], [f"p.yaml:7:5: budget broken: {told} (undecided)"])
+        assert hints == ["more test samples or launches narrow the interval; or change the limit there"]
 
 
 def test_a_budget_that_never_ends_a_run_is_not_said_to() -> None:
     budget = gate(measure="metric_drop", against="float", max="1 pt", otherwise="float", undecided="fail")
-    row = {
-        "verdict": "undecided",
-        "value": 1.0,
-        "ci95": [0.5, 1.5],
-        "limit": 1.0,
-        "unit": "pt",
-        "label": "drop",
-        "no_interval": None,
-    }
+    row: dict[str, Any] = {"measure": "metric_drop", "of": "quantized", "limit": 1.0, "unit": "pt", "label": "drop"}
+    row |= {"verdict": "undecided", "value": 1.0, "ci95": [0.5, 1.5]}
     warned: list[str] = []
     log: Any = SimpleNamespace(warning=warned.append)
     tree = SimpleNamespace(where=lambda place: "p.yaml:7:5")

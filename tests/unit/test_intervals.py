@@ -61,3 +61,9 @@ def test_without_targets_a_difference_is_that_of_the_agreement(name: str) -> Non
     agreement = task.agreement(mine, best).value - task.agreement(theirs, best).value
     assert found.value == pytest.approx(agreement)
     assert found.ci95[0] < found.value < found.ci95[1]
+
+
+@given(st.integers(1, 10**6))
+def test_the_interval_of_none_and_of_all_begins_at_the_end_of_the_scale(n: int) -> None:
+    assert wilson(0.0, n)[0] == 0.0
+    assert wilson(1.0, n)[1] == 1.0

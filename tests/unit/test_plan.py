@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from edgekd.errors import UnavailableError
 from edgekd.models import imports
 from edgekd.pipeline import devices, keys
 from edgekd.pipeline.plan import Planner
+from edgekd.pipeline.runner import Outcome, RunOptions, _Run
 from edgekd.pipeline.schema import load_pipeline
-from edgekd.store import Store
+from edgekd.store import Store, StorePlace
 
 FILE = """\
 name: plan
@@ -186,6 +188,9 @@ def test_a_damaged_artefact_is_the_reason_to_run_again(finished: Finished) -> No
     meta.write_text(meta.read_text().replace("distill", "destill"))
     row = finished.rows()[1]
     assert (row["state"], row["why"]) == ("would run", "its artefact was damaged: meta.json was changed")
+    row = finished.rows()[1]  # a plan removes nothing: the run after it says the same
+    assert (row["state"], row["why"]) == ("would run", "its artefact was damaged: meta.json was changed")
+    assert Store(finished.folder / "store").get(key) is None
     assert finished.rows()[1]["why"] == "its artefact is gone from the store"
 
 
@@ -259,3 +264,20 @@ def test_a_device_that_answers_a_plan_on_a_store_that_is_only_read_leaves_nothin
     devices.forget()
     assert asked
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_remote_store_that_is_added_later_gets_what_it_lacks_of_a_run(finished: Finished, tmp_path: Path) -> None:
+    pipeline = load_pipeline(finished.folder / "plan.yaml")
+    said: list[str] = []
+    log: Any = SimpleNamespace(info=said.append, warning=said.append)
+    place = StorePlace(finished.folder / "store", remote=f"file://{tmp_path}/remote")
+    for expected in ([f"{name}: brought to the remote store, which lacked it" for name in STAGES], []):
+        options = RunOptions(tmp_path / "out", place)
+        run = _Run(pipeline, options, options.open_store(log.warning), log, Outcome())
+        run.planner = Planner.open(pipeline, run.store)
+        said.clear()
+        run._stages()
+        assert [line for line in said if not line.endswith(": cached")] == expected
+    cold = StorePlace(tmp_path / "cold", remote=f"file://{tmp_path}/remote").open(tmp_path)
+    steps = Planner.open(pipeline, cold).all()
+    assert [step.artifact and step.artifact.found for step in steps] == ["remote"] * len(STAGES)

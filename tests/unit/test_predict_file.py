@@ -146,3 +146,82 @@ def test_a_build_of_an_unknown_runtime_is_refused(words: list[str], tmp_path: Pa
     found = CliRunner().invoke(app, asked).exception
     assert isinstance(found, ConfigError)
     assert found.message == "unknown runtime 'os:abort'"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a build of a tiny network of one image in each engine, images of two classes, and predict.py."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from edgekd.runtimes.registry import runtime
+
+    folder = tmp_path_factory.mktemp("whole")
+    weight = numpy_helper.from_array(np.arange(24, dtype=np.float32).reshape(12, 2), "w")
+    nodes = [helper.make_node("Flatten", ["image"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    x, y = ("image", ["b", 3, 2, 2]), ("y", ["b", 2])
+    ports = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)] for name, shape in (x, y)]
+    graph = helper.make_graph(nodes, "g", *ports, [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "in.onnx")
+    labels = {"labels": {"y": ["a", "b"]}, "classes": ["y"]}
+    heads = {"y": {"target": "label", "task": "classification"}}
+    taken = {"image": how(ImageRules(3, (2, 2)), "NCHW")}
+    for name in ("onnxruntime", "openvino"):
+        (folder / name).mkdir()
+        build = runtime(name).compile(folder / "in.onnx", folder / name, device="CPU", threads=1, options={})
+        device = "CPUExecutionProvider" if name == "onnxruntime" else "CPU"
+        engine = {"runtime": name, "device": device, "file": build.file, "hint": "f32"}
+        (folder / name / "model.json").write_text(json.dumps({**engine, **labels, "inputs": taken, "outputs": heads}))
+    for label in "ab":
+        (folder / "images" / label).mkdir(parents=True)
+        for index in range(2):
+            Image.new("RGB", (2, 2), (index, 9, 9)).save(folder / f"images/{label}/{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("runtime", "file", "code", "said"),
+    [
+        ("onnxruntime", "model.onnx", 2, "not an ONNX file, or damaged"),
+        ("openvino", "model.bin", 4, "openvino cannot load this build: Incorrect weights in bin file"),
+        ("openvino", "model.xml", 4, "openvino cannot load this build: "),
+    ],
+)
+def test_a_build_that_was_cut_short_is_one_line(
+    runtime: str,
+    file: str,
+    code: int,
+    said: str,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import runpy
+    import shutil
+
+    from edgekd.cli.main import run
+
+    folder = Path(shutil.copytree(whole / runtime, tmp_path / "build"))
+    shutil.copy(beside.__file__, folder)
+    image = str(whole / "images/a/0.png")
+    commands = [["predict", str(folder), image], ["evaluate", str(folder), "--data", str(whole / "images")]]
+
+    def ended(words: list[str]) -> object:
+        with pytest.raises(SystemExit) as end:
+            run(words)
+        return end.value.code
+
+    assert [ended(words) for words in commands] == [0, 0]
+    (folder / file).write_bytes((folder / file).read_bytes()[:-40])
+    capsys.readouterr()
+    for words in commands:
+        assert ended(words) == code
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.partition(":")[0] for line in lines] == ["error", "help"]
+        assert said in lines[0]
+    monkeypatch.setattr("sys.argv", ["predict.py", image])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(folder / "predict.py"), run_name="__main__")
+    assert str(end.value.code).startswith(f"error: {'model.onnx' if code == 2 else 'model.xml'}: ")
+    assert len(str(end.value.code).splitlines()) == 1

@@ -197,6 +197,19 @@ def test_a_remote_that_does_not_answer_is_left_alone(tmp_path: Path, monkeypatch
     assert said == [f"remote store file://{tmp_path}/remote: no answer for 0.1 s; this run goes on without it"]
 
 
+def test_what_was_made_before_the_remote_was_there_is_brought_once(url: str, tmp_path: Path) -> None:
+    import fsspec
+
+    made = Machine(tmp_path / "a", url).build()
+    for word, brought in ((url, False), (f"{url}-new", True), (f"{url}-new", False)):
+        there = RemoteStore(word)
+        marker = there._place(KEY)
+        before = fsspec.url_to_fs(word)[0].info(marker) if not brought else None
+        assert there.push(made, made=False) is brought
+        assert before is None or fsspec.url_to_fs(word)[0].info(marker) == before
+    assert Machine(tmp_path / "b", f"{url}-new").store.find(KEY) is not None
+
+
 def test_a_run_that_only_reads_takes_from_the_remote_and_brings_nothing(url: str, tmp_path: Path) -> None:
     Machine(tmp_path / "a", url).build()
     fork = Machine(tmp_path / "b", url, "ro")

@@ -24,7 +24,7 @@ from edgekd.report.attachments import samples
 from edgekd.report.draw import draw, read_report
 from edgekd.report.drawings import Remembered
 from edgekd.report.markdown import escape, markdown, markdown_table
-from edgekd.report.schema import SCHEMA_FILE, Metric, Report, Stage, json_schema, schema_text
+from edgekd.report.schema import SCHEMA_FILE, Gate, Metric, Report, Stage, json_schema, schema_text
 from edgekd.report.table import align, render_text, result_table
 from edgekd.report.verdict import sentences
 
@@ -381,6 +381,12 @@ def test_verdict_names_the_broken_budget_with_value_limit_and_interval() -> None
     lines = sentences(full(status="gate_failed", exit_code=5, gates=[gate("failed"), gate("passed")]))
     assert lines[0] == "cifar10: 1 of 2 budgets broken."
     assert lines[1] == "Broken: metric_drop of quantized against student is 1.4 pt [1.2, 1.6], limit 1 pt."
+
+
+def test_budgets_in_bytes_are_said_in_the_unit_that_suits_them() -> None:
+    large = Gate(**gate("failed", measure="size", limit=1e6, unit="B", value=71_767.0, ci95=None))
+    assert (words.gate_value(large), words.gate_limit(large)) == ("71.8 kB", "1 MB")
+    assert [words.number(value) for value in (-0.0, -1e-17, 1e-5)] == ["0", "0", "1e-05"]
 
 
 def test_verdict_of_a_good_run_gives_quality_and_speed_with_intervals() -> None:

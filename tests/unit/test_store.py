@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edgekd.cli.main import run
 from edgekd.errors import TryAgainError
 from edgekd.files import lock, sha256_json, write_atomic
 from edgekd.store import Store, StorePlace
@@ -102,8 +103,8 @@ def test_collecting_keeps_the_newest(tmp_path: Path) -> None:
     for key in keys:
         put(store, key)
         time.sleep(0.02)
-    count, size = collect(store, keep=2)
-    assert (count, size > 0) == (2, True)
+    count, size, in_use = collect(store, keep=2)
+    assert (count, size > 0, in_use) == (2, True, 0)
     assert [store.get(key) is not None for key in keys] == [False, False, True, True]
 
 
@@ -138,6 +139,51 @@ def test_collecting_leaves_what_a_live_run_uses_and_the_newest_whole_run_of_each
         usage.finish()
     collect(store, keep=0)
     assert [store.get(key) is not None for key in keys] == [False, True, True, False, False]
+
+
+def test_collecting_says_what_stays_only_because_it_is_in_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path)
+    keys = [f"{i:02d}" + "0" * 62 for i in range(3)]
+    for key in keys:
+        put(store, key)
+    with store.in_use_by("a") as usage:
+        for key in keys:
+            store.find(key)
+        usage.finish()
+    assert ended("gc", "--keep", "1", "--store", str(tmp_path)) == 0
+    said = "2 more are protected: a live run, or a pipeline's newest, uses them"
+    assert capsys.readouterr().out == f"removed 0 artefacts and caches, 0 bytes; {said}\n"
+    assert ended("gc", "--keep", "3", "--store", str(tmp_path)) == 0
+    assert capsys.readouterr().out == "removed 0 artefacts and caches, 0 bytes\n"
+
+
+def ended(*words: str) -> object:
+    """The exit code of `edgekd store`."""
+    with pytest.raises(SystemExit) as end:
+        run(["store", *words])
+    return end.value.code
+
+
+@pytest.mark.parametrize("command", ["ls", "gc", "verify"])
+def test_a_store_that_is_named_has_to_be_there(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EDGEKD_STORE", raising=False)
+    assert ended(command) == 0  # the default one, which no run has made yet
+    capsys.readouterr()
+    (tmp_path / "file").touch()
+    for name, wrong in (("nowhere", "there is no such folder"), ("file", "is a file, not a folder")):
+        told = [f"error: --store {name}: {wrong}", "help: give the folder of a store (also EDGEKD_STORE)"]
+        assert ended(command, "--store", name) == 2
+        assert capsys.readouterr().err.splitlines() == told
+        with monkeypatch.context() as patch:
+            patch.setenv("EDGEKD_STORE", name)
+            assert ended(command) == 2
+        assert capsys.readouterr().err.splitlines() == told
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_collecting_to_a_size_deletes_what_was_not_used_for_longest(tmp_path: Path) -> None:
@@ -233,6 +279,20 @@ def test_a_damaged_artefact_is_told_once_and_why(tmp_path: Path) -> None:
     (tmp_path / "objects" / "ab" / KEY / "sub" / "file.txt").write_text("contenu")
     assert store.find(KEY) is None
     assert said == ["the store held a damaged artefact, ab0000000000: sub/file.txt was changed"]
+    assert store.damaged == {KEY: "sub/file.txt was changed"}
+
+
+def test_peeking_says_what_is_damaged_and_changes_nothing(tmp_path: Path) -> None:
+    store, said = Store(tmp_path), list[str]()
+    store.tell = said.append
+    put(store)
+    file = tmp_path / "objects" / "ab" / KEY / "sub" / "file.txt"
+    for text, whole in ((file.read_text(), True), ("contenu", False)):
+        file.write_text(text)
+        before = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))}
+        assert (store.peek(KEY) is not None) is whole
+        assert {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))} == before
+    assert said == ["the store holds a damaged artefact, ab0000000000: sub/file.txt was changed"]
     assert store.damaged == {KEY: "sub/file.txt was changed"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,13 +23,19 @@ from edgekd.cli.shared import (
     print_json,
     show_report,
 )
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from edgekd.pipeline.compress import Wish
     from edgekd.pipeline.log import Log
-    from edgekd.pipeline.runner import RunOptions
     from edgekd.pipeline.schema import Pipeline
+    from edgekd.pipeline.start import RunOptions
+
+
+_MAX_DROP = (
+    'What 8 bits may cost, e.g. "0.5 pt"; beyond it float is kept [default: 1 pt, without labels 3 pt]. Given with '
+    "--student also what that may lose to the teacher; beyond it the run ends with 5."
+)
 
 
 def compress(
@@ -63,9 +70,7 @@ def compress(
     image: Annotated[str, typer.Option("--image", help="Column or extension of the images, if not a usual one.")] = "",
     label: Annotated[str, typer.Option("--label", help="Column or extension of the labels, if not a usual one.")] = "",
     task: Annotated[str, typer.Option("--task", help="classification or regression.")] = "classification",
-    max_drop: Annotated[
-        str | None, typer.Option("--max-drop", help='What 8 bits may cost, e.g. "0.5 pt"; beyond it float is kept.')
-    ] = None,
+    max_drop: Annotated[str | None, typer.Option("--max-drop", help=_MAX_DROP)] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the pipeline [default: of the network].")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="All randomness comes from it.")] = 0,
     out: Annotated[Path, typer.Option("--out", help="Folder for the report, the builds and the pipeline file.")] = Path(
@@ -85,7 +90,6 @@ def compress(
     log = make_log(log_format, quiet or json_)
     from edgekd.models.names import elsewhere
     from edgekd.pipeline.compress import Wish, check_text, pipeline_text, targets_of
-    from edgekd.pipeline.failures import check_folders
     from edgekd.pipeline.found_data import find_data
 
     given = network_of(model, args, weights)
@@ -129,19 +133,35 @@ def compress(
     text = pipeline_text(wish)
     pipeline = check_text(wish, text)  # before anything is written: what is refused leaves nothing behind
     check_stage_names("--to", [to] if to else [], [stage.name for stage in pipeline.stages])
-    check_folders({"--out": out, "--store": store})
-    file = _write(wish, text)
+    from edgekd.pipeline.start import RunOptions, check_first
+    from edgekd.store import StorePlace
+
+    place = StorePlace(store.absolute(), store_mode, None if offline else remote_store)
+    try:
+        options = check_first(pipeline, RunOptions(out, place, to), here=not dry_run)
+    except DataError as error:
+        there = "under `data:` of the file that --dry-run writes"
+        hint = (error.hint or "").replace("`data.skip_broken: 0.01`", f"`skip_broken: 0.01` {there}")
+        raise DataError(error.message, hint=hint) from error
+    file = _write(wish, text, log)
     log.info(f"data: {data}: {found.words}")
+    _say_guesses(wish, log)
     log.info(f"wrote {file}; `edgekd run {file} --out {out}` does the same again")
     if dry_run:
         if json_:
             print_json({"pipeline": str(file)})
         return 0
-    from edgekd.pipeline.runner import RunOptions
-    from edgekd.store import StorePlace
+    return _run(pipeline, wish, options, log, json_=json_)
 
-    place = StorePlace(store.absolute(), store_mode, None if offline else remote_store)
-    return _run(pipeline, wish, RunOptions(out, place, to), log, json_=json_)
+
+def _say_guesses(wish: Wish, log: Log) -> None:
+    """What was chosen for want of an option, and may be wrong or unexpected."""
+    from edgekd.pipeline.compress import MAX_DISAGREEMENT, MAX_DROP
+
+    if wish.normalize is None:
+        log.warning("normalised by this data's mean and std; give --normalize if the weights were trained otherwise")
+    if wish.max_drop is None and not wish.data.labelled:
+        log.info(f"--max-drop: {MAX_DISAGREEMENT} of agreement, for there are no labels (with labels {MAX_DROP})")
 
 
 def _weak(targets: list[str]) -> bool:
@@ -152,15 +172,21 @@ def _weak(targets: list[str]) -> bool:
     return bool(here) and saturates()
 
 
-def _write(wish: Wish, text: str) -> Path:
-    """Write the pipeline file; one that somebody edited is kept beside it."""
+def _write(wish: Wish, text: str, log: Log) -> Path:
+    """Write the pipeline file; another one that lies there, which somebody may have edited, is kept beside it."""
     from edgekd.files import write_atomic
     from edgekd.pipeline.compress import FILE, PREVIOUS
+    from edgekd.pipeline.start import claimed
 
     file = wish.out / FILE
-    if file.is_file() and file.read_text() != text:
-        file.replace(wish.out / PREVIOUS)
-    write_atomic(file, text)
+    with claimed(wish.out):
+        earlier = file.read_bytes() if file.is_file() else text.encode()
+        names = (wish.out / PREVIOUS.format(f".{n}" if n else "") for n in count())
+        kept = next(path for path in names if not path.exists() or path.read_bytes() == earlier)
+        if earlier != text.encode():
+            file.replace(kept)
+            log.warning(f"{file} was edited, or written for other options: it is now {kept}")
+        write_atomic(file, text)
     return file
 
 
@@ -168,20 +194,23 @@ def _run(pipeline: Pipeline, wish: Wish, options: RunOptions, log: Log, *, json_
     from edgekd.pipeline.compress import FILE
     from edgekd.pipeline.estimate import tell_duration
     from edgekd.pipeline.runner import run
-    from edgekd.report.kept import verdicts
+    from edgekd.report.kept import lost, verdicts
     from edgekd.report.schema import Report
 
     seconds = tell_duration(pipeline, options, log)
     outcome = run(pipeline, options, log)
     report = Report.model_validate(outcome.report)
     lines = verdicts(report) if outcome.exit_code in (0, 5) else []
+    warnings = lost(report, pipeline.settings.gates[0].limit()) if outcome.exit_code == 0 else []
     if json_:
         kept = [{"target": target, "verdict": text} for target, text in lines]
-        print_json({"verdicts": kept, "training_estimate_s": seconds, "report": outcome.report})
+        print_json({"verdicts": kept, "warnings": warnings, "training_estimate_s": seconds, "report": outcome.report})
         return outcome.exit_code
     show_report(report, wish.out, f"to go on: edit {wish.out / FILE} and run it")
     for target, text in lines:
         typer.echo(f"{target}: {text}")
+    for text in warnings:
+        log.warning(text)
     return outcome.exit_code
 
 

@@ -58,11 +58,13 @@ def check(
     log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
 ) -> int:
-    """Read a data set once and print what was understood; exit with 4 if a run would refuse it."""
+    """Read a data set once and print what was understood; exit with 4 if a run with these options would refuse it."""
     from edgekd.data.survey import survey
 
     settings, base, block = _settings(path, kind, image, label, size, skip_broken)
     found = survey(settings, base, thumbnails=_THUMBNAILS if html else 0)
+    if settings.size is None and found.sizes().get("count", 0) > 1 and path.suffix.lower() not in (".yaml", ".yml"):
+        block["size"] = found.sizes()["middle"]  # a block that would run
     if html is not None:
         from edgekd.files import write_atomic
         from edgekd.report.contact_sheet import contact_sheet

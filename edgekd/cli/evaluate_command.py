@@ -38,7 +38,14 @@ def evaluate(
     opened, chosen = _opened(card, data, split, image, label)
     engine.version()
     engine.check(card["device"], run=True)
-    row = {"build": str(build), "data": str(data), "split": chosen, **_scored(folder, card, opened, chosen)}
+    try:
+        scored = _scored(folder, card, opened, chosen)
+    except DataError as error:
+        hint = error.hint or ""
+        if "skip_broken" in hint:  # an option of pipeline files: a score is of all images that were given
+            hint = f"replace or remove it; `edgekd data check {data}` lists all that are broken"
+        raise DataError(error.message, hint=hint) from error
+    row = {"build": str(build), "data": str(data), "split": chosen, **scored}
     row["learned_from"] = _learned_from(folder, opened, chosen)
     if json_:
         print_json(row)

@@ -152,7 +152,7 @@ def _usage_or_bug(error: Exception, words: Sequence[str]) -> int:
     if isinstance(error, OSError):
         from edgekd.pipeline.failures import explain_os_error
 
-        refused = explain_os_error(error)
+        refused = explain_os_error(error, stages=words[:1] in (["run"], ["compress"]))
         say_error(refused, words)
         return refused.exit_code
     path = keep_traceback(error)

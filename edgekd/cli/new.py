@@ -27,7 +27,12 @@ def new(
     from edgekd.files import write_atomic
     from edgekd.runtimes.saturation import saturates
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (NotADirectoryError, FileExistsError, PermissionError) as error:
+        raise ConfigError(
+            f"{folder}: cannot be made: {error.filename}: {error.strerror}", hint="choose a folder that can be made"
+        ) from None
     count = _write_images(folder / "images")
     text = (_TEMPLATE / "pipeline.yaml").read_text().replace("FIX", _FIX if saturates() else "")
     write_atomic(folder / "network.py", (_TEMPLATE / "network.py").read_bytes())

@@ -28,7 +28,7 @@ from edgekd.errors import TryAgainError
 from edgekd.files import launched
 
 if TYPE_CHECKING:
-    from edgekd.pipeline.runner import RunOptions
+    from edgekd.pipeline.start import RunOptions
 
 
 def run(
@@ -70,8 +70,8 @@ def run(
     names = [stage.name for stage in pipeline.stages]
     check_stage_names("--to", [to] if to else [], names)
     check_stage_names("--force", force or [], names)
-    from edgekd.pipeline.runner import RunOptions, check_start
     from edgekd.pipeline.runner import run as run_pipeline
+    from edgekd.pipeline.start import RunOptions, check_start
     from edgekd.store import StorePlace
 
     folder = out or Path("runs") / pipeline.settings.name

@@ -118,10 +118,18 @@ def explain_usage(error: Exception) -> ConfigError | None:
         return None
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "edgekd"
+    hint = f"`{path} --help` shows what it takes"
+    refused, parameter = getattr(error.__cause__, "errors", None), getattr(error, "param", None)
+    if refused is not None and parameter is not None:  # by pydantic, in a voice of its own
+        from edgekd.config.settings import in_words
+
+        detail = refused(include_url=False)[0]
+        option = next((name for name in parameter.opts if name.startswith("--")), parameter.name.upper())
+        return ConfigError(f"{option} {detail['input']}: {in_words(detail['msg']).rstrip('.')}", hint=hint)
     text = " ".join(str(message()).split()).replace("Value error, ", "").rstrip(".")
     if type(error).__name__ == "NoArgsIsHelpError":
         text = f"{path} needs a command: {', '.join(context.command.commands)}" if context else "a command is missing"
-    return ConfigError(text[0].lower() + text[1:], hint=f"`{path} --help` shows what it takes")
+    return ConfigError(text[0].lower() + text[1:], hint=hint)
 
 
 def keep_traceback(error: BaseException) -> Path:

@@ -40,6 +40,8 @@ _WORDS = {
     "a valid integer": "a whole number",
     "a valid number": "a number",
     "a valid boolean": "true or false",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
 }
 
 
@@ -81,6 +83,8 @@ def describe(cls: type[Settings]) -> list[dict[str, Any]]:
 def did_you_mean(word: str, options: typing.Iterable[str]) -> str:
     """A help line: the nearest option if one is near, else all of them."""
     known = sorted(options)
+    if not known:
+        return "it takes none"
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
 
@@ -130,15 +134,16 @@ def _problem(cls: type[Settings], prefix: Location, detail: Any) -> Problem:
         message = str(detail["ctx"]["error"])
         text, _, hint = message.partition(" | ")
         return Problem(location, f"{_parent((*location, ''))}: {text}", hint or "see `edgekd list stages`")
-    hint = _in_words(detail["msg"])
+    hint = in_words(detail["msg"])
     if kind == "literal_error":
         options = [str(o).strip("'") for o in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         hint = did_you_mean(given, options) if isinstance(given, str) else f"known are: {', '.join(options)}"
     return Problem(location, f"{name}: {_short(given)} is not allowed here", hint)
 
 
-def _in_words(message: str) -> str:
-    """A hint in the words of YAML instead of those of JSON and Python."""
+def in_words(message: str) -> str:
+    """What a validator says in the words of YAML and the command line instead of those of JSON and Python."""
+    message = message.removeprefix("Value error, ").partition(", unable to parse")[0]
     for theirs, ours in _WORDS.items():
         message = message.replace(theirs, ours)
     return message[0].lower() + message[1:]

@@ -63,8 +63,6 @@ class Survey:
     def notes(self) -> list[str]:
         """What a run would take, and its user should know."""
         said = []
-        if len(self.pictures.get("size", ())) > 1 and not self.resized:
-            said.append("images differ in size: a run needs `size: [height, width]`, and `fit` says how")
         for split in self.classes:
             for target, ratio in self.imbalance(split).items():
                 counts = self.classes[split][target]

@@ -123,6 +123,7 @@ class _Pictures:
         self._found, self._reader = found, reader
         self._contents = _Contents(found)
         self._pixels, self._sums, self._squares = 0, 0, 0
+        self._shapes: set[tuple[int, int]] = set()
         found.pictures = {name: Counter() for name in ("format", "mode", "size", "notes")}
 
     def split(self, split: Split, labels: list[str] | None, wanted: set[int]) -> None:
@@ -157,6 +158,12 @@ class _Pictures:
                 "mean": [round(float(m) / 255, 4) for m in mean],
                 "std": [round(float(s) / 255, 4) for s in std],
             }
+        if len(self._shapes) > 1 and not self._found.resized:
+            height, width = self._found.sizes()["middle"]
+            mend = (
+                f"give --size {height}x{width}, or the size of your network; in a file `data.size: [{height}, {width}]`"
+            )
+            self._found.problems.append(("images differ in size, and no size is given to resize them to", mend))
         rules = self._reader.decoder.rules
         self._found.inputs = {"image": f"uint8, {rules.channels} channels"}
 
@@ -181,6 +188,7 @@ class _Pictures:
                 self._found.pictures["notes"]["of several frames, the first taken"] += 1
 
     def _measure(self, pixels: NDArray[np.uint8]) -> None:
+        self._shapes.add((pixels.shape[0], pixels.shape[1]))
         values = pixels.reshape(-1, pixels.shape[2] if pixels.ndim == 3 else 1).astype(np.int64)
         self._pixels += len(values)
         self._sums = self._sums + values.sum(axis=0)

@@ -106,9 +106,11 @@ def _import(name: str, base: Path) -> ModuleType:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{name}.".startswith(f"{missing}."):
             raise _not_found(missing, base) from None
-        hint = f"to see all of it: cd {base} && python -c 'import {name}'"
+        searched = _searched(base)
+        holder = next((folder for folder in searched if name.partition(".")[0] in _modules_in(folder)), searched[0])
+        hint = f"to see all of it: cd {holder} && python -c 'import {name}'"
         if missing:
-            hint = f"install the package that has the module {missing!r}, or put it into {_searched(base)[0]}"
+            hint = f"install the package that has the module {missing!r}, or put it into {searched[0]}"
         raise ConfigError(f"the module {name} does not import: {blame(error, base)}", hint=hint) from error
 
 

@@ -146,4 +146,5 @@ def _check_args(reference: str, parameters: Mapping[str, inspect.Parameter], giv
 def _look_at_args(reference: str, parameters: Mapping[str, inspect.Parameter] | None) -> str:
     shown = {n: "" if p.default is p.empty else f"={p.default!r}" for n, p in (parameters or {}).items()}
     known = ", ".join(f"{name}{default}" for name, default in shown.items())
-    return f"look at its `args:`; it takes ({known})" if known else f"look at the `args:` of {reference}"
+    where = "(`args:` in a file, --args on the command line)"
+    return f"look at its arguments {where}; it takes ({known})" if known else f"look at {reference} {where}"

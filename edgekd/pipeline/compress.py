@@ -20,7 +20,8 @@ from edgekd.pipeline.found_data import Found
 from edgekd.pipeline.schema import Pipeline, check_tree
 from edgekd.runtimes.registry import RUNTIMES
 
-FILE, PREVIOUS = "pipeline.yaml", "pipeline.previous.yaml"  # the file in --out, and one that was edited before
+FILE, PREVIOUS = "pipeline.yaml", "pipeline.previous{}.yaml"  # the file in --out, and those that lay there before
+MAX_DROP, MAX_DISAGREEMENT = "1 pt", "3 pt"  # what 8 bits may cost, with labels and without
 _SAMPLES = 3_000_000  # that a student sees in all: 60 epochs of CIFAR-10
 _EPOCHS = (20, 200)
 _CALIBRATION = 256
@@ -240,14 +241,22 @@ def _targets(wish: Wish) -> list[str]:
 
 def _gates(wish: Wish) -> list[str]:
     # Without labels the metric is agreement, which falls faster than accuracy: another answer need not be wrong.
-    limit = wish.max_drop or ("1 pt" if wish.data.labelled else "3 pt")
+    limit = wish.max_drop or (MAX_DROP if wish.data.labelled else MAX_DISAGREEMENT)
     gate = {"measure": "metric_drop", "of": "quantized", "against": "student"}
+    taught = [
+        "  # What the student may lose to its teacher: --max-drop was given, so more than that ends with 5.",
+        *(
+            f"  - {_flow({**gate, 'of': 'student', 'against': 'teacher', 'target': name, 'max': limit})}"
+            for name in targets_of(wish.targets)
+        ),
+    ]
     return [
         "gates:  # where 8 bits cost more, the float build is chosen; without `otherwise` such a run ends with 5",
         *(
             f"  - {_flow({**gate, 'target': name, 'max': limit, 'otherwise': 'float'})}"
             for name in targets_of(wish.targets)
         ),
+        *(taught if wish.student is not None and wish.max_drop is not None else ()),
     ]
 
 

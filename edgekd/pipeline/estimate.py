@@ -10,8 +10,8 @@ from typing import Any
 from edgekd.errors import EdgekdError
 from edgekd.pipeline.log import Log
 from edgekd.pipeline.plan import Planner
-from edgekd.pipeline.runner import RunOptions
 from edgekd.pipeline.schema import Pipeline, networks_of
+from edgekd.pipeline.start import RunOptions
 from edgekd.report.words import seconds as in_words
 from edgekd.stages.context import Common
 from edgekd.stages.settings import DistillStage, QuantizeStage

@@ -12,17 +12,16 @@ from edgekd.errors import ConfigError, StageError
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def explain_os_error(error: OSError) -> StageError:
-    """An OSError as an error of ours that names the file and the way out."""
+def explain_os_error(error: OSError, *, stages: bool = True) -> StageError:
+    """An OSError as an error of ours that names the file and the way out; `stages`: whether some may be finished."""
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in _FULL:
         return StageError(
             f"{where}no space left on the disk",
             hint="free some space (`edgekd store gc --keep 20`) and run the same command again",
         )
-    return StageError(
-        f"{where}{error.strerror or error}", hint="mend that and run the same command again: finished stages are kept"
-    )
+    kept = ": finished stages are kept" if stages else ""
+    return StageError(f"{where}{error.strerror or error}", hint=f"mend that and run the same command again{kept}")
 
 
 def check_folders(folders: Mapping[str, Path]) -> None:

@@ -12,6 +12,7 @@ from edgekd.config import validate
 from edgekd.data import DataSettings
 from edgekd.data.sources import IMAGE_SOURCES
 from edgekd.errors import ConfigError
+from edgekd.files import from_here
 
 if TYPE_CHECKING:
     from edgekd.data.source import Data
@@ -70,7 +71,15 @@ def open_found(
     settings, problems = validate(DataSettings, given)
     if settings is None:
         raise ConfigError(f"--data: {problems[0].message}", hint=problems[0].hint)
-    return open_data(settings, base=Path.cwd(), seed=seed)
+    try:
+        return open_data(settings, base=Path.cwd(), seed=seed)
+    except ConfigError as error:
+        address, path = f"data.{source}.path: ", str(options.get("path", ""))
+        if not error.message.startswith(address):
+            raise
+        said = error.message.removeprefix(address)
+        said = said.replace(path, from_here(Path(path)), 1) if path else said
+        raise ConfigError(f"--data {said}", hint=error.hint) from None
 
 
 def source_at(path: Path, image: str, label: str) -> tuple[str, dict[str, Any]]:

@@ -57,11 +57,13 @@ class Planner:
     fetch: bool = True
 
     @classmethod
-    def open(cls, pipeline: Pipeline, store: Store) -> Planner:
-        """Open the pipeline's data; raises ConfigError for paths that are not there."""
+    def open(cls, pipeline: Pipeline, store: Store, data: Data | None = None) -> Planner:
+        """Open the pipeline's data, unless it is open already; raises ConfigError for paths that are not there."""
         settings = pipeline.settings
         try:
-            data = open_data(settings.data, base=pipeline.base, seed=settings.seed, memo=store.memo, spool=store.root)
+            data = data or open_data(
+                settings.data, base=pipeline.base, seed=settings.seed, memo=store.memo, spool=store.root
+            )
         except ConfigError as error:
             raise located(pipeline, data_location(pipeline, error), error) from None
         heads = heads_of(settings.task, data.target_names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection
+from pathlib import Path
 
 from edgekd.errors import ConfigError, ExportError, StageError, UnavailableError
 from edgekd.files import from_here
@@ -45,7 +46,7 @@ def preflight(pipeline: Pipeline, planner: Planner, first: StageEntry, stages: l
         )
     _data(pipeline, planner, remaining)
     _splits(pipeline, planner, remaining)
-    _networks(pipeline, planner, remaining)
+    check_networks(pipeline, planner, first, stages)
     _lessons(pipeline, planner, remaining)
     _frames(pipeline, planner, remaining)
 
@@ -181,9 +182,14 @@ def _engines(pipeline: Pipeline, stages: Collection[str], *, run: bool) -> None:
             raise located(pipeline, ("targets", name, key), error) from None
 
 
-def _networks(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) -> None:
-    """Build every network that a stage will train or take, and try it on two samples."""
-    named = [(entry, place, network) for entry in stages for place, network in networks_of(entry).items()]
+def check_networks(pipeline: Pipeline, planner: Planner, first: StageEntry, stages: list[StageEntry]) -> None:
+    """Build every network that a stage from `first` on will train or take, and try it on two samples.
+
+    Raises:
+        ConfigError: a factory, its arguments or its weights do not work.
+    """
+    remaining = stages[stages.index(first) :] if first in stages else []
+    named = [(entry, place, network) for entry in remaining for place, network in networks_of(entry).items()]
     if not named:
         return
     from edgekd.models.resolve import load_factory
@@ -208,4 +214,5 @@ def _networks(pipeline: Pipeline, planner: Planner, stages: list[StageEntry]) ->
             key = "weights" if weights else "args" if network.args else None
             inside = (*stage_location(pipeline, entry), *place)
             where = (*inside, key) if key else network_location(pipeline, entry, place)
-            raise located(pipeline, where, ConfigError(shown, hint=error.hint)) from error.__cause__
+            hint = error.hint and error.hint.replace(f"{path.parent}/", f"{Path(from_here(path)).parent}/")
+            raise located(pipeline, where, ConfigError(shown, hint=hint)) from error.__cause__

@@ -29,7 +29,7 @@ from edgekd.store import Artifact, Draft, Store
 from edgekd.train.settings import TrainOverrides
 
 if TYPE_CHECKING:
-    from edgekd.pipeline.runner import RunOptions
+    from edgekd.pipeline.start import RunOptions
 
 STATUS = "EDGEKD_STATUS_FILE"
 _LAST_WORDS_S = 60.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -13,50 +12,29 @@ from typing import Any
 
 from edgekd.data.readers.sound import listed
 from edgekd.data.sources import SPLITS
-from edgekd.errors import DataError, EdgekdError, StageError, TryAgainError
-from edgekd.files import lock
+from edgekd.errors import EdgekdError, StageError
 from edgekd.pipeline import deliver
 from edgekd.pipeline.board import StageBoard, board_of, check_board
 from edgekd.pipeline.clock import Clock
-from edgekd.pipeline.failures import check_folders, explain_os_error
+from edgekd.pipeline.failures import explain_os_error
 from edgekd.pipeline.keys import NEVER, identity
 from edgekd.pipeline.log import Log
 from edgekd.pipeline.plan import Planner, Step
 from edgekd.pipeline.preflight import preflight
 from edgekd.pipeline.processes import Team, lost
-from edgekd.pipeline.schema import Pipeline, StageEntry, data_location, located, stage_location
+from edgekd.pipeline.schema import Pipeline, StageEntry
+from edgekd.pipeline.start import RunOptions, claimed, in_place, until
 from edgekd.report.drawings import Remembered
 from edgekd.report.lineage import MANIFEST
 from edgekd.stages.context import Context
 from edgekd.stages.kinds import KINDS
-from edgekd.store import Artifact, Draft, Store, StorePlace
+from edgekd.store import Artifact, Draft, Store
 
-SCRATCH = ".scratch"
 _LOCK_S = 6 * 3600.0
-_IN_USE = "wait for the other run, or choose another --out"
 
 
 class Terminated(BaseException):
     """SIGTERM arrived; unwinds like KeyboardInterrupt, so that drafts are removed and the report is drawn."""
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What the command line adds to a pipeline file."""
-
-    out: Path
-    store: StorePlace
-    to: str | None = None
-    force: Collection[str] = ()
-    remeasure: bool = False
-
-    def open_store(self, tell: Callable[[str], None] = lambda text: None) -> Store:
-        """The store that the run works in; beside one that it may only read, that is a folder of its own."""
-        return self.store.open(self.out / SCRATCH, tell)
-
-    def check_folders(self) -> None:
-        """Raise ConfigError where a folder cannot be written that has to be."""
-        check_folders({"--out": self.out} | ({"--store": self.store.folder} if self.store.mode == "rw" else {}))
 
 
 @dataclass
@@ -80,18 +58,6 @@ class Outcome:
     whole: bool = True
 
 
-def check_start(pipeline: Pipeline, options: RunOptions) -> None:
-    """What can be known before several processes are started for a run.
-
-    Raises:
-        ConfigError: a folder cannot be written, or a path of the pipeline file is not there.
-        TryAgainError: another run works in that folder.
-    """
-    options.check_folders()
-    with lock(options.out / ".lock", timeout_s=0, holder_hint=_IN_USE):
-        Planner.open(pipeline, options.open_store())
-
-
 def run(pipeline: Pipeline, options: RunOptions, log: Log) -> Outcome:
     """Run a pipeline and leave its report and artefacts in `options.out`; errors end up in the outcome, not here.
 
@@ -101,7 +67,7 @@ def run(pipeline: Pipeline, options: RunOptions, log: Log) -> Outcome:
         TryAgainError: another run works in that folder.
     """
     options.check_folders()
-    with lock(options.out / ".lock", timeout_s=0, holder_hint=_IN_USE):
+    with claimed(options.out):
         log.open(options.out / "log.jsonl")
         store = options.open_store(log.warning)
         outcome, started = Outcome(), time.time()
@@ -184,7 +150,7 @@ class _Run:
                     self._state(entry, "skipped", None, 0.0, "not reached" if self.outcome.error else "after --to")
 
     def _everything(self) -> None:
-        self.planner = Planner.open(self.pipeline, self.store)
+        self.planner = Planner.open(self.pipeline, self.store, self.options.checked)
         check_board(self.pipeline)
         self.outcome.fingerprint = self.planner.data.fingerprint
         self.outcome.data_files = self.planner.data.digests
@@ -199,7 +165,7 @@ class _Run:
 
     def _stages(self) -> None:
         assert self.planner is not None
-        checked = False
+        checked = self.options.checked is not None
         for entry in self.pipeline.stages:
             self.current = None  # looking a stage up is not yet that stage, and no longer the one before
             step = self.planner.step(entry, self.outcome.done, force=self.force)
@@ -222,16 +188,10 @@ class _Run:
         self.current, self.started = None, time.monotonic()
         try:
             with self.outcome.clock.importing():
-                preflight(self.pipeline, self.planner, entry, self._until())
+                preflight(self.pipeline, self.planner, entry, until(self.pipeline, self.options.to))
         except StageError:
             self.current = entry
             raise
-
-    def _until(self) -> list[StageEntry]:
-        """The stages of this run, up to --to."""
-        names = [entry.name for entry in self.pipeline.stages]
-        last = names.index(self.options.to) + 1 if self.options.to in names else len(names)
-        return list(self.pipeline.stages[:last])
 
     def _stage(self, step: Step, board: StageBoard) -> None:
         assert self.planner is not None and step.key is not None and step.found is not None
@@ -317,17 +277,7 @@ class _Run:
         return {name: self.outcome.done[name] for name in KINDS[step.entry.name].takes if name in self.outcome.done}
 
     def _located(self, error: EdgekdError) -> str:
-        """The message with the place in the pipeline file: of the data, or of the stage it happened in."""
-        entry, path = self.current, str(self.pipeline.path)
-        places = (path, "--set ", *(f"{origin}: " for origin in self.pipeline.tree.origins))
-        if error.message.startswith(places) or isinstance(error, TryAgainError):
-            return error.message
-        if isinstance(error, DataError):
-            return located(self.pipeline, data_location(self.pipeline, error), error).message
-        if entry is None:
-            return located(self.pipeline, (), error).message
-        named = EdgekdError(f"{entry.name}: {error.message}")
-        return located(self.pipeline, stage_location(self.pipeline, entry), named).message
+        return in_place(self.pipeline, error, self.current)
 
     def _failed(self, code: int, message: str, hint: str | None) -> None:
         self.outcome.exit_code = code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from edgekd.report.lineage import MANIFEST
 from edgekd.store.artifact import stays_inside
 
 # What a run leaves beside its results: messages, curves to watch, its lock, a store of its own (--store-mode ro),
-# and `compress` a pipeline file that was edited.
-_BESIDE = {MANIFEST, "log.jsonl", "tensorboard", ".lock", ".scratch", PREVIOUS}
+# and `compress` the pipeline files that it replaced.
+_BESIDE = (MANIFEST, "log.jsonl", "tensorboard", ".lock", ".scratch", PREVIOUS.format(""), PREVIOUS.format(".[0-9]*"))
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _files(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> Iterator[st
             yield f"{name} was changed"
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder)
-        if place.parts[0] in _BESIDE or (path.is_dir() and not path.is_symlink()):
+        if any(fnmatchcase(place.parts[0], known) for known in _BESIDE) or (path.is_dir() and not path.is_symlink()):
             continue
         if place.as_posix() not in listed:
             yield f"{place.as_posix()} is not in {MANIFEST}"

@@ -21,13 +21,57 @@ def _verdict(report: Report, target: str) -> str:
     chosen = next((build for build in builds if build.chosen), None)
     if chosen is None:
         return "nothing is chosen: " + next((b.rejected_because for b in builds if b.rejected_because), "not measured")
+    taught = chosen.model != "teacher" and any(model.role == "teacher" for model in report.models)
     if chosen.precision == "int8":
-        return ", ".join([f"INT8 kept: {_gain(report, chosen, builds)}", *_cost(report, chosen)])
+        own = _gain(report, chosen, _floats(builds), "as fast as {}")
+        if not taught:
+            return ", ".join([f"INT8 kept: {own}", *_cost(report, chosen)])
+        lost = ", ".join([f"INT8 against its own float: {own}", *_own_cost(report, target)])
+        return f"INT8 kept: {_against_teacher(report, chosen, builds)}; {lost}"
     int8 = next((build for build in builds if build.precision == "int8"), None)
     reason = f", for INT8 {_because(int8.rejected_because)}" if int8 is not None and int8.rejected_because else ""
-    taught = chosen.model != "teacher" and any(model.role == "teacher" for model in report.models)
-    own = [f", {cost}" for cost in _cost(report, chosen)] if taught else []  # what the student lost, before 8 bits
-    return f"{_UPPER[chosen.precision]} kept{reason}" + "".join([*own, *(f"; INT8: {c}" for c in _cost(report, int8))])
+    own = f"; {_against_teacher(report, chosen, builds)}" if taught else ""  # what the student lost, before 8 bits
+    return f"{_UPPER[chosen.precision]} kept{reason}" + "".join([own, *(f"; INT8: {c}" for c in _cost(report, int8))])
+
+
+def _against_teacher(report: Report, build: Build, builds: list[Build]) -> str:
+    """What the whole chain brought and cost: the student that is shipped beside the teacher that it learned from."""
+    teachers = [other for other in builds if other.model == "teacher"]
+    gain = _gain(report, build, teachers, "as fast")
+    return ", ".join(
+        [f"against the teacher: {gain}", *(c.replace(" against the teacher", "") for c in _cost(report, build))]
+    )
+
+
+def _floats(builds: list[Build]) -> list[Build]:
+    """The float builds that an 8-bit one is of, else any."""
+    floats = [build for build in builds if build.precision != "int8" and build.model != "teacher"]
+    return floats or [build for build in builds if build.precision != "int8"]
+
+
+def _own_cost(report: Report, target: str) -> list[str]:
+    """What 8 bits alone cost, as the budget on them was judged."""
+    for gate in report.gates:
+        named = (gate.measure, gate.of, gate.target) == ("metric_drop", "quantized", target) and gate.unit == "pt"
+        if named and gate.against != "teacher" and gate.value is not None:
+            interval = f" [{-gate.ci95[1]:+.1f}, {-gate.ci95[0]:+.1f}]" if gate.ci95 else ""
+            return [f"{-gate.value:+.1f} pt{interval}"]
+    return []
+
+
+def lost(report: Report, limit: float) -> list[str]:
+    """What a chosen student lost to its teacher where that is more than `limit` (a share): a line for each target."""
+    found = []
+    for build in report.builds if any(model.role == "teacher" for model in report.models) else ():
+        metric = build.difference or main_metric(build)  # without labels: the share of the teacher's own answers
+        if not build.chosen or build.model == "teacher" or metric is None or metric.unit != "fraction":
+            continue
+        if (drop := -metric.value if build.difference else 1 - metric.value) > limit:
+            found.append(
+                f"{build.target}: the student loses {100 * drop:.1f} pt {metric.name} to its teacher (n {metric.n}), "
+                f"more than {100 * limit:g} pt: train it longer (--epochs), or take a larger one"
+            )
+    return found
 
 
 def _because(reason: str) -> str:
@@ -35,15 +79,14 @@ def _because(reason: str) -> str:
     return reason if reason.startswith(("breaks", "is")) else f"is {reason}"
 
 
-def _gain(report: Report, int8: Build, builds: list[Build]) -> str:
-    """How many times faster than the float build of the same network, and how much smaller."""
-    floats = [build for build in builds if build.precision != "int8" and build.model != "teacher"]
-    floats = floats or [build for build in builds if build.precision != "int8"]
-    name = _called(int8)
-    for twin in floats:
+def _gain(report: Report, build: Build, twins: list[Build], words: str) -> str:
+    """How many times faster than the first of some other builds that it was compared with, and how much smaller."""
+    name = _called(build)
+    for twin in twins:
         for row in report.comparisons:
             if {row.a, row.b} == {name, _called(twin)}:
-                return f"{_times(row, name)} as fast as {_UPPER[twin.precision]}{_smaller(int8, twin)}"
+                fast = words.format(_UPPER[twin.precision])
+                return f"{_times(row, name)} {fast}{_smaller(build, twin)}"
     return "not measured against a float build"
 
 
@@ -59,10 +102,10 @@ def _times(row: Comparison, name: str) -> str:
     return f"{value:.{digits}f}x [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
 
 
-def _smaller(int8: Build, twin: Build) -> str:
-    if not int8.size_bytes or not twin.size_bytes:
+def _smaller(build: Build, twin: Build) -> str:
+    if not build.size_bytes or not twin.size_bytes:
         return ""
-    return f" and {twin.size_bytes / int8.size_bytes:.1f}x as small ({words.size(int8.size_bytes)})"
+    return f" and {twin.size_bytes / build.size_bytes:.1f}x as small ({words.size(build.size_bytes)})"
 
 
 def _cost(report: Report, build: Build | None) -> list[str]:

@@ -193,13 +193,28 @@ def _open(url: str, shown: str) -> tuple[Any, str]:
     except ImportError as error:
         raise UnavailableError(
             f"remote store {shown}: {_said(error)}",
-            hint=f"{install_hint('remote', 'fsspec', 's3fs')}, or the package named there",
+            hint=_package_for(url, error),
         ) from None
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(
             f"remote store {shown}: {_said(error)}", hint="write e.g. s3://bucket/folder or file:///mnt/store"
         ) from None
     return fs, str(root)
+
+
+_PACKAGES = {
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
+    **dict.fromkeys(("sftp", "ssh"), "paramiko"),
+}
+
+
+def _package_for(url: str, error: ImportError) -> str:
+    """What to install for a URL: the extra is for s3:// alone."""
+    package = _PACKAGES.get(url.rpartition("::")[2].partition("://")[0])
+    if package is not None and error.name != "fsspec":
+        return f"pip install {package}"
+    return f"{install_hint('remote', 'fsspec', 's3fs')}, or the package named there"
 
 
 def without_secrets(url: str) -> str:

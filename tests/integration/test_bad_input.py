@@ -140,7 +140,7 @@ TABLE: dict[str, tuple[list[str], int, str, str]] = {
     "an unknown task": ([*COMPRESS, "--task", "sorting"], 2, "--task sorting: is not known", "classification or"),
     "epochs without a student": ([*COMPRESS, "--epochs", "3"], 2, "--epochs without a --student", "add --student"),
     "arguments without a student": ([*COMPRESS, "--student-args", "a=1"], 2, "without a --student", "add --student"),
-    "no epochs": ([*COMPRESS, "--student", "nets:small", "--epochs", "0"], 2, "'--epochs'", "--help"),
+    "no epochs": ([*COMPRESS, "--student", "nets:small", "--epochs", "0"], 2, "--epochs 0: it should be", "--help"),
     "a student that is an ONNX file": ([*COMPRESS, "--student", "bad.onnx"], 2, "can teach, and not learn", "PyTorch"),
     "a limit that is none": ([*COMPRESS, "--max-drop", "much"], 2, "'much' is no limit", '"1 pt"'),
     "an output folder that is a file": ([*COMPRESS, "--out", "nets.py"], 2, "--out nets.py: is a file", "--out"),

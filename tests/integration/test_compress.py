@@ -236,7 +236,11 @@ def test_a_second_file_is_kept_when_the_first_was_edited(
             edgekd(words)
         file = tmp_path / json.loads(capsys.readouterr().out)["pipeline"]
         assert list(file.parent.glob("*.yaml")) == [file]
-    file.write_text(file.read_text() + "# mine\n")
-    with pytest.raises(SystemExit):
-        edgekd(words)
-    assert (file.parent / "pipeline.previous.yaml").read_text().endswith("# mine\n")
+    for edit in ("# mine\n", "# mine\n", "# mine, too\n"):
+        file.write_text(file.read_text() + edit)
+        with pytest.raises(SystemExit):
+            edgekd([word for word in words if word != "--json"])
+        assert "it is now runs/compress/pipeline.previous" in capsys.readouterr().err
+    kept = {path.name: path.read_text() for path in file.parent.glob("*previous*")}
+    assert kept.keys() == {"pipeline.previous.yaml", "pipeline.previous.1.yaml"}
+    assert kept["pipeline.previous.yaml"].endswith("# mine\n")

@@ -70,10 +70,12 @@ def test_check_tells_what_the_folder_holds_and_that_two_are_broken(photos: Path,
     formats = {row["value"]: row["count"] for row in found["pictures"]["format"]}
     assert formats == {"PNG": 148, "JPEG": 59, "WEBP": 30, "BMP": 30, "TIFF": 30, "GIF": 1}
     assert {row["name"].removeprefix(f"{photos}/") for row in found["broken"]["train"]} == set(BROKEN)
-    assert [problem["message"] for problem in found["problems"]] == ["2 of 300 images of train are broken"]
-    assert "skip_broken: 0.007" in found["problems"][0]["hint"]
+    sizes, broken = found["problems"]
+    assert sizes["message"] == "images differ in size, and no size is given to resize them to"
+    assert found["data"]["size"] == found["sizes"]["middle"]
+    assert broken["message"] == "2 of 300 images of train are broken"
+    assert "skip_broken: 0.007" in broken["hint"]
     assert [path.removeprefix(f"{photos}/") for path in found["other_files"]] == ["cat/notes.txt"]
-    assert any("differ in size" in note for note in found["notes"])
     sheet = page.read_text()
     assert len(sheet.encode()) < 1_000_000
     assert 130 <= sheet.count("<img src") <= 144

@@ -22,7 +22,7 @@ IN_THE_FILE: dict[str, tuple[str | bytes, str, str]] = {
     "fraction for a number": (edited(("epochs: 1", "epochs: 1.5")), r"^p.yaml:7:59: .*1.5", "whole number"),
     "list for a number": (edited(("batch: 32", "batch: [1]")), r"^p.yaml:5:9: train.batch: \[1\]", "whole number"),
     "number for a mapping": (edited(("digits: {}", "digits: 3")), r"^p.yaml:3:3: data.digits: 3", "a mapping"),
-    "negative epochs": (edited(("epochs: 1", "epochs: -1")), r"^p.yaml:7:59: .*-1", "greater than or equal to 0"),
+    "negative epochs": (edited(("epochs: 1", "epochs: -1")), r"^p.yaml:7:59: .*-1", "it should be at least 0"),
     "not a finite number": (edited(("32, prec", "32, lr: .nan, prec")), r"^p.yaml:5:24: .nan", "finite"),
     "name with a slash": (edited(("micro", "../x")), r"^p.yaml:1:1: name: '../x'", "letters, digits"),
     "unknown task": (edited(("name: micro", "name: micro\ntask: sorting")), r"^p.yaml:2:1: task: \"sorting\"", "known"),

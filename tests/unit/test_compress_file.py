@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +61,15 @@ def test_a_student_is_distilled_for_as_long_as_the_data_asks(tmp_path: Path) -> 
     assert pipeline.settings.data.augment.crop == 4
     assert options(written(tmp_path, student=Network(NET), epochs=3), "distill").epochs == 3
     assert (epochs_for(50_000), epochs_for(10_000_000)) == (60, 20)
+
+
+def test_a_drop_that_was_asked_for_binds_the_student_too(tmp_path: Path) -> None:
+    gates = written(tmp_path, student=Network(NET), max_drop="2 pt").settings.gates
+    named = [(gate.of, gate.against, gate.target, gate.max, gate.otherwise) for gate in gates]
+    own = ("quantized", "student", "onnxruntime", "2 pt", "float")
+    assert named == [own, ("student", "teacher", "onnxruntime", "2 pt", "fail")]
+    assert len(written(tmp_path, student=Network(NET)).settings.gates) == 1
+    assert len(written(tmp_path, max_drop="2 pt").settings.gates) == 1
 
 
 @pytest.mark.parametrize(
@@ -143,13 +151,16 @@ def test_what_is_refused_names_the_option_and_no_line_of_a_file_that_nobody_wrot
 ) -> None:
     monkeypatch.setattr(keys, "_sources", lambda kind, store: {})  # parsing all of our own takes seconds
     words, said, hint = REFUSED[case]
-    assert call(*words, *GIVEN) == 2
-    out, err = capsys.readouterr()
-    assert f"error: {said.format(here=here)}\nhelp: {hint}" in err
-    assert "pipeline.yaml:" not in err
-    assert out == "report of the failed run: out/report.html\n"
-    report = json.loads((here / "out/report.json").read_text())
-    assert (report["status"], report["exit_code"], report["builds"]) == ("failed", 2, [])
+    good = {"pipeline.yaml": "of a good run", "manifest.json": "{}", "report.json": "{}"}
+    (here / "out").mkdir()
+    for name, text in good.items():
+        (here / "out" / name).write_text(text)
+    for more in ([], ["--dry-run"], ["--store-mode", "ro"]):
+        assert call(*words, *GIVEN, *more) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.startswith(f"error: {said.format(here=here)}\nhelp: {hint}")) == ("", True)
+        assert "pipeline.yaml:" not in err
+        assert {path.name: path.read_text() for path in (here / "out").iterdir()} == good
 
 
 @pytest.mark.parametrize(
@@ -166,6 +177,19 @@ def test_an_option_that_makes_no_pipeline_leaves_nothing_behind(
     assert call("--model", "nets:build", *GIVEN, *words) == 2
     assert capsys.readouterr().err.startswith(f"error: {said}\nhelp: ")
     assert not (here / "out").exists()
+
+
+def test_what_is_guessed_is_said(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "_sources", lambda kind, store: {})
+    frames = ["--model", "resnet8", "--args", "num_classes=2", *GIVEN, "--data", "images/a", "--dry-run"]
+    said = "warning: normalised by this data's mean and std; give --normalize if the weights were trained otherwise\n"
+    limit = "--max-drop: 3 pt of agreement, for there are no labels (with labels 1 pt)\n"
+    assert call(*frames) == 0
+    assert said + limit in capsys.readouterr().err
+    assert call(*frames, "--normalize", "none", "--max-drop", "1 pt") == 0
+    assert not {said, limit} & set(capsys.readouterr().err.splitlines(keepends=True))
 
 
 def test_errors_of_stages_and_data_name_the_command_and_its_option(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from edgekd.pipeline.choice import choose
 from edgekd.pipeline.gates import GateSettings, broken, judge
-from edgekd.report.kept import verdicts
+from edgekd.report.kept import lost, verdicts
 from edgekd.report.schema import Report
 from edgekd.tasks.task import task_named
 
@@ -131,4 +131,41 @@ def test_the_verdict_says_what_a_student_lost_to_its_teacher_where_float_is_kept
     found = report(0.7, 0.5)
     teacher = found.models[0].model_copy(update={"role": "teacher"})
     ((_, text),) = verdicts(found.model_copy(update={"models": [teacher, *found.models]}))
-    assert ", +0.0 pt [-0.4, +0.3] accuracy against the teacher (n 500); INT8: -20.0 pt" in text
+    assert "; against the teacher: not measured against a float build, +0.0 pt [-0.4, +0.3] accuracy (n 500)" in text
+    assert "; INT8: -20.0 pt" in text
+
+
+def distilled(accuracy: float) -> Report:
+    """As `report`, its student beside a teacher of 0.9 that takes four times as long, the differences against that."""
+    found = report(0.9, 0.5)
+    teacher = found.models[0].model_copy(update={"role": "teacher"})
+    reference = found.builds[0].model_copy(update={"model": "teacher", "size_bytes": 8_000_000, "chosen": False})
+    told = {"value": accuracy - 0.9, "ci95": (accuracy - 0.91, accuracy - 0.89)}
+    builds = [
+        build.model_copy(update={"difference": build.difference and build.difference.model_copy(update=told)})
+        for build in found.builds
+    ]
+    row = found.comparisons[0].model_copy(update={"b": "teacher.f32@t", "ratio": 0.25, "ci95": (0.2, 0.3)})
+    more = {
+        "models": [teacher, *found.models],
+        "builds": [reference, *builds],
+        "comparisons": [*found.comparisons, row],
+    }
+    return found.model_copy(update=more)
+
+
+def test_a_student_is_judged_against_its_teacher_and_8_bits_against_their_own_float() -> None:
+    ((_, text),) = verdicts(distilled(0.24))
+    assert text == (
+        "INT8 kept: against the teacher: 4.0x [3.3, 5.0] as fast and 8.0x as small (1 MB), "
+        "-66.0 pt [-67.0, -65.0] accuracy (n 500); "
+        "INT8 against its own float: 2.0x [1.9, 2.1] as fast as FP32 and 4.0x as small (1 MB), +0.0 pt [+0.0, +0.0]"
+    )
+
+
+def test_a_student_that_lost_more_than_the_budget_is_told_of() -> None:
+    (line,) = lost(distilled(0.24), 0.01)
+    assert line.startswith(
+        "t: the student loses 66.0 pt accuracy to its teacher (n 500), more than 1 pt: train it longer"
+    )
+    assert lost(distilled(0.895), 0.01) == lost(report(0.5, 0.5), 0.01) == []

@@ -53,6 +53,7 @@ def signed_anew(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
 
 def test_a_pipeline_file_in_the_folder_of_its_run_is_verified_with_it(run: Path) -> None:
     (run / "pipeline.previous.yaml").write_text("name: before")
+    (run / "pipeline.previous.1.yaml").write_text("name: before that")
     assert verify_folder(run).problems == []
     (run / "pipeline.yaml").write_text(FILE + "# more")
     assert verify_folder(run).problems == ["pipeline.yaml was changed"]

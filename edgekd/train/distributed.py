@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import math
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -99,7 +100,9 @@ class Ranks:
         from torch.nn.parallel import DistributedDataParallel
 
         # Buffers stay each process's own until `same_buffers`: banks of samples are large, and are alike anyway.
-        return DistributedDataParallel(objective, find_unused_parameters=unused, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # its new name is not in older versions of torch
+            return DistributedDataParallel(objective, find_unused_parameters=unused, broadcast_buffers=False)
 
     def barrier(self) -> None:
         """Wait for all."""

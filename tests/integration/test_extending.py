@@ -127,7 +127,7 @@ MISTAKES: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "unknown setting": ("p.yaml", "margin", "margn", r"p.yaml:14:47: unknown key 'margn'", "'margin'"),
     "wrong setting": ("p.yaml", "margin: 0.1", "margin: big", r"margin: .big. is not allowed here", "number"),
-    "wrong weight": ("p.yaml", "weight: 0.5", "weight: -1", r"p.yaml:14.*-1 is not allowed here", "greater"),
+    "wrong weight": ("p.yaml", "weight: 0.5", "weight: -1", r"p.yaml:14.*-1 is not allowed here", "at least 0"),
     "no such loss": ("p.yaml", "losses:cosine", "losses:cosin", r"p.yaml:14.*no 'cosin'", "'cosine'"),
     "not a function": (
         "my_pkg/losses.py",

@@ -140,7 +140,7 @@ ON_THE_COMMAND_LINE: dict[str, tuple[list[str], str, str]] = {
     "to an unknown stage": (["--to", "exprot"], r"^--to exprot: this file has no such stage", "mean 'export'"),
     "force of an unknown stage": (["--force", "taecher"], r"^--force taecher: .*no such stage", "mean 'teacher'"),
     "unknown option": (["--bogus"], r"^no such option: --bogus", "`edgekd run --help`"),
-    "unknown log format": (["--log-format", "xml"], r"'--log-format'.*'xml' is not one of", "`edgekd run --help`"),
+    "unknown log format": (["--log-format", "xml"], r"^--log-format xml: 'xml' is not one of", "`edgekd run --help`"),
     "output folder is a file": (["--out", "p.yaml"], r"^--out p.yaml: is a file, not a folder", "with --out"),
     "output folder in a file": (["--out", "p.yaml/x"], r"^--out p.yaml/x: cannot be written", "with --out"),
     "store is a file": (["--store", "p.yaml"], r"^--store .*p.yaml: is a file, not a folder", "with --store"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,8 +66,8 @@ def compare(
     from edgekd.report.draw import read_report
 
     thresholds = {**THRESHOLDS, **dict(_threshold(text) for text in threshold or ())}
-    options = Options(thresholds, _number("--run-noise", run_noise, percent=True), across_machines, across_data)
-    options = replace(options, may_be_missing=tuple(allow_missing or ()))
+    noise = _number("--run-noise", run_noise, percent=True)
+    options = Options(thresholds, noise, across_machines, across_data, tuple(allow_missing or ()))
     reports = [read_report(path) for path in (base, new)]
     folders = [path if path.is_dir() else path.parent for path in (base, new)]
     outcome = compare_reports(reports[0], folders[0], reports[1], folders[1], options)

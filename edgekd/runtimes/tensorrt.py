@@ -5,6 +5,7 @@ All three are used strongly typed: precision is in the graph (float16 tensors, e
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -41,10 +42,10 @@ class TensorRt:
     precisions = tuple(FLAVOURS[name])
 
     def version(self) -> str:
-        install = install_hint(self.extra, self.extra)
-        if importlib.util.find_spec(self.module_name) is None:
-            raise UnavailableError(f"{self.module_name} is not installed", hint=install)
-        return installed_version(self.module_name, install)
+        with contextlib.suppress(UnavailableError):
+            if importlib.util.find_spec(self.module_name) is not None:
+                return installed_version(self.module_name, "")
+        raise UnavailableError(f"{self.module_name} is not installed", hint=install_hint(self.extra, self.extra))
 
     def flavour(self, precision: str) -> str:
         return FLAVOURS[self.name][precision]

@@ -65,13 +65,16 @@ class Workshop:
         self.file.write_text(text)
 
     def command(self, *arguments: str) -> list[str]:
-        """The run command with this workshop's folders."""
-        folders = ["--out", str(self.out), "--store", str(self.folder / "store")]
-        return [sys.executable, "-m", "edgekd", "run", str(self.file), *folders, *arguments]
+        """The run command with this workshop's folders, in a Python of its own."""
+        return [sys.executable, "-m", "edgekd", *self.words(*arguments)]
+
+    def words(self, *arguments: str) -> list[str]:
+        """What stands behind `edgekd` in the run command."""
+        return ["run", str(self.file), "--out", str(self.out), "--store", str(self.folder / "store"), *arguments]
 
     def run(self, *arguments: str) -> Result:
         """Run the pipeline in a process of its own, as a user does."""
-        done = edgekd(self.command(*arguments)[3:])
+        done = edgekd(self.words(*arguments))
         path = self.out / "report.json"
         report = json.loads(path.read_text()) if path.is_file() else {}
         return Result(done.returncode, done.stdout, done.stderr, report)

@@ -52,7 +52,7 @@ def first(workshop: Workshop, remote: list[str]) -> Result:
 def elsewhere(workshop: Workshop, name: str, *words: str) -> tuple[int, str, dict[str, Any]]:
     """The same pipeline file on another machine: a store and an output folder of its own."""
     out = workshop.folder / name
-    done = edgekd(workshop.command(*SMALL, "--out", str(out), "--store", str(out / "store"), *words)[3:])
+    done = edgekd(workshop.words(*SMALL, "--out", str(out), "--store", str(out / "store"), *words))
     return done.returncode, done.stderr, json.loads((out / "report.json").read_text())
 
 
@@ -80,7 +80,7 @@ def test_a_fork_reads_the_store_and_leaves_it_as_it_is(workshop: Workshop, first
     out = workshop.folder / "fork"
     words = ["--out", str(out), "--store-mode", "ro", "--set", "distill.epochs=2", "--to", "distill"]
     for states in (["cached", "ran"], ["cached"] * 2):
-        done = edgekd(workshop.command(*SMALL, *remote, *words)[3:])
+        done = edgekd(workshop.words(*SMALL, *remote, *words))
         assert done.returncode == 0, done.stderr
         report = json.loads((out / "report.json").read_text())
         assert [stage["state"] for stage in report["stages"]][:2] == states

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgekd.data.settings import DataSettings, MeanStd
@@ -18,6 +18,7 @@ def of_data(
     identity: Mapping[str, Any],
     shares: Mapping[Split, float],
     seed: int,
+    splits: Sequence[Split] = SPLITS,
 ) -> str:
     """Hex sha256 of everything that decides the samples, their splits and their normalisation.
 
@@ -26,8 +27,10 @@ def of_data(
         identity: what else its reader says.
         shares: of the splits that are drawn from train.
         seed: what draws; it counts only if something is drawn.
+        splits: those that are meant, if not all are.
     """
-    limit = settings.limit.canonical() if settings.limit else {}
+    given = settings.limit.canonical() if settings.limit else {}
+    limit = {split: given.get(split) for split in splits}
     labelled = {} if settings.labelled is None else {"labelled": settings.labelled}
     drawn = any(shares.values()) or any(limit.values()) or bool(labelled)
     normalize = settings.normalize.canonical() if isinstance(settings.normalize, MeanStd) else settings.normalize
@@ -38,7 +41,7 @@ def of_data(
             "files": files,
             "identity": identity,
             "shares": shares,
-            "limit": {split: limit.get(split) for split in SPLITS},
+            "limit": limit,
             "normalize": normalize,
             "classes": settings.classes,
             "seed": seed if drawn else None,

@@ -14,8 +14,8 @@ from edgekd.data.identity import of_data, of_split
 from edgekd.data.loading import Loader
 from edgekd.data.readers import ImageReader, Reader, open_reader
 from edgekd.data.readers.sound import Broken, SoundReader
-from edgekd.data.settings import DataSettings, MeanStd, unknown_table
-from edgekd.data.sources import SPLITS, Split
+from edgekd.data.settings import DataSettings, unknown_table
+from edgekd.data.sources import LEARNING_SPLITS, SPLITS, Split
 from edgekd.errors import ConfigError, DataError
 from edgekd.files import sha256_json
 
@@ -116,6 +116,21 @@ class Data:
         """
         return of_data(self.settings, self.digests, self._reader.identity(), self._shares, self._seed)
 
+    @cached_property
+    def learning_fingerprint(self) -> str:
+        """The same of train and validation alone (a test split drawn from train counts by its share)."""
+        origins: dict[Split, Split] = {split: self._origin(split) for split in LEARNING_SPLITS}
+        files = {name: digest for split in origins for name, digest in self.files_of(split).items()}
+        identity = {str(split): self._reader.identity(origin) for split, origin in origins.items()}
+        return of_data(self.settings, files, identity, self._shares, self._seed, LEARNING_SPLITS)
+
+    @cached_property
+    def learning_digests(self) -> dict[str, str]:
+        """Those of `digests` that are not of files of the test split alone."""
+        learnt = {name for split in LEARNING_SPLITS for name in self.files_of(split)}
+        tested = {*self.files_of("test")} - learnt
+        return {name: digest for name, digest in self.digests.items() if name not in tested}
+
     def split_fingerprint(self, split: Split) -> str:
         """Hex sha256 of what decides which samples a split holds, and not of what they become (size, normalisation).
 
@@ -186,7 +201,7 @@ class Data:
         self._check_table(name)
         if name in self._further:
             return self._further[name].fingerprint
-        return sha256_json({"table": name, "of": self.fingerprint})
+        return sha256_json({"table": name, "of": self.learning_fingerprint})
 
     def classes_of(self, target: str) -> tuple[int, tuple[str, ...] | None]:
         """How many classes an integer target has, and their names if the source has any."""
@@ -233,8 +248,12 @@ class Data:
             DataError: as `load`.
         """
         if not self._normalization:
-            auto = self.settings.normalize == "auto"
-            self._normalization = self._measured() if auto else self._given_normalization()
+            from edgekd.data.table import given_normalization
+
+            given = self.settings.normalize
+            self._normalization = (
+                self._measured() if given == "auto" else given_normalization(given, self.load("train"))
+            )
         return dict(self._normalization)
 
     def counts(self) -> dict[str, int]:
@@ -264,22 +283,6 @@ class Data:
             return {name: Normalization(tuple(mean), tuple(std), scale) for name, (mean, std, scale) in kept.items()}
         found = measure_rows(self.load("train"))
         self._memo.remember_normalization(self.fingerprint, {k: [n.mean, n.std, n.scale] for k, n in found.items()})
-        return found
-
-    def _given_normalization(self) -> dict[str, Normalization]:
-        from edgekd.data.table import Normalization, scale_of
-
-        given = self.settings.normalize
-        found = {}
-        for name, x in self.load("train").inputs.items():
-            mean, std = (given.mean, given.std) if isinstance(given, MeanStd) else ((0.0,), (1.0,))
-            channels = x.shape[1] if x.dim() > 1 else 1
-            if len(mean) not in (1, channels):
-                raise ConfigError(
-                    f"data.normalize: {len(mean)} means for the {channels} channels of {name!r}",
-                    hint=f"give {channels} of each, or one for all",
-                )
-            found[name] = Normalization(mean, std, scale_of(x))
         return found
 
     @cached_property

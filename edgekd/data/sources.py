@@ -11,6 +11,8 @@ from edgekd.config import Settings
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+LEARNING_SPLITS = SPLITS[:2]
+"""Those that training, calibration and choices see."""
 
 Count = Annotated[int, Field(gt=0)]
 DataPath = Annotated[Path, Field(strict=False)]

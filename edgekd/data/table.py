@@ -11,6 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from edgekd.data.settings import MeanStd
+from edgekd.errors import ConfigError
+
 _CHUNK_ROWS = 4096
 _CHUNK_BYTES = 1 << 20
 
@@ -163,6 +166,25 @@ def measure_rows(table: Rows) -> dict[str, Normalization]:
     ((name, x),) = table.inputs.items()
     groups = row_groups(len(table), max(1, _CHUNK_BYTES // x[0].numel()))
     return {name: measure_images(rows.inputs[name] for rows in table.batches(groups))}
+
+
+def given_normalization(given: MeanStd | str, table: Rows) -> dict[str, Normalization]:
+    """The mean and std that were given, or `none`, for every input.
+
+    Raises:
+        ConfigError: there are not as many means as channels.
+    """
+    found = {}
+    for name, x in table.inputs.items():
+        mean, std = (given.mean, given.std) if isinstance(given, MeanStd) else ((0.0,), (1.0,))
+        channels = x.shape[1] if x.dim() > 1 else 1
+        if len(mean) not in (1, channels):
+            raise ConfigError(
+                f"data.normalize: {len(mean)} means for the {channels} channels of {name!r}",
+                hint=f"give {channels} of each, or one for all",
+            )
+        found[name] = Normalization(mean, std, scale_of(x))
+    return found
 
 
 def _normalization(mean: list[float], variance: list[float], scale: float) -> Normalization:

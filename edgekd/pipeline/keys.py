@@ -59,7 +59,7 @@ def ingredients(
         "python": platform.python_version(),
     }
     if kind.reads_data:
-        found["data"] = data.fingerprint
+        found["data"] = data.fingerprint if kind.tests else data.learning_fingerprint
         found["heads"] = [head.canonical() for head in heads]
     used = tables_of(entry.settings)
     if used:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from edgekd.pipeline.keys import LastRuns, explain, ingredients, key_of
 from edgekd.pipeline.schema import Pipeline, StageEntry, data_location, located, networks_of, stage_location
 from edgekd.stages.context import Common
 from edgekd.stages.guides import answers
-from edgekd.stages.kinds import KINDS
+from edgekd.stages.kinds import KINDS, StageKind
 from edgekd.stages.precision import searched
 from edgekd.stages.settings import DistillStage, QuantizeStage
 from edgekd.store import Artifact, Store
@@ -105,15 +105,21 @@ class Planner:
         if artifact is not None:
             return Step(entry, key, found, artifact, "; ".join(["unchanged", *notes]), artifact.record.get("seconds"))
         damage = self.store.damaged.get(key)
-        places = self.last.changed_places(entry.name, self.data.digests) if kind.reads_data else ()
+        places = self.last.changed_places(entry.name, self._files(kind))
         why = f"its artefact was damaged: {damage}" if damage else explain(self.last.get(entry.name), found, places)
         return Step(entry, key, found, None, "; ".join([why, *notes]), self.last.seconds(entry.name))
 
     def remember(self, step: Step, artifact: Artifact) -> None:
         """Keep what a finished stage was made of, and how long it took: the next plan says what is other then."""
         assert step.found is not None
-        files = self.data.digests if KINDS[step.entry.name].reads_data else {}
+        files = self._files(KINDS[step.entry.name])
         self.last.put(step.entry.name, step.found, artifact.record.get("seconds"), files)
+
+    def _files(self, kind: StageKind) -> Mapping[str, str]:
+        """Digests of the data's files that a stage may see."""
+        if not kind.reads_data:
+            return {}
+        return self.data.digests if kind.tests else self.data.learning_digests
 
     def all(self, *, force: Collection[str] = ()) -> list[Step]:
         """The whole plan as far as it can be known now."""

@@ -29,7 +29,8 @@ class StageKind:
 
     `needs`: groups of earlier artefacts, one of each group must be there. `rooms` and `packages`: what enters the key.
     `shares`: files of this room that the stage's own file imports; they enter the key too.
-    `reads_data` and `on_device`: whether the data's fingerprint and the machine's enter it.
+    `reads_data` and `on_device`: whether the data's fingerprint and the machine's enter it; `tests`: the test split's
+    part of the data as well.
     `on_targets`: whether the targets do, their engines' versions, and the processors.
     `trains`: whether all processes of a distributed run take part.
     """
@@ -43,6 +44,7 @@ class StageKind:
     takes: tuple[str, ...] = ()
     shares: tuple[str, ...] = ()
     reads_data: bool = True
+    tests: bool = False
     on_device: bool = False
     on_targets: bool = False
     trains: bool = False
@@ -122,6 +124,7 @@ KINDS: dict[str, StageKind] = {
             (*_TORCH, "onnx", *PACKAGES),
             needs=(_NETWORKS,),
             takes=(*_NETWORKS, "quantize", "export", "compile"),
+            tests=True,
             on_targets=True,
             shares=("compile", "feeds", "networks", "quantized", "ladder", "places", "precision", "tensors"),
         ),

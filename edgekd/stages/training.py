@@ -160,7 +160,7 @@ def _cache(
     about = {
         "teacher": artifact.digest,
         "made_by": _made_by(context, artifact),
-        "data": data.fingerprint,
+        "data": data.learning_fingerprint,
         "tables": {table: data.table_fingerprint(table) for table in tables if table != "train"},
         "augment": augment.canonical() if augment else None,
         "precision": run.precision,

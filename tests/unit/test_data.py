@@ -240,6 +240,12 @@ def test_a_split_keeps_its_fingerprint_while_others_and_what_images_become_chang
     assert fewer.split_fingerprint("test") != before.split_fingerprint("test")
     assert list(before.files_of("test")) == ["test.parquet"]
     assert before.files_of("validation") == before.files_of("train")
+    assert fewer.learning_fingerprint == before.learning_fingerprint
+    assert fewer.fingerprint != before.fingerprint
+    assert limited.learning_fingerprint != before.learning_fingerprint
+    assert resized.learning_fingerprint != before.learning_fingerprint
+    assert list(before.learning_digests) == ["train.parquet"]
+    assert list(before.digests) == ["train.parquet", "test.parquet"]
     (tmp_path / "set/train.parquet").write_bytes((tmp_path / "set/test.parquet").read_bytes())
     after = opened(tmp_path, parquet=PARQUET)
     assert after.split_fingerprint("test") == before.split_fingerprint("test")

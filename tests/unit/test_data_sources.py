@@ -74,17 +74,18 @@ def test_rows_of_train_in_the_same_csv_leave_the_other_splits_as_they_are(tmp_pa
     def prints(text: str) -> dict[str, str]:
         (tmp_path / "set.csv").write_text(text)
         data = opened(tmp_path, **settings)
-        return {split: data.split_fingerprint(split) for split in ("train", "validation", "test")}
+        splits = {split: data.split_fingerprint(split) for split in ("train", "validation", "test")}
+        return {**splits, "learning": data.learning_fingerprint, "all": data.fingerprint}
 
     def changed(text: str) -> list[str]:
         return [split for split, found in prints(text).items() if found != before[split]]
 
     before = prints(text)
-    assert changed(f"{text}img/4.png,0,train\nimg/5.png,1,train\n") == ["train", "validation"]
-    assert changed(f"{text}img/4.png,0,test\n") == ["test"]
-    assert changed(text.replace("img/3.png,1", "img/3.png,0")) == ["test"]  # a label
+    assert changed(f"{text}img/4.png,0,train\nimg/5.png,1,train\n") == ["train", "validation", "learning", "all"]
+    assert changed(f"{text}img/4.png,0,test\n") == ["test", "all"]
+    assert changed(text.replace("img/3.png,1", "img/3.png,0")) == ["test", "all"]  # a label
     (tmp_path / "img/1.png").write_bytes(encoded(picture(8)))
-    assert changed(text) == ["test"]
+    assert changed(text) == ["test", "all"]
 
 
 def test_one_csv_for_each_split(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`edgekd plan`: ten changes and what each of them runs again, with the reason and the time it took last."""
+"""`edgekd plan`: eleven changes and what each of them runs again, with the reason and the time it took last."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Finished:
 
     def make(self) -> None:
         folder = self.folder
-        for name in ("a", "b"):
+        for name in ("train/a", "train/b", "test/a", "test/b"):
             (folder / "images" / name).mkdir(parents=True)
             for index in range(8):
                 self.draw(f"{name}/{index}", index)
@@ -139,7 +139,8 @@ CHANGES: dict[str, tuple[Callable[[Finished], object], str | None, str]] = {
         lambda f: (f.folder / "teacher.safetensors").write_bytes(b"other"), "teacher",
         "changed: weights 9a129038d9a0.. -> d9298a10d1b0..",
     ),
-    "one image": (lambda f: f.draw("b/3", 99), "teacher", "changed: data {}.. -> {}.. (in b)"),
+    "one image": (lambda f: f.draw("train/b/3", 99), "teacher", "changed: data {}.. -> {}.. (in train/b)"),
+    "one image to test on": (lambda f: f.draw("test/b/3", 99), "evaluate", "changed: data {}.. -> {}.. (in test/b)"),
     "the version of a package": (lambda f: None, "quantize", "changed: packages.torchao {} -> 99.1"),
     "own source": (
         lambda f: f.edit("return 1", "return 2", "nets.py"), "teacher", "changed: networks.teacher {}.. -> {}..",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgekd.cli.networks import ArgsOption, WeightsOption, network_of
-from edgekd.cli.shared import JsonOption, LogFormatOption, QuietOption, print_json
+from edgekd.cli.shared import JsonOption, LogFormatOption, QuietOption, print_json, say_error
 from edgekd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,7 +70,11 @@ def check(
     else:
         for line in (line for one in found for line in lines_of(one)):
             typer.echo(line)
-    return max(one.exit_code for one in found)
+    failed = max((one.error for one in found if one.error), key=lambda error: error.exit_code, default=None)
+    if failed is None:
+        return 0
+    say_error(failed, ["--log-format", log_format])  # the document of --json is out already
+    return failed.exit_code
 
 
 def _first(*options: tuple[str, Any]) -> str | None:

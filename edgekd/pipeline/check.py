@@ -40,7 +40,8 @@ class Checked:
 
     network: str
     steps: list[Step] = field(default_factory=list)
-    exit_code: int = 0
+    error: EdgekdError | None = None
+    """What went wrong first, of the highest exit code."""
 
     @property
     def ok(self) -> bool:
@@ -50,7 +51,8 @@ class Checked:
     def failed(self, name: str, error: EdgekdError) -> None:
         """Take down what went wrong."""
         self.steps.append(Step(name, False, error.message, error.hint))
-        self.exit_code = max(self.exit_code, error.exit_code)
+        if self.error is None or error.exit_code > self.error.exit_code:
+            self.error = error
 
 
 def check_network(
@@ -66,6 +68,9 @@ def check_network(
         inputs: shapes by name, the batch first; a batch of one is made two, so that nothing can rely on one.
         targets: engine and device by the name of the target.
         base: where paths start.
+
+    Raises:
+        EdgekdError: it cannot be built, does not fit its weights, or does not run on such inputs.
     """
     checked = Checked(settings.model)
     tried = _Tried(checked, settings, inputs, quantization, base)
@@ -97,12 +102,8 @@ class _Tried:
         """Everything before the engines."""
         from edgekd.models.facts import parameter_count
 
-        try:
-            network = self._built()
-            example, self.outputs = self._run(network)
-        except EdgekdError as error:
-            self.checked.failed("runs", error)
-            return
+        network = self._built()
+        example, self.outputs = self._run(network)
         shapes = ", ".join(f"{name} {'x'.join(map(str, x.shape[1:]))}" for name, x in example.items())
         self._good("runs", f"{parameter_count(network):,} parameters, {shapes} -> {', '.join(self.outputs)}")
         graph = self._captured(network, example)
@@ -259,7 +260,7 @@ def lines_of(checked: Checked) -> list[str]:
     lines = [f"{checked.network}"]
     for step in checked.steps:
         lines.append(f"  {step.name:<12} {'yes' if step.ok else 'NO '}  {step.words}")
-        if step.hint:
+        if step.hint and not (checked.error and step.hint == checked.error.hint):  # that follows as the error
             lines.append(f"  {'':<12}      help: {step.hint}")
         for row in step.floats[:_SHOWN]:
             lines.append(f"  {'':<12}      {row['layer']} ({row['kind']}): {row['why']}")

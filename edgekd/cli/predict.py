@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgekd.cli.shared import JsonOption, LogFormatOption, QuietOption, print_json
+from edgekd.cli.shared import JsonOption, LogFormatOption, QuietOption, print_json, say_error
 from edgekd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ def predict(
     json_: JsonOption = False,
     log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
-) -> None:
-    """Show what a build says of images: classes with their probabilities."""
+) -> int:
+    """Show what a build says of images: classes with probabilities; images that cannot be read are named at the end."""
     from edgekd.cli.loading import load_build
     from edgekd.export.card import answers, read_card, takes_an_image
     from edgekd.runtimes.protocol import infer
@@ -33,7 +33,7 @@ def predict(
     if not takes_an_image(card):
         raise ConfigError(f"{build}: takes no single image: {', '.join(card['inputs'])}", hint="feed it by its engine")
     ((name, how),) = card["inputs"].items()
-    arrays = [(path, _prepared(path, how)) for path in images]
+    arrays, broken = _prepared(images, how)
     engine.version()
     engine.check(card["device"], run=True)
     session = load_build(folder, card)
@@ -49,9 +49,12 @@ def predict(
     session.close()
     if json_:
         print_json(rows)
-        return
-    for row in rows:
-        typer.echo(f"{row['image']}  {_words(row)}")
+    else:
+        for row in rows:
+            typer.echo(f"{row['image']}  {_words(row)}")
+    for error in broken:
+        say_error(error, ["--log-format", log_format])
+    return DataError.exit_code if broken else 0
 
 
 def _words(row: dict[str, Any]) -> str:
@@ -60,16 +63,28 @@ def _words(row: dict[str, Any]) -> str:
     return "  ".join(f"{one['class']} {one['probability']:.4f}" for one in row["classes"])
 
 
-def _prepared(path: Path, how: dict[str, Any]) -> np.ndarray[Any, Any]:
+def _prepared(
+    paths: list[Path], how: dict[str, Any]
+) -> tuple[list[tuple[Path, np.ndarray[Any, Any]]], list[DataError]]:
+    """The images as the build takes them, each with its path, and what is wrong with those that cannot be decoded.
+
+    Raises:
+        ConfigError: a path names no file.
+        DataError: not one can be decoded.
+    """
     from edgekd.export.predict import prepare
 
-    if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "there is no such file"
-        raise ConfigError(f"{path}: {kind}", hint="give image files, e.g. images/*.jpg")
-    try:
-        found: np.ndarray[Any, Any] = prepare(path, how)  # type: ignore[no-untyped-call]
-    except Exception as error:  # Pillow raises many kinds on damaged files
-        raise DataError(
-            f"{path}: the image cannot be decoded", hint="give a JPEG, PNG, WebP, BMP, TIFF or GIF"
-        ) from error
-    return found
+    for path in paths:
+        if not path.is_file():
+            kind = "is a folder" if path.is_dir() else "there is no such file"
+            raise ConfigError(f"{path}: {kind}", hint="give image files, e.g. images/*.jpg")
+    arrays, broken = [], []
+    for path in paths:
+        try:
+            arrays.append((path, prepare(path, how)))  # type: ignore[no-untyped-call]
+        except Exception:  # Pillow raises many kinds on damaged files
+            hint = "give a JPEG, PNG, WebP, BMP, TIFF or GIF"
+            broken.append(DataError(f"{path}: the image cannot be decoded", hint=hint))
+    if not arrays:
+        raise broken[0]
+    return arrays, broken

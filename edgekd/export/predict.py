@@ -46,14 +46,14 @@ def open_model(path, card):  # a function from named inputs to the values of the
 
 if __name__ == "__main__":
     card = json.loads(Path(__file__).with_name("model.json").read_text())
-    ((name, how),), ask = card["inputs"].items(), None
+    ((name, how),), ask, wrong = card["inputs"].items(), None, []
     for path in sys.argv[1:] or sys.exit(__doc__):
         try:
             ask = ask or open_model(str(Path(__file__).with_name(card["file"])), card)
-            x = prepare(path, how)
+            for output, (values, *_) in ask({name: prepare(path, how)}).items():
+                odds, labels = np.exp(values - values.max()), card["labels"].get(output)
+                best = [f"{labels[i] if labels else i} {odds[i] / odds.sum():.4f}" for i in np.argsort(-odds)[:5]]
+                print(path, output, *(best if output in card["classes"] else values))
         except Exception as error:  # engines and Pillow raise many kinds
-            sys.exit(f"error: {path if ask else card['file']}: {' '.join(str(error).split())}")
-        for output, (values, *_) in ask({name: x}).items():
-            odds, labels = np.exp(values - values.max()), card["labels"].get(output)
-            best = [f"{labels[i] if labels else i} {odds[i] / odds.sum():.4f}" for i in np.argsort(-odds)[:5]]
-            print(path, output, *(best if output in card["classes"] else values))
+            wrong.append(f"error: {path if ask else card['file']}: {' '.join(str(error).split())}")
+    sys.exit("\n".join(dict.fromkeys(wrong)) or 0)

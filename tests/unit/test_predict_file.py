@@ -225,3 +225,34 @@ def test_a_build_that_was_cut_short_is_one_line(
         runpy.run_path(str(folder / "predict.py"), run_name="__main__")
     assert str(end.value.code).startswith(f"error: {'model.onnx' if code == 2 else 'model.xml'}: ")
     assert len(str(end.value.code).splitlines()) == 1
+
+
+def test_an_image_that_cannot_be_read_takes_the_others_answers_from_nobody(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import runpy
+    import shutil
+
+    from edgekd.cli.main import run
+
+    folder = Path(shutil.copytree(whole / "onnxruntime", tmp_path / "build"))
+    shutil.copy(beside.__file__, folder)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    images = [str(path) for path in (whole / "images/a/0.png", broken, whole / "images/b/0.png")]
+    for words in (images, [*images, "--json"]):
+        with pytest.raises(SystemExit) as end:
+            run(["predict", str(folder), *words])
+        said = capsys.readouterr()
+        assert end.value.code == 4
+        assert said.err.splitlines()[0] == f"error: {broken}: the image cannot be decoded"
+        assert [image for image in images if image in said.out] == [images[0], images[2]]
+    monkeypatch.setattr("sys.argv", ["predict.py", *images])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(folder / "predict.py"), run_name="__main__")
+    assert str(end.value.code).startswith(f"error: {broken}: ")
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [images[0], images[2]]
+    monkeypatch.setattr("sys.argv", ["predict.py", images[0]])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(folder / "predict.py"), run_name="__main__")
+    assert not end.value.code

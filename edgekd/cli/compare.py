@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ from edgekd.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgekd.pipeline.log import Log
-    from edgekd.report.changes import Kind, Options
+    from edgekd.report.changes import Change, Kind, Options
     from edgekd.report.compare import Outcome
 
 _SHARE = re.compile(r"\s*([0-9.]+(?:e[-+]?\d+)?)\s*(%|pt|)\s*")
@@ -84,7 +85,7 @@ def _say_why(outcome: Outcome, log: Log) -> None:
     from edgekd.report.compare import interval_text
 
     for row in outcome.regressions():
-        log.error(f"regression: {row.measure} of {row.what}: {interval_text(row)}", None)
+        log.error(f"regression: {row.measure} of {row.what}: {interval_text(row)}", _accepting(row))
     for name, what in outcome.gone().items():
         log.error(f"regression: {what} is missing in new", f"--allow-missing {name}, if it was meant to go")
     if outcome.incomparable:
@@ -92,6 +93,14 @@ def _say_why(outcome: Outcome, log: Log) -> None:
             f"not comparable: scores of {', '.join(outcome.incomparable)} are of other samples",
             "run BASE again on the test data of NEW; or --across-data, which judges them all the same",
         )
+
+
+def _accepting(row: Change) -> str:
+    """What lets a regression of this size pass, if it is meant to."""
+    bare = row.kind == "metric" and row.unit != "fraction"
+    size = math.ceil(1000 * abs(row.change)) / (1000 if bare else 10)
+    unit = "" if bare else "pt" if row.kind == "metric" else "%"
+    return f"--threshold {row.kind}={size:g}{unit}, if so much is accepted"
 
 
 def _shown(outcome: Outcome, *, markdown: bool) -> str:

@@ -116,6 +116,9 @@ class _Pair:
 
     def rows(self) -> Iterable[Change]:
         """p50, p90, p99, throughput one after the other, and peak memory."""
+        if self.base == self.new:  # NEW took it from the store
+            yield from self._once()
+            return
         estimates = self._from_launches()
         for name in _PERCENTILES:
             if getattr(self.base, name) and getattr(self.new, name):
@@ -128,6 +131,18 @@ class _Pair:
         if self.base.peak_rss_bytes and self.new.peak_rss_bytes:
             bytes_ = self.base.peak_rss_bytes, self.new.peak_rss_bytes
             yield changes.fact("memory", self.what, "peak memory", "B", *bytes_, self.options)
+
+    def _once(self) -> Iterable[Change]:
+        """The rows of one measurement that both runs tell."""
+        kinds: dict[str, tuple[changes.Kind, str]] = dict.fromkeys(_PERCENTILES, ("latency", "ms"))
+        kinds |= {"throughput_per_s": ("throughput", "/s"), "peak_rss_bytes": ("memory", "B")}
+        for measure, (kind, unit) in kinds.items():
+            if getattr(self.base, measure):
+                name = "peak memory" if kind == "memory" else measure
+                side = Side(getattr(self.base, measure), self.base.ci95.get(measure))
+                about = (kind, self.what, name, unit)
+                note = "the same measurement"
+                yield changes.share(about, side, side, self.options, ratio=(1.0, (1.0, 1.0)), sd=0.0, note=note)
 
     def _p50_held(self, estimates: dict[str, Estimate]) -> Change | None:
         """The median by something steadier than the wall clock; None where there is nothing, or no need."""

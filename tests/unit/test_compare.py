@@ -46,12 +46,19 @@ def verdicts(base: Report, new: Report, **options: Any) -> dict[str, str]:
     return {name: row.verdict for name, row in judged(base, new, **options).items()}
 
 
-def test_a_run_against_itself_has_not_changed() -> None:
-    found = verdicts(run(), run(), run_sd=0.0005)
+def test_an_equal_run_has_not_changed() -> None:
+    found = verdicts(run(), run(1.000001), run_sd=0.0005)
     assert set(found.values()) == {"same", "undecided"}  # 1% either way is not the same within 1%
     assert [name for name, verdict in found.items() if verdict == "undecided"] == [
         f"p{p}_ms of quantized int8" for p in (50, 90, 99)
     ]
+
+
+def test_one_measurement_in_both_runs_is_the_same_however_disturbed_it_was() -> None:
+    report = run(contended=True, throughput_per_s=900.0, peak_rss_bytes=100_000_000)
+    rows = [row for row in judged(report, report).values() if row.note == "the same measurement"]
+    assert {row.measure for row in rows} >= {"p50_ms", "p99_ms", "throughput_per_s", "peak memory"}
+    assert {(row.verdict, row.change) for row in rows} == {("same", 0.0)}
 
 
 def test_what_two_runs_differ_by_for_no_reason_is_no_regression_and_what_is_more_is_one() -> None:
@@ -319,7 +326,8 @@ def test_samples_beside_the_reports_are_used_and_cpu_time_stands_in_under_conten
             arrays |= {f"{index}/visit_switches": one.visit_switches, f"{index}/start_ns": np.arange(60)}
         np.savez(tmp_path / name / "s.npz", **arrays)
     report = run(samples_path="s.npz", contended=True, cpu_p50_ms=1.0, peak_rss_bytes=100_000_000)
-    rows = compare(report, tmp_path / "a", report, tmp_path / "b", Options()).rows
+    other = run(samples_path="s.npz", contended=True, cpu_p50_ms=1.0, peak_rss_bytes=100_000_001)
+    rows = compare(report, tmp_path / "a", other, tmp_path / "b", Options()).rows
     found = {row.measure: row for row in rows}
     assert found["cpu_p50_ms"].ci95 is not None and "CPU time" in found["cpu_p50_ms"].note
     assert {"throughput_per_s", "peak memory"} <= set(found)
@@ -353,6 +361,8 @@ def test_a_regression_ends_with_5_and_is_named(two: tuple[str, str]) -> None:
     assert code == 5
     assert "p50_ms" in out and "3 regression" in out
     assert err.splitlines()[0].startswith("error: regression: p50_ms of quantized int8 on ov, batch 1: +50% [")
+    assert err.splitlines()[1] == "help: --threshold latency=50%, if so much is accepted"
+    assert call(*two, "--threshold", "latency=50%")[0] == 0
     assert call(two[1], two[0])[0] == 0
     assert call(two[0], f"{two[1]}/report.json", "--threshold", "latency=60%")[0] == 0
 

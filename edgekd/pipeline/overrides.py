@@ -28,6 +28,8 @@ def apply_override(tree: Tree, text: str, *, known: Collection[str]) -> None:
     parts = address.split(".")
     if not equals or not all(parts):
         raise ConfigError(f"--set {text}: is not of the form a.b=c", hint="e.g. --set distill.epochs=5")
+    if not value_text.strip():
+        raise ConfigError(f"{where}=: has no value", hint=f"give one, or {address}=null for none")
     value = _from_here(parts[-1], parse_tree(value_text, where).value)
     path: list[str | int] = list(_addressed(tree, parts, where, known))
     node: Any = tree.value

@@ -125,6 +125,7 @@ ON_THE_COMMAND_LINE: dict[str, tuple[list[str], str, str]] = {
     "set without =": (["--set", "train.batch"], r"^--set train.batch: is not of the form", "--set distill.epochs=5"),
     "set without a name": (["--set", "=3"], r"^--set =3: is not of the form", "e.g"),
     "set with two dots": (["--set", "train..x=3"], r"^--set train..x=3: is not of the form", "e.g"),
+    "set to nothing": (["--set", "teacher.epochs="], r"^--set teacher.epochs=: has no value", "teacher.epochs=null"),
     "set of an unknown stage": (["--set", "taecher.epochs=1"], r"^--set taecher.epochs: 'taecher'", "mean 'teacher'"),
     "set of an unknown key": (["--set", "teacher.epoch=1"], r"^--set teacher.epoch: unknown key", "mean 'epochs'"),
     "set of the wrong type": (["--set", "train.batch=x"], r"^--set train.batch: train.batch: \"x\"", "whole number"),

@@ -126,7 +126,7 @@ def test_problems_come_once_each_in_the_order_of_the_file() -> None:
         ("gates.0.max=2 ms", {"gates": [{"max": "2 ms"}]}),
         ("data.path=a b", {"data": {"npz": {"path": "a b"}}}),
         ("data.npz.path=/x", {"data": {"npz": {"path": "/x"}}}),
-        ("name=", {"name": None}),
+        ("name=null", {"name": None}),
     ],
 )
 def test_set_changes_one_value(address: str, value: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ int8_f16   int8 Q/DQ with a float16 remainder: TensorRT's int8
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
@@ -19,13 +21,15 @@ from edgekd.export.graphs import copied, drop_unused, read_nodes
 _KEEP_SIGN = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Flatten", "Transpose",
               "ReduceMean", "ReduceMax", "Squeeze", "Unsqueeze", "Identity", "Concat", "Slice", "Split",
               "QuantizeLinear", "DequantizeLinear"}  # fmt: skip
+_MOST = np.iinfo(np.uint8).max
 _NOT_NEGATIVE = {"Relu", "Sigmoid", "Softmax", "HardSigmoid"}
 
 
 def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
     """The int8 flavour with uint8 activations: same scales, stored values shifted by their zero point.
 
-    Weights get zero points of their own: ONNX Runtime's way around saturating processors fails on shared ones.
+    Weights get zero points of their own: ONNX Runtime's way around saturating processors fails on shared ones. A ReLU6
+    is cut in uint8 (`_cut_later`).
     """
     model = copied(model)
     graph = model.graph
@@ -36,18 +40,62 @@ def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "QuantizeLinear" and node.input[0] not in constants:
             zero_point = 0 if _never_negative(node.input[0], producers, constants) else 128
             shifted[node.output[0]] = zero_point
-            node.input[2] = _zero_point(graph, np.uint8(zero_point))
+            node.input[2] = _byte(graph, np.uint8(zero_point))
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in shifted:
-            node.input[2] = _zero_point(graph, np.uint8(shifted[node.input[0]]))
+            node.input[2] = _byte(graph, np.uint8(shifted[node.input[0]]))
         elif node.op_type == "DequantizeLinear" and node.input[0] in constants and len(node.input) > 2:
             own = copied(constants[node.input[2]])
             own.name = f"{node.input[0]}.zero_point"
             graph.initializer.append(own)
             node.input[2] = own.name
+    _cut_later(graph, shifted, constants)
     drop_unused(graph)
     del graph.value_info[:]
     return onnx.shape_inference.infer_shapes(model, strict_mode=True)
+
+
+def _cut_later(graph: onnx.GraphProto, shifted: Mapping[str, int], constants: Mapping[str, TensorProto]) -> None:
+    """Turn a Clip to 0 .. m before a QuantizeLinear of zero point 0 into a ReLU, and cut at round(m / scale) after it.
+
+    Rounding keeps the order, so every value stays. In float, ONNX Runtime fuses the Clip with its convolution, which
+    then runs in float; a ReLU it leaves to the saturation of uint8.
+    """
+    readers: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    results = {value.name for value in graph.output}
+    cuts: dict[str, NodeProto] = {}
+    for clip in graph.node:
+        most = _clips_at(clip, constants)
+        pairs = readers.get(clip.output[0], []) if most is not None and clip.output[0] not in results else []
+        scales = [constants.get(node.input[1]) for node in pairs]
+        if not pairs or any(scale is None or scale.dims for scale in scales):
+            continue
+        if any(shifted.get(node.output[0]) != 0 for node in pairs):
+            continue
+        del clip.input[1:]
+        clip.op_type = "Relu"
+        for node, scale in zip(pairs, scales, strict=True):
+            level = np.rint(np.float32(most) / numpy_helper.to_array(scale).astype(np.float32))
+            if level < _MOST:
+                whole = f"{node.output[0]}.whole"
+                limits = [_byte(graph, np.uint8(value)) for value in (0, level)]
+                cuts[whole] = onnx.helper.make_node("Clip", [whole, *limits], [node.output[0]], f"{node.name}.cut")
+                node.output[0] = whole
+    ordered = [part for node in graph.node for part in (node, *(cuts[name] for name in node.output if name in cuts))]
+    del graph.node[:]
+    graph.node.extend(ordered)
+
+
+def _clips_at(node: NodeProto, constants: Mapping[str, TensorProto]) -> float | None:
+    """Where a Clip to 0 .. m ends; None for any other node."""
+    ends = [constants.get(name) for name in node.input[1:]] if node.op_type == "Clip" else []
+    if len(ends) != 2 or None in ends:
+        return None
+    low, high = (float(numpy_helper.to_array(end)) for end in ends)
+    return high if low == 0 < high else None
 
 
 def quantize_skips_only(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -114,8 +162,8 @@ def _never_negative(name: str, producers: dict[str, NodeProto], constants: dict[
     return node.op_type in _KEEP_SIGN and _never_negative(node.input[0], producers, constants)
 
 
-def _zero_point(graph: onnx.GraphProto, value: np.uint8) -> str:
-    name = f"zero_point_u8_{int(value)}"
+def _byte(graph: onnx.GraphProto, value: np.uint8) -> str:
+    name = f"u8_{int(value)}"
     if all(tensor.name != name for tensor in graph.initializer):
         graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.uint8), name))
     return name

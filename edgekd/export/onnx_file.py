@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edgekd.errors import ExportError, first_line, quiet
 from edgekd.export.metadata import stamp
 from edgekd.export.preprocessing import Affine, fuse
+from edgekd.export.rules import look_first
 
 LARGEST_BYTES = (1 << 31) - 1  # what protobuf can write as one message
 _PRODUCER = "edgekd"
@@ -62,6 +63,7 @@ def write_onnx(
     check_size(network, path.name)
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
     module = _Positional(network, outputs).train(False)
+    look_first()
     try:
         with quiet():
             program = torch.onnx.export(

@@ -247,7 +247,7 @@ def _row(layer: Layer, engine: str) -> dict[str, str]:
     elif layer.kind in _NO_KERNEL:
         why = f"{engine} has no 8-bit form of it"
     elif layer.kind == "FusedConv":
-        why = f"{engine} fused it with an activation that cuts what 8 bits could hold, such as ReLU6 at large values"
+        why = f"{engine} fused it with an activation that 8 bits cannot hold"
     elif layer.kind in ("Conv", "Convolution", "Gemm", "FullyConnected", "MatMul", "FusedGemm"):
         why = f"{engine} runs it in 8 bits only where what reads it takes 8 bits; answers of a network are float"
     else:

@@ -40,7 +40,7 @@ _INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize
 _NOT_COMPUTE = {"QuantizeLinear", "DequantizeLinear", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze",
                 "Identity", "Cast", "ReorderInput", "ReorderOutput", "Shape", "Constant"}  # fmt: skip
 # Integer kernels exist for these too: on 8-bit tensors they run in 8 bits without another name.
-_SAME_NAME = {"MaxPool", "NhwcMaxPool", "Concat", "Split", "Slice", "Gather", "Pad", "Resize"}
+_SAME_NAME = {"Clip", "MaxPool", "NhwcMaxPool", "Concat", "Split", "Slice", "Gather", "Pad", "Resize"}
 
 
 # Without VNNI an x64 processor adds products of uint8 and int8 up in 16 bits, which overflow; so they do not.

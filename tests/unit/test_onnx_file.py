@@ -89,3 +89,35 @@ def test_a_network_that_fixes_its_batch_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ExportError):
         write_onnx(Fixed().eval(), EXAMPLE, ("y",), tmp_path / "fixed.onnx", opset=20, metadata={})
+
+
+class Padded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(nn.functional.pad(x, (1, 1, 1, 1)))
+        y = torch.relu(torch.relu(y).clamp(0.0, 4.0))
+        return torch.cat((y[:, 2:], y[:, :2]), dim=1).reshape(-1, 4, 64).reshape(-1, 256) * 1.0
+
+
+def test_rules_that_look_at_the_operation_first_write_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxscript.rewriter import _DEFAULT_REWRITE_RULES
+
+    network, example = Padded().eval(), {"x": torch.randn(2, 2, 8, 8)}
+
+    def written(name: str) -> bytes:
+        write_onnx(network, example, ("y",), tmp_path / name, opset=20, metadata={})
+        return (tmp_path / name).read_bytes()
+
+    quick = written("quick.onnx")
+    changed = [rule._matcher for rule in _DEFAULT_REWRITE_RULES if "match" in vars(rule._matcher)]
+    assert len(changed) > 20
+    for matcher in changed:
+        monkeypatch.delattr(matcher, "match")
+    monkeypatch.setattr(onnx_file, "look_first", lambda: None)
+    assert written("slow.onnx") == quick
+    assert {"Pad", "Mul"}.isdisjoint(node.op_type for node in load(tmp_path / "quick.onnx").graph.node)

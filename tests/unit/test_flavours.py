@@ -28,7 +28,7 @@ class Cut(nn.Module):
         self.third, self.act = nn.Conv2d(8, 4, 1), nn.ReLU6()
         with torch.no_grad():
             for parameter in self.parameters():
-                parameter *= 12
+                parameter.mul_(12)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.act(self.first(x))

@@ -70,9 +70,15 @@ class SourceMemo:
                     write_atomic(place, text, durable=False)
 
     def _digest_of(self, path: str) -> str:
-        name = f"{_made_by()}/{_bytes_digest(path)}"
-        self._used[name] = self._known.get(name) or source.code_of(Path(path))[0]
-        return self._used[name]
+        content = _bytes_digest(path)
+        name = f"{_made_by()}/{content}"
+        digest = self._known.get(name) or self._used.get(name)
+        if digest is None:
+            digest = source.code_of(Path(path))[0]
+            if sha256_file(Path(path)) != content:
+                return digest  # edited meanwhile: it may be that of either
+        self._used[name] = digest
+        return digest
 
 
 @functools.lru_cache(maxsize=256)

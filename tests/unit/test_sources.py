@@ -99,6 +99,24 @@ def test_a_spoiled_memory_is_made_anew(content: str, room: Path, tmp_path: Path)
     assert list(sources._read(str(place), *sources._state(place)).values()) == [memo._digest_of(str(room / "a.py"))]
 
 
+def test_what_was_edited_while_it_was_parsed_is_not_remembered(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = sources.source.code_of
+
+    def edited(path: Path) -> tuple[str, frozenset[str]]:
+        path.write_text("x = 2\n")
+        return parsed(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources.source, "code_of", edited)
+        memo = SourceMemo(tmp_path / "sources.json")
+        memo.digest([room])
+        memo.keep()
+    (room / "a.py").write_text("x = 1\n")
+    assert SourceMemo(tmp_path / "sources.json").digest([room]) == source_digest([room], root=tmp_path)
+
+
 def test_other_ways_of_making_digests_share_no_memory(
     room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ import edgekd
 from edgekd.cli.lazy import Command, LazyGroup
 from edgekd.cli.shared import explain_usage, keep_traceback, say_error
 from edgekd.errors import ConfigError, EdgekdError
-from edgekd.files import launched
+from edgekd.files import launched, leave
 
 # The help is the first line of the command's docstring (a test holds it): `edgekd --help` loads no command.
 COMMANDS = {
@@ -96,7 +96,8 @@ def _root(
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """Entry point. Errors of ours become one line, one line of help and their exit code.
+    """Entry point. Errors of ours become one line, one line of help and their exit code. Without `argv` it is the end
+    of the process.
 
     With `--json` an error is one document on standard output too: {"error": {message, hint, exit_code, problems}}.
 
@@ -108,6 +109,8 @@ def run(argv: Sequence[str] | None = None) -> None:
         from edgekd.pipeline.processes import leave_with
 
         leave_with(code)
+    if argv is None:
+        leave(code)
     sys.exit(code)
 
 

@@ -42,12 +42,13 @@ def plan(
     quiet: QuietOption = False,
 ) -> int:
     """Show each stage as cached or to run, and why."""
-    from edgekd.pipeline.failures import check_folders
-    from edgekd.pipeline.plan import Planner, frozen_answers
     from edgekd.pipeline.schema import load_pipeline
-    from edgekd.store import StorePlace
 
     pipeline = load_pipeline(file, sets or ())
+    from edgekd.pipeline.failures import check_folders
+    from edgekd.pipeline.plan import Planner, frozen_answers
+    from edgekd.store import StorePlace
+
     place = StorePlace(store.absolute(), store_mode, None if offline else remote_store)
     if store_mode == "rw":
         check_folders({"--store": store})

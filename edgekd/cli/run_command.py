@@ -59,10 +59,11 @@ def run(
 ) -> int:
     """Run a pipeline file: every stage from the store or anew, then the report and the budgets."""
     log = make_log(log_format, quiet or json_)
-    from edgekd.pipeline.processes import check_processes, done, follow, follows, launch, meet
     from edgekd.pipeline.schema import load_pipeline
 
     if launched():
+        from edgekd.pipeline.processes import done, meet
+
         if done():
             return 0
         meet()
@@ -70,6 +71,8 @@ def run(
     names = [stage.name for stage in pipeline.stages]
     check_stage_names("--to", [to] if to else [], names)
     check_stage_names("--force", force or [], names)
+    # What works is loaded for a file without a mistake.
+    from edgekd.pipeline.processes import check_processes, follow, follows, launch
     from edgekd.pipeline.runner import run as run_pipeline
     from edgekd.pipeline.start import RunOptions, check_start
     from edgekd.store import StorePlace

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMES", "DistillationSettings", "KdSettings", "KnowledgeSettings", "MseLogitsSettings", "Scheme"]
 
-_PEER_KNOWLEDGE = (KnowledgeSettings(kd=KdSettings(weight=1.0, temperature=1.0)),)
-
 
 class DistillationSettings(Settings):
     """Who teaches whom, and what."""
@@ -157,7 +155,9 @@ class DistillationSettings(Settings):
 
     def taught(self) -> tuple[KnowledgeSettings, ...] | None:
         """The knowledge with the scheme's default filled in; None: that of each head."""
-        return _PEER_KNOWLEDGE if self.knowledge is None and self.scheme == "online" else self.knowledge
+        if self.knowledge is None and self.scheme == "online":
+            return (KnowledgeSettings(kd=KdSettings(weight=1.0, temperature=1.0)),)
+        return self.knowledge
 
     def further_generations(self) -> int:
         """How often the student is trained afresh from its former self."""

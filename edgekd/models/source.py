@@ -26,17 +26,22 @@ _STANDARD_LIBRARY = (sysconfig.get_path("stdlib"), os.path.dirname(os.__file__))
 _IN_KEYS = frozenset({"edgekd", "torch", "numpy"})  # a stage has the code or the version of those that it uses
 
 
-def source_digest(paths: Iterable[Path], *, root: Path | None = None) -> str:
+def source_digest(
+    paths: Iterable[Path], *, root: Path | None = None, digest_of: Callable[[Path], str] | None = None
+) -> str:
     """Hex sha256 over the syntax trees of Python files; a folder stands for every .py file below it.
 
     Strings that stand as a statement (docstrings of any kind) and comments do not count. The names of the files do,
     relative to `root` (by default the folder that all of them share), so the digest is the same on every machine that
     has the same Python version.
 
+    Args:
+        digest_of: the first of what `code_of` says of a file, from somewhere that remembers it.
+
     Raises:
         ConfigError: a file cannot be read or is not valid Python (file:line).
     """
-    return _digest(_python_files(paths), root, lambda path: _code_of(path)[0])
+    return _digest(_python_files(paths), root, digest_of or (lambda path: code_of(path)[0]))
 
 
 def module_digest(name: str, base: Path) -> str | None:
@@ -71,9 +76,10 @@ def _reached_from(name: str, base: Path) -> tuple[dict[str, str], dict[str, str]
         places = _find(module, base) or []
         installed = [place for place in places if is_installed(place)]
         for place in (place for place in places if place not in installed):
+            root = _absolute(place.parent)
             for path in _python_files([place]):
-                digest, imported = _code_of(path)
-                files.setdefault(_name_in(place.parent, path), digest)  # of two portions Python takes the first
+                digest, imported = code_of(path)
+                files.setdefault(_name_in(root, path), digest)  # of two portions Python takes the first
                 queue += imported - seen
                 seen |= imported
         if installed and module not in sys.stdlib_module_names:
@@ -168,8 +174,8 @@ def _no_collector() -> Iterator[None]:
 def _write(node: ast.AST, out: list[str], names: set[str]) -> None:
     """The text of a syntax tree without places and without strings that stand as a statement, and what it imports.
 
-    In one pass and by hand: a run on an empty store reads all of edgekd, and `ast.dump` after `ast.walk` takes thrice
-    as long.
+    In one pass and by hand: all of edgekd may have to be read before a run begins, and `ast.dump` after `ast.walk`
+    takes thrice as long.
     """
     kind = type(node)
     if isinstance(node, ast.Import):
@@ -181,7 +187,10 @@ def _write(node: ast.AST, out: list[str], names: set[str]) -> None:
     for field in kind._fields:
         value = values.get(field)
         if isinstance(value, ast.AST):
-            _write(value, out, names)
+            if value._fields:
+                _write(value, out, names)
+            else:  # `Load`, `Add`, ..: a third of all
+                out.append(type(value).__name__)
         elif isinstance(value, list):
             out.append("[")
             for item in value:
@@ -202,14 +211,14 @@ def _bare_string(node: ast.AST) -> bool:
 def _digest(files: list[Path], root: Path | None, digest_of: Callable[[Path], str]) -> str:
     if root is None:
         root = Path(os.path.commonpath([path.parent for path in files])) if files else Path()
-    total = hashlib.sha256()
+    root, total = _absolute(root), hashlib.sha256()
     for name, path in sorted((_name_in(root, path), path) for path in files):
         total.update(f"{name}\0{digest_of(path)}\n".encode())
     return total.hexdigest()
 
 
 def _name_in(root: Path, path: Path) -> str:
-    return os.path.relpath(path, _absolute(root)).replace(os.sep, "/")
+    return os.path.relpath(path, root).replace(os.sep, "/")
 
 
 def _python_files(paths: Iterable[Path]) -> list[Path]:
@@ -231,7 +240,7 @@ def _below(folder: Path) -> Iterator[Path]:
         yield from (Path(where, name) for name in sorted(names) if name.endswith(".py"))
 
 
-def _code_of(path: Path) -> tuple[str, frozenset[str]]:
+def code_of(path: Path) -> tuple[str, frozenset[str]]:
     """Digest of a file's code, and the top-level modules that it imports; of a compiled module: its bytes, and none."""
     if path.suffix != ".py":
         return sha256_file(path), frozenset()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from edgekd.stages.kinds import KINDS
 
 _WORK = {"export": "export", "compile": "compile", "evaluate": "measure", "bench": "measure"}
+_MANY = 10_000  # objects
 PARTS = ("import", "train", "export", "compile", "measure")
 
 
@@ -40,16 +42,20 @@ class Clock:
         """While import statements of this thread are timed: what else is done here is edgekd's own."""
         plain, thread, inside = builtins.__import__, threading.get_ident(), False
 
-        def timed(*args: Any, **named: Any) -> Any:
+        def timed(*args: Any, **named: Any) -> Any:  # without `_counting`: torch imports thousands of times
             nonlocal inside
             if inside or threading.get_ident() != thread:
                 return plain(*args, **named)
-            inside = True
+            inside, began, cpu_began = True, time.perf_counter(), time.process_time()
+            collects = gc.isenabled()
+            gc.disable()
             try:
-                with self._counting("import"):
-                    return plain(*args, **named)
+                return plain(*args, **named)
             finally:
+                if collects:
+                    _collect_again()
                 inside = False
+                self._add("import", began, cpu_began)
 
         builtins.__import__ = timed
         try:
@@ -64,5 +70,19 @@ class Clock:
         try:
             yield
         finally:
-            self._seconds[part] += time.perf_counter() - began
-            self._cpu_of_parts += time.process_time() - cpu_began
+            self._add(part, began, cpu_began)
+
+    def _add(self, part: str, began: float, cpu_began: float) -> None:
+        self._seconds[part] += time.perf_counter() - began
+        self._cpu_of_parts += time.process_time() - cpu_began
+
+
+def _collect_again() -> None:
+    """The garbage collector works on after an import, in which it would look at every new object and find nothing.
+
+    What a large module brought stays: it counts as old, as all that is there, and is not looked through once more.
+    """
+    if gc.get_count()[0] > _MANY:
+        gc.freeze()
+        gc.unfreeze()
+    gc.enable()

@@ -42,12 +42,15 @@ _PACKAGES = (
 
 
 def deliver_stage(out: Path, stage: str, artifact: Artifact, named: Mapping[str, str]) -> None:
-    """Copy a stage's files to where users look for them; files that are there already and right stay."""
+    """Copy a stage's files to where users look for them; files that are there already and right stay.
+
+    Copies are not forced to disk: what a power cut spoils, `edgekd verify` finds and the next run copies again.
+    """
     for name, target in places(stage, artifact, named):
         path = out / ARTIFACTS / target
         if not path.is_file() or sha256_file(path) != artifact.files[name]:
             source = artifact.path(name)
-            replace_atomic(path, lambda temporary, source=source: shutil.copyfile(source, temporary))  # type: ignore[misc]
+            replace_atomic(path, lambda new, source=source: shutil.copyfile(source, new), durable=False)  # type: ignore[misc]
 
 
 def draw_report(

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
 import platform
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import edgekd
@@ -20,9 +16,9 @@ from edgekd.distill.own import digests_of
 from edgekd.errors import ConfigError
 from edgekd.files import sha256_bytes, sha256_file, sha256_json, write_atomic
 from edgekd.models.resolve import code_digest
-from edgekd.models.source import source_digest
 from edgekd.pipeline.devices import Devices
 from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, networks_of
+from edgekd.pipeline.sources import sources_of
 from edgekd.runtimes.registry import ENGINE_PACKAGES
 from edgekd.stages.kinds import KINDS, StageKind, works_there
 from edgekd.stages.precision import searched
@@ -31,11 +27,8 @@ from edgekd.store import Artifact, Store
 from edgekd.tasks import HeadSettings
 from edgekd.train.settings import TrainSettings
 
-_ROOT = Path(__file__).resolve().parent.parent
 NEVER = "never ran before"
 _SHOWN = 3
-_MAX_REMEMBERED = 2000
-_SETTLED_NS = 3_000_000_000  # longer than the coarsest time stamps of files
 
 
 def ingredients(
@@ -54,7 +47,7 @@ def ingredients(
         "seed": pipeline.settings.seed,
         "settings": _effective(entry),
         "inputs": {name: artifact.digest for name, artifact in sorted(inputs.items())},
-        "source": _sources(kind, store),
+        "source": sources_of(kind, store),
         "packages": {name: package_version(name) for name in kind.packages},
         "python": platform.python_version(),
     }
@@ -102,15 +95,6 @@ def _targets(
         "machine": _processors() if kind.reads_data or len(there) < len(targets) else None,
     }
     return found if kind.on_device else found | devices.built_for(sorted(there))
-
-
-def _sources(kind: StageKind, store: Store) -> dict[str, str]:
-    """Digests of the rooms and the stage files that a stage's result depends on."""
-    memo = _SourceMemo(store.root / "sources.json")
-    found = {room: memo.digest(room, [_ROOT / room]) for room in kind.rooms}
-    own = kind.function.partition(":")[0].rsplit(".", 1)[-1]
-    files = sorted({_ROOT / "stages" / f"{name}.py" for name in (own, "context", "settings", *kind.shares)})
-    return {**found, "stages": memo.digest(f"stages/{kind.name}", files)}
 
 
 def changes(before: Any, after: Any, path: str = "") -> list[str]:
@@ -181,57 +165,11 @@ class LastRuns:
         row = {"made_of": dict(found), "seconds": seconds, "files": dict(files)}
         if self._known.get(stage) != row:
             self._known[stage] = row
-            write_atomic(self._path, json.dumps(self._known, indent=1, sort_keys=True))
+            write_atomic(self._path, json.dumps(self._known, indent=1, sort_keys=True), durable=False)
 
     def _of(self, stage: str) -> dict[str, Any]:
         known = self._known.get(stage)
         return known if isinstance(known, dict) else {}
-
-
-class _SourceMemo:
-    """Digests of syntax trees by what they were made from."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._known: dict[str, str] = json.loads(path.read_text())
-        except (OSError, ValueError):
-            self._known = {}
-
-    def digest(self, name: str, places: list[Path]) -> str:
-        """Digest of syntax trees below some places, remembered by the bytes of the files, which are quicker to read."""
-        files = sorted(path for place in places for path in _python_files(place))
-        content = sha256_json({path.removeprefix(str(_ROOT)): _bytes_digest(path) for path in files})
-        name = f"{name}/{platform.python_version()}/{content}"
-        if name not in self._known:
-            kept = dict(list(self._known.items())[-_MAX_REMEMBERED:])
-            self._known = {**kept, name: source_digest(map(Path, files), root=_ROOT)}
-            write_atomic(self._path, json.dumps(self._known))
-        return self._known[name]
-
-
-def _python_files(place: Path) -> Iterator[str]:
-    """A file, or the Python files below a folder. Every stage looks through its rooms: pathlib takes thrice as long."""
-    if not place.is_dir():
-        yield str(place)
-    for folder, _, names in os.walk(place):
-        yield from (os.path.join(folder, name) for name in names if name.endswith(".py"))
-
-
-def _bytes_digest(path: str) -> str:
-    """sha256 of a source file, which is read once in a process while it stays what it was: stages share their rooms.
-
-    A file that changed within the last seconds is read every time: its next change may leave time and size alike.
-    """
-    found = os.stat(path)
-    if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < _SETTLED_NS:
-        return sha256_file(Path(path))
-    return _settled_digest(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-
-
-@functools.lru_cache(maxsize=_MAX_REMEMBERED)
-def _settled_digest(path: str, *state: int) -> str:
-    return sha256_file(Path(path))
 
 
 def _effective(entry: StageEntry) -> dict[str, Any]:

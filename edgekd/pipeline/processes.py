@@ -6,7 +6,6 @@ which key and on which artefacts; they run the same function on the same store a
 
 from __future__ import annotations
 
-import atexit
 import importlib
 import os
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgekd.errors import ConfigError, EdgekdError, StageError, TrainingError, TryAgainError, UnavailableError
-from edgekd.files import die_with_parent, launched
+from edgekd.files import die_with_parent, launched, leave_at_once
 from edgekd.pipeline.plan import Planner
 from edgekd.pipeline.schema import Pipeline, located
 from edgekd.stages.context import Context
@@ -100,11 +99,8 @@ def leave_with(code: int) -> NoReturn:
         # torchrun terminates this process when another one died; that the user did, the parent knows by itself.
         final = TryAgainError.exit_code if code == 128 + signal.SIGTERM else code
         Path(path).write_text(str(final))
-    atexit._run_exitfuncs()  # of the workers that read data
-    sys.stdout.flush()
-    sys.stderr.flush()
     # Not sys.exit: threads of the connection to the others outlive what they use, and end the process with an abort.
-    os._exit(code)
+    leave_at_once(code)
 
 
 class Team:

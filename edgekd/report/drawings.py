@@ -46,7 +46,7 @@ class Remembered:
             found = draw(drawn)
             kept = dict(list(known.items())[-(_KEPT - 1) :])
             with contextlib.suppress(OSError):
-                write_atomic(self._path, json.dumps({**kept, key: found}))
+                write_atomic(self._path, json.dumps({**kept, key: found}), durable=False)
         return found
 
     def _read(self) -> dict[str, Any]:

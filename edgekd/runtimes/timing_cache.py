@@ -11,9 +11,13 @@ from typing import Any
 
 def usual_place(version: str, gpu_name: str | None) -> Path:
     """In the user's cache folder, one file for each TensorRT and GPU: times of another would be of no use."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = re.sub(r"[^\w.-]+", "_", f"tensorrt-{version}-{gpu_name or 'gpu'}")
-    return root / "edgekd" / "timing" / f"{name}.cache"
+    return user_cache() / "timing" / f"{name}.cache"
+
+
+def user_cache() -> Path:
+    """The folder for what saves the user time and can be lost."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekd"
 
 
 def take(config: Any, path: Path) -> None:

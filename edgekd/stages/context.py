@@ -6,14 +6,16 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgekd.config import Settings
-from edgekd.data.source import Data
 from edgekd.stages.settings import TargetSettings
-from edgekd.store import Artifact, Draft, Store
 from edgekd.tasks import HeadSettings
 from edgekd.train.settings import TrainSettings
+
+if TYPE_CHECKING:  # a mistake in a pipeline file is found without them
+    from edgekd.data.source import Data
+    from edgekd.store import Artifact, Draft, Store
 
 S = TypeVar("S", bound=Settings)
 

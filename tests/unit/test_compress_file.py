@@ -149,7 +149,7 @@ REFUSED = {
 def test_what_is_refused_names_the_option_and_no_line_of_a_file_that_nobody_wrote(
     case: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keys, "_sources", lambda kind, store: {})  # parsing all of our own takes seconds
+    monkeypatch.setattr(keys, "sources_of", lambda kind, store: {})  # parsing all of our own takes seconds
     words, said, hint = REFUSED[case]
     good = {"pipeline.yaml": "of a good run", "manifest.json": "{}", "report.json": "{}"}
     (here / "out").mkdir()
@@ -182,7 +182,7 @@ def test_an_option_that_makes_no_pipeline_leaves_nothing_behind(
 def test_what_is_guessed_is_said(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keys, "_sources", lambda kind, store: {})
+    monkeypatch.setattr(keys, "sources_of", lambda kind, store: {})
     frames = ["--model", "resnet8", "--args", "num_classes=2", *GIVEN, "--data", "images/a", "--dry-run"]
     said = "warning: normalised by this data's mean and std; give --normalize if the weights were trained otherwise\n"
     limit = "--max-drop: 3 pt of agreement, for there are no labels (with labels 1 pt)\n"

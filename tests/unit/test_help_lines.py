@@ -22,7 +22,7 @@ COMPRESS = ("compress", "--data", "images", "--target", "onnxruntime", "--model"
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with ten images and networks that do not work, all of it the current one."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(keys, "_sources", lambda kind, store: {})  # parsing all of our own takes seconds
+    monkeypatch.setattr(keys, "sources_of", lambda kind, store: {})  # parsing all of our own takes seconds
     for label in "ab":
         (tmp_path / "images" / label).mkdir(parents=True)
         for index in range(5):

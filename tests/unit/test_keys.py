@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ast
-import os
 from pathlib import Path
 
 import pytest
 
 import edgekd
-from edgekd.pipeline import keys
 from edgekd.pipeline.keys import changes, explain
 from edgekd.stages.kinds import KINDS
 
@@ -51,32 +49,6 @@ def test_rooms_below_a_stages_rooms_are_covered_too() -> None:
             for path in (ROOT / room).rglob("*.py"):
                 needed |= {m.split(".")[1] for m in imported(path) if not m.endswith(".settings")}
         assert needed - NEUTRAL - {"report", "pipeline", "cli"} <= set(kind.rooms), kind.name
-
-
-def test_a_source_that_changed_has_another_digest_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where its size and time of change are the same: what changed a moment ago is read every time."""
-    monkeypatch.setattr(keys, "_ROOT", tmp_path)
-    source, memo = tmp_path / "room" / "a.py", keys._SourceMemo(tmp_path / "sources.json")
-    source.parent.mkdir()
-    found = []
-    for text, when in (("x = 1\n", 10), ("x = 2\n", 10), ("x = 2\n", 20), ("x = 1  # as before\n", 30)):
-        source.write_text(text)
-        os.utime(source, (when, when))
-        found.append(memo.digest("room", [tmp_path / "room"]))
-    assert found[0] == found[3] != found[1] == found[2]
-    (tmp_path / "room" / "b.py").touch()
-    assert memo.digest("room", [tmp_path / "room"]) not in found
-
-
-def test_a_settled_source_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "a.py"
-    source.write_text("x = 1\n")
-    monkeypatch.setattr(keys.time, "time_ns", lambda: source.stat().st_ctime_ns + keys._SETTLED_NS)
-    first = keys._bytes_digest(str(source))
-    monkeypatch.setattr(keys, "sha256_file", lambda path: "read")
-    assert keys._bytes_digest(str(source)) == first
-    source.write_text("x = 22\n")
-    assert keys._bytes_digest(str(source)) == "read"
 
 
 def test_changes_are_told_as_old_and_new() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import gc
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,6 +54,27 @@ def test_imports_are_let_be_again_when_what_was_timed_fails() -> None:
     with pytest.raises(RuntimeError), Clock().importing():
         raise RuntimeError
     assert builtins.__import__ is plain
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_nothing_is_collected_while_a_module_loads_and_all_goes_on_after_it(
+    on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "clocked_large.py").write_text(
+        "import gc\ndicts = [{0: {}} for _ in range(20_000)]\non = gc.isenabled()\n"
+    )
+    sys.modules.pop("clocked_large", None)
+    was = gc.isenabled()
+    (gc.enable if on else gc.disable)()
+    try:
+        with Clock().importing():
+            import clocked_large  # type: ignore[import-not-found]
+        assert not clocked_large.on
+        assert gc.isenabled() == on
+        assert gc.get_freeze_count() == 0  # what turns into garbage later is found
+    finally:
+        (gc.enable if was else gc.disable)()
 
 
 def test_the_work_of_every_stage_has_its_part(hand: SimpleNamespace) -> None:

@@ -1,13 +1,16 @@
 """Captured graphs in functional form: what is changed in place in the author's code is computed anew in the graph.
 
 An in-place operation (`hardswish_`, `dropout_`) gives the values of its plain form, which is the one that tables of
-operations know, and which the ONNX exporter need not take apart. Pooling to one value is a mean: of maps whose channels
-lie last in memory the exporter would make a gather over computed indices (`as_strided`).
+operations know, and which the ONNX exporter need not take apart. Others (`y[:, :4] *= 2`) write into a part of what
+somebody else reads: no rewriting of graphs sees that, it would go lost, so torch itself takes such a graph apart.
+Pooling to one value is a mean: of maps whose channels lie last in memory the exporter would make a gather over computed
+indices (`as_strided`).
 """
 
 from __future__ import annotations
 
 import torch
+from torch.export import ExportedProgram, default_decompositions
 from torch.fx import GraphModule, Node
 
 _aten = torch.ops.aten
@@ -25,7 +28,41 @@ _FRESH = (
 `einsum` are views that no schema marks."""
 
 
-def make_functional(graph: GraphModule) -> None:
+def functional_module(program: ExportedProgram) -> GraphModule:
+    """The graph of a captured network, in which no operation writes into what another one made."""
+    graph = program.module()
+    assert isinstance(graph, GraphModule)
+    _rewrite(graph)
+    if any(_is_in_place(node) for node in graph.graph.nodes):
+        # An einsum of one operand gives a view of it, which its schema does not say.
+        table = {op: plain for op, plain in default_decompositions().items() if op is _aten.einsum.default}
+        graph = program.run_decompositions(table).module()
+        assert isinstance(graph, GraphModule)
+        _restore_norms(graph)
+        _rewrite(graph)
+    return graph
+
+
+def _is_in_place(node: Node) -> bool:
+    known = node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+    return known and node.target._schema.is_mutable  # type: ignore[union-attr]
+
+
+def _restore_norms(graph: GraphModule) -> None:
+    """BatchNorm as it was written: torch's functional form gives three values, of which the first is meant."""
+    for node in list(graph.graph.nodes):
+        if node.target is not _aten._native_batch_norm_legit_no_training.default:
+            continue
+        node.target, (*tensors, momentum, eps) = _aten.batch_norm.default, node.args
+        node.args = (*tensors, False, momentum, eps, True)
+        node.meta["val"] = node.meta["val"][0]
+        for first in list(node.users):
+            first.replace_all_uses_with(node)
+            graph.graph.erase_node(first)
+    graph.recompile()
+
+
+def _rewrite(graph: GraphModule) -> None:
     """Replace operations in place, and pools to one value, where nobody can tell the difference."""
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
 
 from edgekd.errors import ExportError, first_line, quiet
-from edgekd.quantize.functional import make_functional
+from edgekd.quantize.functional import functional_module
 from edgekd.quantize.places import without_places
 from edgekd.quantize.settings import QuantizationSettings
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _MAX_BATCH = 1 << 20
 _INT8 = (-128, 127)
+_SAME = 1e-2  # of the outputs' size: folding a BatchNorm rounds
 _BATCH_NORM = torch.ops.aten.batch_norm.default
 
 
@@ -74,16 +76,12 @@ def capture(network: nn.Module, example: tuple[Tensor, ...]) -> GraphModule:
     shapes = tuple({0: batch} for _ in example)
     try:
         with quiet():
-            program = torch.export.export(network, example, dynamic_shapes=shapes)
-            module = program.module()
+            return functional_module(torch.export.export(network, example, dynamic_shapes=shapes))
     except Exception as error:  # torch.export raises many kinds, all of them about the user's network
         raise ExportError(
             f"the network cannot be captured as a graph: {first_line(error)}{_code_line(error, network)}",
             hint="its forward must not branch on tensor values or fix the batch size; `torch.export.export` shows more",
         ) from error
-    assert isinstance(module, GraphModule)
-    make_functional(module)
-    return module
 
 
 def prepare(
@@ -128,7 +126,27 @@ def prepare(
             "nothing in the network can be quantized: it has no convolution and no linear layer",
             hint="leave the `quantize` stage out for this network",
         )
+    _check_same(network, quantized, example)
     return quantized
+
+
+@torch.no_grad()
+def _check_same(network: nn.Module, quantized: QuantizedNetwork, example: tuple[Tensor, ...]) -> None:
+    """See that without any rounding the captured network is the one that it was captured from."""
+    quantized.set_mode("passing")
+    said = []
+    for one in (copy.deepcopy(network).eval(), quantized):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            said.append([x.double() for x in tree_leaves(one(*example)) if isinstance(x, Tensor)])
+    quantized.set_mode("observing")
+    for exact, found in zip(*said, strict=True):
+        off = float((found - exact).square().mean().sqrt() / exact.square().mean().sqrt().clamp_min(1e-12))
+        if off > _SAME and bool(exact.isfinite().all()):
+            raise ExportError(
+                f"the network as it is captured for quantization gives other values, off by {off:.1e} of their size",
+                hint="does its forward write into a part of a tensor? write it as a new one, e.g. with torch.cat",
+            )
 
 
 def convert(network: QuantizedNetwork) -> GraphModule:

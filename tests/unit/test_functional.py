@@ -1,16 +1,27 @@
-"""Captured graphs in functional form: same values, nothing in place, and what stays because somebody would notice."""
+"""Captured graphs in functional form: same values, nothing in place, whoever else reads what is written."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn import functional as F
 
-from edgekd.quantize.quantizer import capture, prepare
+from edgekd.errors import ExportError
+from edgekd.export.onnx_file import write_onnx
+from edgekd.export.parity import run_reference
+from edgekd.quantize import quantizer
+from edgekd.quantize.functional import functional_module
+from edgekd.quantize.graph import layers_of
+from edgekd.quantize.placement import module_of
+from edgekd.quantize.post_training import calibrated
+from edgekd.quantize.quantizer import capture, convert, prepare
 from edgekd.quantize.settings import QuantizationSettings
 from edgekd.quantize.stays_float import stays_float
 
@@ -115,28 +126,87 @@ def test_a_captured_network_changes_nothing_in_place_and_answers_the_same(networ
     assert error == 0
 
 
-def test_what_others_see_changed_stays_in_place() -> None:
-    names, error = _operations(Rectified().eval(), torch.randn(2, 3, 8, 8))
-    assert "aten.relu_.default" in names
-    assert error == 0
+def a_part(y: Tensor) -> Tensor:
+    y[:, :2] *= -2
+    return y.mean((2, 3))
 
 
-@pytest.mark.parametrize(
-    ("change", "stays"),
-    [
-        (of_a_chunk, 1), (of_an_einsum, 1), (of_an_unbound, 1), (compared, 1), (compared_at_the_end, 1), (wider, 1),
-        (shifted, 0),
-    ],
+def a_part_by_name(y: Tensor) -> Tensor:
+    part = y[:, 1:]
+    part.zero_()
+    return y.mean((2, 3))
+
+
+def all_of_it_by_a_view(y: Tensor) -> Tensor:
+    y.flatten(1).mul_(-3)
+    return y.mean((2, 3))
+
+
+WRITTEN = (
+    of_a_chunk, of_an_einsum, of_an_unbound, compared, compared_at_the_end, wider, shifted, a_part, a_part_by_name,
+    all_of_it_by_a_view,
 )  # fmt: skip
-def test_nothing_is_rewritten_that_is_not_known_to_be_the_same(change: Callable[[Tensor], Tensor], stays: int) -> None:
-    network, x = Odd(change).eval(), torch.randn(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("network", [Rectified(), *map(Odd, WRITTEN)])
+def test_what_others_see_changed_is_computed_anew_for_them_too(network: nn.Module) -> None:
+    network, x = network.eval(), torch.randn(2, 3, 8, 8)
     graph = capture(network, (x,))
     with torch.no_grad():
         found, wanted = graph(x), network(x)
     assert found.dtype == wanted.dtype
     assert torch.equal(found, wanted)
     names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
-    assert sum(name.split(".")[1].endswith("_") for name in names if "." in name) == stays
+    assert not [name for name in names if "." in name and name.split(".")[1].endswith("_")]
+
+
+class Halved(nn.Module):
+    """A part is written between two convolutions with BatchNorm."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+        self.second, self.change = nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4)), change
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        self.change(y)
+        return self.second(y).mean((2, 3))
+
+
+@pytest.mark.parametrize("change", [a_part, a_part_by_name, all_of_it_by_a_view])
+def test_a_part_that_is_written_in_place_is_in_the_quantized_network_and_its_file(
+    change: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network, x = Halved(change).train(), torch.randn(32, 3, 10, 10)
+    with torch.no_grad():
+        network(x)
+        exact = network.eval()(x).numpy()
+        quantized = calibrated(network, (x[:2],), [(x,)], QuantizationSettings())
+        said = quantized(x).numpy()
+    write_onnx(convert(quantized), {"image": x[:2]}, ("y",), tmp_path / "int8.onnx", opset=20, metadata={})
+    written = run_reference(tmp_path / "int8.onnx", {"image": x.numpy()})["y"]
+    largest = np.abs(exact).max()
+    assert np.abs(said - exact).max() < 0.1 * largest
+    assert np.abs(written - said).max() < 1e-3 * largest
+    assert [module_of(layer.node) for layer in layers_of(quantized.graph_module)] == ["first.0", "second.0"]
+
+
+def test_a_captured_network_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = Halved(a_part).eval(), torch.randn(2, 3, 10, 10)
+
+    def without_relu(program: torch.export.ExportedProgram) -> GraphModule:
+        graph = functional_module(program)
+        next(node for node in graph.graph.nodes if node.target is torch.ops.aten.relu.default).target = torch.neg
+        graph.recompile()
+        return graph
+
+    monkeypatch.setattr(quantizer, "functional_module", without_relu)
+    with pytest.raises(ExportError, match="gives other values, off by") as refused:
+        prepare(network, (x,), QuantizationSettings())
+    assert refused.value.hint is not None
+    assert "part of a tensor" in refused.value.hint
 
 
 def test_the_reasons_of_what_stays_float_are_true() -> None:

@@ -5,8 +5,8 @@ exports in the tests, and nothing of that is ours. The files that it writes are 
 """
 
 from __future__ import annotations
-
 import __future__
+
 import functools
 import inspect
 import sys

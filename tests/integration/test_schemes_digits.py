@@ -31,6 +31,7 @@ SEEDS = {
 SHORTER: dict[str, dict[str, int]] = {
     "adaptation": {"epochs": 20},
     "expansion": {"epochs": 30},
+    "federated": {"epochs": 30},
     "multi_teacher": {"teacher_epochs": 150},
     "self": {"epochs": 100},
 }

@@ -9,6 +9,7 @@ as it starts (PYTHONHASHSEED) and what needs a truly fresh process (lazy imports
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -59,7 +60,7 @@ def edgekd(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=known, text=True
         )
         _servers[os.getpid()] = server
-        atexit.register(server.kill)
+        atexit.register(_stop, server)
     assert server.stdin is not None
     assert server.stdout is not None
     with tempfile.TemporaryDirectory() as folder:
@@ -78,6 +79,11 @@ def edgekd(
         return subprocess.CompletedProcess(["edgekd", *words], code, out.read_text(), err.read_text())
 
 
+def _stop(server: subprocess.Popen[str]) -> None:
+    server.kill()
+    server.communicate()
+
+
 def _serve() -> None:
     for name in HEAVY:
         importlib.import_module(name)
@@ -88,6 +94,8 @@ def _serve() -> None:
     remember_operators()
     remember_sources()
     _warm_up()
+    gc.collect()
+    gc.freeze()  # a fork does not look through, and so copy, what is here already
     for line in sys.stdin:
         job = json.loads(line)
         pid = os.fork()

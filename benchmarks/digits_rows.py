@@ -138,18 +138,17 @@ def data_free_arms(seed: int) -> Arms:
     return {"generator": accuracy(world, "student", test), "uniform noise": accuracy(baseline, "student", test)}
 
 
-def federated_arms(seed: int) -> Arms:
+def federated_arms(seed: int, rounds: int = 10, epochs: int = EPOCHS) -> Arms:
     """Half of the training rows are the clients', half are public; alone, a client trains as long as in all rounds."""
-    rounds = 10
 
-    def run(rounds: int, epochs: int) -> World:
+    def run(rounds: int, client_epochs: int) -> World:
         halves = train.take(torch.arange(0, 1000, 2)), train.take(torch.arange(1, 1000, 2))
         world = world_of({"student": student(seed, 64)}, train=halves[0], public=without_labels(halves[1]))
-        plan = federated(recipe(), rounds=rounds, client_epochs=epochs, concentration=0.1, least=8)
+        plan = federated(recipe(epochs), rounds=rounds, client_epochs=client_epochs, concentration=0.1, least=8)
         return fit(world, plan, seed)
 
     train, test = split(seed)
-    alone, together = run(1, rounds * EPOCHS), run(rounds, EPOCHS)
+    alone, together = run(1, rounds * epochs), run(rounds, epochs)
     clients = [accuracy(alone, f"client_{i}", test) for i in range(5)]
     return {"server": accuracy(together, "student", test), "mean client alone": sum(clients) / len(clients)}
 
@@ -170,7 +169,7 @@ def adversarial_arms(seed: int) -> Arms:
     return arms
 
 
-def expansion_arms(seed: int) -> Arms:
+def expansion_arms(seed: int, epochs: int = EPOCHS) -> Arms:
     def as_image(table: Table) -> Table:
         return with_inputs(table, {"x": table.inputs["x"].view(-1, 1, 8, 8)})
 
@@ -179,11 +178,11 @@ def expansion_arms(seed: int) -> Arms:
     world = world_of(models, train=scarce(train, seed), unlabelled=without_labels(train))
     fit(world, [recipe(SCARCE_EPOCHS).alone("teacher", "teacher")], seed)
     before = accuracy(world, "teacher", test)
-    fit(world, expansion(recipe(), soft=False), seed, AugmentSettings(crop=1, views="all"))
+    fit(world, expansion(recipe(epochs), soft=False), seed, AugmentSettings(crop=1, views="all"))
     return {"student": accuracy(world, "student", test), "teacher of 50 labels": before}
 
 
-def adaptation_arms(seed: int) -> Arms:
+def adaptation_arms(seed: int, epochs: int = EPOCHS) -> Arms:
     angle = torch.tensor(25.0).deg2rad()
 
     def turned(table: Table) -> Table:
@@ -195,8 +194,8 @@ def adaptation_arms(seed: int) -> Arms:
     train, test = split(seed)
     source, domain = train.take(torch.arange(0, 1000, 2)), train.take(torch.arange(1, 1000, 2))
     world = world_of({"teacher": teacher(seed)}, train=source, target=without_labels(turned(domain)))
-    fit(world, [recipe().alone("teacher", "teacher")], seed)
-    fit(world, adaptation(recipe()), seed)
+    fit(world, [recipe(epochs).alone("teacher", "teacher")], seed)
+    fit(world, adaptation(recipe(epochs)), seed)
     return {name: accuracy(world, who, turned(test)) for name, who in (("adapted", "student"), ("source", "teacher"))}
 
 

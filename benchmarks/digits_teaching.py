@@ -9,6 +9,7 @@ import torch
 from digits_world import (
     CPU,
     EPOCHS,
+    SCARCE_EPOCHS,
     Arms,
     Limit,
     Row,
@@ -56,23 +57,23 @@ def offline_arms(seed: int) -> Arms:
     return {"changed tensors": float(changed), "none": 0.0, "student": accuracy(world, "student", test)}
 
 
-def multi_teacher_arms(seed: int) -> Arms:
+def multi_teacher_arms(seed: int, teacher_epochs: int = SCARCE_EPOCHS, epochs: int = EPOCHS) -> Arms:
     """Teachers are trained on bootstraps of 50 labelled rows; the student learns on 1000 unlabelled ones."""
     train, test = split(seed)
     arms = {}
     for count in (5, 1):
-        names = {f"teacher_{i}": 400 for i in range(count)}
+        names = {f"teacher_{i}": teacher_epochs for i in range(count)}
         models = {name: teacher(100 * seed + i) for i, name in enumerate(names)}
         world = world_of(
             {**models, "student": student(seed)}, train=scarce(train, seed), unlabelled=without_labels(train)
         )
-        *alone, last = multi_teacher(recipe(), names)
+        *alone, last = multi_teacher(recipe(epochs), names)
         fit(world, [*alone, dataclasses.replace(last, data="unlabelled")], seed)
         arms[f"{count} teachers"] = accuracy(world, "student", test)
     return arms
 
 
-def self_arms(seed: int) -> Arms:
+def self_arms(seed: int, epochs: int = 200) -> Arms:
     """40% of the labels are drawn anew among the other classes."""
     train, test = split(seed)
     label, ids = train.targets["label"], torch.arange(len(train))
@@ -84,8 +85,8 @@ def self_arms(seed: int) -> Arms:
         return model(lambda: mlp(64, 256, 256, 10), 2000 + seed)
 
     again, alone = world_of({"student": make()}, train=noisy), world_of({"student": make()}, train=noisy)
-    fit(again, self_distillation(recipe(200), snapshot_epochs=15), seed)
-    fit(alone, [recipe(200).alone("student", "alone")], seed)
+    fit(again, self_distillation(recipe(epochs), snapshot_epochs=15), seed)
+    fit(alone, [recipe(epochs).alone("student", "alone")], seed)
     return {"born again": accuracy(again, "student", test), "CE": accuracy(alone, "student", test)}
 
 
@@ -163,28 +164,28 @@ def student_friendly_arms(seed: int) -> Arms:
     return arms | {"friendly teacher": accuracy(friendly, "friendly", test)}
 
 
-def quantization_aware_arms(seed: int) -> Arms:
+def quantization_aware_arms(seed: int, epochs: int = EPOCHS) -> Arms:
     """W2A2 of a student of 64 units: calibrated alone, taught by its float self without labels, and by labels.
 
     Plain PTQ takes the largest values as ranges; PTQ is what edgekd does unless told otherwise.
     """
     train, test = split(seed)
     original = world_of({"student": student(seed, 64)}, train=train)
-    fit(original, [recipe().alone("student", "float")], seed)
+    fit(original, [recipe(epochs).alone("student", "float")], seed)
     arms = {"float": accuracy(original, "student", test)}
     two = QuantizationSettings(weights=2, activations=2)
     plain = two.model_copy(update={"ranges": "minmax", "weight_ranges": "minmax", "bias_correction": False})
     plans = {
         "plain PTQ": (plain, 0, 0.0, True),
         "PTQ": (two, 0, 0.0, True),
-        "KL without labels": (two, EPOCHS, 0.0, True),
-        "labels": (two, EPOCHS, 1.0, False),
+        "KL without labels": (two, epochs, 0.0, True),
+        "labels": (two, epochs, 1.0, False),
     }
-    for name, (settings, epochs, task, distill) in plans.items():
+    for name, (settings, learns, task, distill) in plans.items():
         quantize = Quantize("student", "quantized", settings)
         world = world_of(copy.deepcopy(original.models), train=train)
-        guides = ["student"] if distill and epochs else []
-        phases = quantization_aware(recipe(epochs, temperature=1.0, task=task), quantize, guides)
+        guides = ["student"] if distill and learns else []
+        phases = quantization_aware(recipe(learns, temperature=1.0, task=task), quantize, guides)
         arms[name] = accuracy(fit(world, phases, seed), "quantized", test)
     return arms
 

@@ -43,10 +43,13 @@ class Limit:
 
 @dataclass(frozen=True)
 class Row:
-    """A scheme's line in METHODS.md: what is promised, what one seed gives, and by which differences it is judged."""
+    """A scheme's line in METHODS.md: what is promised, what one seed gives, and by which differences it is judged.
+
+    `arms` takes the seed; and, where it can be shown in less time, how long to train.
+    """
 
     works_when: str
-    arms: Callable[[int], Arms]
+    arms: Callable[..., Arms]
     limits: tuple[Limit, ...]
 
 

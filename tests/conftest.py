@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -11,15 +12,26 @@ from pathlib import Path
 
 import pytest
 from quick_export import remember_operators
+from quick_sources import remember_sources
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Processes that tests start would compile the whole package anew each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+_elsewhere: dict[str, object] = {}  # modules that are not of a test's folder
 _SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not look through it, again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def users_code(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test puts on the import path and imports from its own folder is gone before the next one starts."""
     remember_operators()
+    remember_sources()
     monkeypatch.setattr(sys, "path", [*sys.path])
     if imports := sys.modules.get("edgekd.models.imports"):
         monkeypatch.setattr(imports, "_bases", [])
@@ -31,10 +43,14 @@ def users_code(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
         texts._of_module.cache_clear()
     base = str(tmp_path_factory.getbasetemp())
     for name, module in list(sys.modules.items()):
+        if _elsewhere.get(name) is module:
+            continue  # there are thousands of modules, and thousands of tests
         known = getattr(module, "__dict__", {})  # not by attribute: torch.classes has any
         places = [known.get("__file__") or "", *(known.get("__path__") or ())]
         if any(place.startswith(base) for place in places):
             del sys.modules[name]
+        else:
+            _elsewhere[name] = module
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ as it starts (PYTHONHASHSEED) and what needs a truly fresh process (lazy imports
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from quick_export import remember_operators
+from quick_sources import remember_sources
 
 HEAVY = (
     "torch.export",
@@ -35,6 +37,9 @@ HEAVY = (
     "scipy.stats",
     "pyarrow.parquet",
     "jinja2",
+    "networkx",
+    "ruamel.yaml",
+    "safetensors.torch",
 )
 _servers: dict[int, subprocess.Popen[str]] = {}  # by the process that started it
 
@@ -55,7 +60,7 @@ def edgekd(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=known, text=True
         )
         _servers[os.getpid()] = server
-        atexit.register(server.kill)
+        atexit.register(_stop, server)
     assert server.stdin is not None
     assert server.stdout is not None
     with tempfile.TemporaryDirectory() as folder:
@@ -74,6 +79,11 @@ def edgekd(
         return subprocess.CompletedProcess(["edgekd", *words], code, out.read_text(), err.read_text())
 
 
+def _stop(server: subprocess.Popen[str]) -> None:
+    server.kill()
+    server.communicate()
+
+
 def _serve() -> None:
     for name in HEAVY:
         importlib.import_module(name)
@@ -82,13 +92,36 @@ def _serve() -> None:
         if module.name != "edgekd.__main__":
             importlib.import_module(module.name)
     remember_operators()
-    sys.modules["torch.onnx._internal.exporter._registration"].ONNXRegistry.from_torchlib(opset_version=20)
+    remember_sources()
+    _warm_up()
+    gc.collect()
+    gc.freeze()  # a fork does not look through, and so copy, what is here already
     for line in sys.stdin:
         job = json.loads(line)
         pid = os.fork()
         if pid == 0:
             _become(job)
         print(json.dumps(_ended(pid, job["timeout_s"])), flush=True)
+
+
+def _warm_up() -> None:
+    """What every run on an empty store makes first, and what is the same in all."""
+    import torch
+
+    from edgekd.export.onnx_file import write_onnx
+    from edgekd.models.source import source_digest
+    from edgekd.quantize.quantizer import convert, prepare
+    from edgekd.quantize.settings import QuantizationSettings
+
+    source_digest([Path(__file__).parents[1] / "edgekd"])
+    torch.set_num_threads(1)
+    body = [torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)]
+    network = torch.nn.Sequential(*body, torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()
+    example = torch.zeros(2, 1, 8, 8)
+    quantized = prepare(network, (example,), QuantizationSettings())
+    with tempfile.TemporaryDirectory() as folder:
+        for made in (network, convert(quantized)):
+            write_onnx(made, {"x": example}, ("y",), Path(folder, "tiny.onnx"), opset=20, metadata={})
 
 
 def _ended(pid: int, timeout_s: float) -> int | None:

@@ -1,19 +1,88 @@
-"""PyTorch's ONNX exporter, told to keep its table of operators: it makes the same one anew for every export.
+"""PyTorch's ONNX exporter, told to keep what it makes anew for every export though it is the same each time.
 
-That is .5 s of each of the hundreds of exports in the tests, and nothing of it is ours.
+Its tables of operators and of decompositions and the list of composite operators are .4 s of each of the hundreds of
+exports in the tests, and nothing of that is ours. The files that it writes are the same byte for byte.
 """
 
 from __future__ import annotations
+import __future__
 
 import functools
+import inspect
 import sys
+import textwrap
+from collections.abc import Callable
+from typing import Any
 
-_MODULE = "torch.onnx._internal.exporter._registration"
+_EXPORTER = "torch.onnx._internal.exporter._registration"
 
 
 def remember_operators() -> None:
     """From now on in this process, if the exporter is there already; otherwise it is left alone."""
-    if exporter := sys.modules.get(_MODULE):
+    if exporter := sys.modules.get(_EXPORTER):
         make = exporter.ONNXRegistry.__dict__["from_torchlib"]
         if not hasattr(make.__func__, "cache_info"):
             exporter.ONNXRegistry.from_torchlib = classmethod(functools.cache(make.__func__))
+            _remember_decompositions()
+            _pass_over_other_operators()
+
+
+def _remember_decompositions() -> None:
+    import torch
+    from torch._export import utils
+    from torch.export import decomp_utils, exported_program
+    from torch.onnx._internal.exporter import _decomp
+
+    def known() -> tuple[int, int]:
+        """A library that is imported later may bring operators of its own."""
+        return len(torch._C._dispatch_get_all_op_names()), len(torch._decomp.decomposition_table)
+
+    composites = _remembered(utils._collect_all_valid_cia_ops, known)
+    for module in (utils, decomp_utils, exported_program):
+        module._collect_all_valid_cia_ops = composites
+    _decomp.create_onnx_friendly_decomposition_table = _remembered(
+        _decomp.create_onnx_friendly_decomposition_table, known
+    )
+    # Thousands of calls for each export make the types of its annotations, which nobody reads.
+    before = torch._ops.OperatorBase.py_impl
+    lines = textwrap.dedent(inspect.getsource(before))
+    made: dict[str, Any] = {}
+    exec(
+        compile(lines, before.__code__.co_filename, "exec", __future__.annotations.compiler_flag),
+        vars(torch._ops),
+        made,
+    )
+    torch._ops.OperatorBase.py_impl = made["py_impl"]
+
+
+def _remembered(make: Callable[..., Any], known: Callable[[], Any]) -> Callable[..., Any]:
+    """`make` with one value kept by what is known and by its argument, if any; each caller has a copy of its own."""
+    values: dict[Any, Any] = {}
+
+    @functools.wraps(make)
+    def found(*arguments: Any) -> Any:
+        key = (known(), *map(frozenset, arguments))
+        if key not in values:
+            values.clear()
+            values[key] = make(*arguments)
+        return values[key].copy()
+
+    return found
+
+
+def _pass_over_other_operators() -> None:
+    """onnxscript tries each of its rules on each node; one whose pattern ends in another operator cannot match."""
+    from onnxscript.rewriter._rewrite_rule import RewriteRule
+
+    before = RewriteRule.try_rewrite
+
+    @functools.wraps(before)
+    def try_rewrite(self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
+        pattern = self._target_pattern
+        if pattern.has_single_output_node and options.get("tracer") is None:
+            wanted = pattern.output_node.op_identifier()
+            if wanted is not None and wanted[:2] != (node.domain, node.op_type):
+                return None
+        return before(self, model, graph, node, **options)
+
+    RewriteRule.try_rewrite = try_rewrite

@@ -99,6 +99,8 @@ class Views:
 
     def at(self, ids: Tensor, slots: Tensor) -> Tensor:
         """The geometric view in each slot of a sample's own: ids and slots, int64 (N,), to int64 (N,)."""
+        if self.count == 1:
+            return torch.zeros_like(ids + slots)
         # A stride that shares no factor with `count` makes start + slots * stride distinct for all slots; the fixed
         # shuffle spreads what would be neighbouring places.
         order, strides = self._order.to(ids.device), self._strides.to(ids.device)

@@ -23,7 +23,7 @@ stages:
   - export: {min_agreement: 0.5}
   - compile: {}
   - evaluate: {device_samples: 40}
-  - bench: {quick: true, launches: 1, min_time_s: 0.2, min_samples: 20, quiet_wait_s: 0}
+  - bench: {quick: true, launches: 1, min_time_s: 0.2, min_samples: 20, quiet_wait_s: 0, profile: false}
 targets:
   pi: {runtime: onnxruntime, precision: [f32], host: HOST}
 """

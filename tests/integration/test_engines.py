@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +13,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from numpy.typing import NDArray
 from onnx import numpy_helper
+from zoo_files import Files, make, of_zoo
 
 from edgekd.errors import CompileError, ParityError, UnavailableError, install_hint
 from edgekd.export import parity
@@ -26,7 +24,6 @@ from edgekd.export.onnx_file import load, save, write_onnx
 from edgekd.export.settings import ExportSettings
 from edgekd.export.stays import Misfits
 from edgekd.models.names import ZOO
-from edgekd.models.resolve import build
 from edgekd.quantize.post_training import calibrated
 from edgekd.quantize.quantizer import convert
 from edgekd.quantize.settings import QuantizationSettings
@@ -40,47 +37,6 @@ pytestmark = pytest.mark.slow
 RTX = "the extra edgekd[tensorrt-rtx] is not installed"
 
 
-@dataclass(frozen=True)
-class Files:
-    """A network of the zoo in every flavour, its outputs, and the inputs that gave them."""
-
-    folder: Path
-    feeds: dict[str, NDArray[Any]]
-    expected: NDArray[Any]
-    quantized: NDArray[Any]
-
-    def path(self, flavour: str) -> Path:
-        """The ONNX file of a flavour."""
-        return self.folder / f"{flavour}.onnx"
-
-
-FLAVOURS = {"f16": ("f32", "f16"), "bf16": ("f32", "bf16"), "int8_f16": ("int8", "f16")}
-PLAIN = QuantizationSettings(ranges="minmax", weight_ranges="minmax", equalization=False, bias_correction=False)
-
-
-def make(name: str, folder: Path, settings: QuantizationSettings, flavours: Sequence[str] = tuple(FLAVOURS)) -> Files:
-    """Always in int8 and uint8; in f32 for flavours that are made of it."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    network = build(name, {}, folder, {"num_classes": 10, "in_channels": 3, "image_size": 32}).train()
-    x = torch.randn(16, 3, 32, 32)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # of this batch alone: with others, what 110 layers hand on grows beyond float16
-    with torch.no_grad():
-        network(x)  # BatchNorm statistics that are not 0 and 1
-    quantized = calibrated(network.eval(), (x[:2],), [(x,)], settings)
-    if any(FLAVOURS[flavour][0] == "f32" for flavour in flavours):
-        write_onnx(network, {"image": x[:2]}, ("logits",), folder / "f32.onnx", opset=20, metadata={"a": "b"})
-    write_onnx(convert(quantized), {"image": x[:2]}, ("logits",), folder / "int8.onnx", opset=20, metadata={})
-    save(to_uint8(load(folder / "int8.onnx")), folder / "uint8.onnx")
-    for flavour in flavours:
-        origin, half = FLAVOURS[flavour]
-        save(to_half(load(folder / f"{origin}.onnx"), half)[0], folder / f"{flavour}.onnx")
-    with torch.no_grad():
-        return Files(folder, {"image": x.numpy()}, network(x).numpy(), quantized(x).numpy())
-
-
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return make("resnet8", tmp_path_factory.mktemp("resnet8"), QuantizationSettings())
@@ -92,9 +48,9 @@ def convolutions(layers: tuple[Layer, ...]) -> dict[str, int]:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_every_network_of_the_zoo_runs_its_convolutions_in_8_bits_and_builds_for_tensorrt(
-    name: str, tmp_path: Path
+    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    files = make(name, tmp_path, PLAIN, ["int8_f16"])
+    files = of_zoo(name, tmp_path_factory)
     expected = sum(node.op_type == "Conv" for node in load(files.path("int8")).graph.node)
     for flavour in ("int8", "uint8", "int8_f16"):
         onnx.checker.check_model(str(files.path(flavour)), full_check=True)
@@ -139,8 +95,10 @@ def test_odd_sizes_without_batch_norm_quantize_and_build(size: tuple[int, int, i
         assert convolutions(built.layers) == {"int8": 2}, engine
 
 
-def test_linear_layers_of_a_transformer_run_in_8_bits_and_what_is_fragile_stays_float(tmp_path: Path) -> None:
-    files = make("vit_tiny", tmp_path, PLAIN, [])
+def test_linear_layers_of_a_transformer_run_in_8_bits_and_what_is_fragile_stays_float(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    files = of_zoo("vit_tiny", tmp_path_factory)
     graph = load(files.path("int8")).graph
     producers = {name: node for node in graph.node for name in node.output}
     kinds = {node.op_type: {getattr(producers.get(x), "op_type", "") for x in node.input} for node in graph.node}

@@ -57,7 +57,7 @@ stages:
   - export: {{min_agreement: 0.8}}
   - compile: {{}}
   - evaluate: {{}}
-  - bench: {{quick: true, launches: 1, min_time_s: 0.2, min_samples: 20, quiet_wait_s: 0}}
+  - bench: {{quick: true, launches: 1, min_time_s: 0.2, min_samples: 20, quiet_wait_s: 0, profile: false}}
 targets:
   ov: {{runtime: openvino}}
   ort: {{runtime: onnxruntime}}

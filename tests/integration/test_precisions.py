@@ -115,7 +115,7 @@ def has_bf16() -> bool:
 
 def test_openvino_executes_bf16_where_the_cpu_has_it(tmp_path: Path) -> None:
     targets = "  ov: {runtime: openvino, precision: [f32, bf16, int8]}\n"
-    bench = "  - bench: {quick: true, launches: 1, min_time_s: 0.2, min_samples: 20, quiet_wait_s: 0}\n"
+    bench = "  - bench: {quick: true, launches: 1, min_time_s: 0.2, min_samples: 20, quiet_wait_s: 0, profile: false}\n"
     result = run(tmp_path, targets, bench)
     if not has_bf16():
         assert result.code == 3, result.err

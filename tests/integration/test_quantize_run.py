@@ -174,7 +174,7 @@ def test_targets_that_are_not_there_cannot_be_learned_from(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_training_that_was_killed_ends_with_the_same_bytes_also_in_half_precision(tmp_path: Path) -> None:
-    text = FILE.format(options="{self_distillation: true, epochs: 30, lr: 0.001, precision: bf16}")
+    text = FILE.format(options="{self_distillation: true, epochs: 12, lr: 0.001, precision: bf16}")
     text = text.replace("- distill: {student: resnet8, epochs: 3}", "- distill: {student: convnet, epochs: 1}")
     whole, killed = Workshop(tmp_path / "whole"), Workshop(tmp_path / "killed")
     for place in (whole, killed):
@@ -186,7 +186,7 @@ def test_training_that_was_killed_ends_with_the_same_bytes_also_in_half_precisio
     said = []
     for line in process.stderr:
         said.append(line)
-        if "self_distillation 5/30" in line:
+        if "self_distillation 3/12" in line:
             process.send_signal(signal.SIGKILL)
             break
     process.stderr.close()
@@ -194,7 +194,7 @@ def test_training_that_was_killed_ends_with_the_same_bytes_also_in_half_precisio
     assert any("outputs of the original are cached" in line for line in said)
     resumed = killed.run("--to", "quantize")
     assert resumed.states()["quantize"] == "resumed"
-    assert "self_distillation 5/30" not in resumed.err
+    assert "self_distillation 3/12" not in resumed.err
     assert weights_of(killed) == weights_of(whole)
 
 

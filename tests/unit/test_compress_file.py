@@ -242,7 +242,7 @@ plain = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.dictionaries(words, plain, max_size=3))
 def test_any_arguments_come_back_as_they_were(value: dict[str, Any]) -> None:
     assert parse_tree(_flow(value), "x").value == value

@@ -42,7 +42,7 @@ YAML_WORDS = st.sampled_from(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text() | st.lists(YAML_WORDS, max_size=30).map("".join))
 def test_no_text_makes_the_reader_raise_anything_but_our_error(text: str) -> None:
     refused = None
@@ -58,7 +58,7 @@ def test_no_text_makes_the_reader_raise_anything_but_our_error(text: str) -> Non
         assert len((refused.message + refused.hint).split("\n")) == 1
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(CLASSES), PLAIN | NEAR)
 def test_no_plain_value_makes_validation_raise(cls: type[Settings], value: Any) -> None:
     made, problems = validate(cls, value)

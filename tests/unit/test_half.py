@@ -13,20 +13,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch.nn import functional
+from zoo_files import IN_FLOAT, Files, of_zoo
 
 from edgekd.errors import ExportError
 from edgekd.export.flavours import quantize_skips_only, tensorrt_violations
 from edgekd.export.half import _raise_opset, to_half
 from edgekd.export.misfits import find_misfits
-from edgekd.export.onnx_file import load, save, write_onnx
+from edgekd.export.onnx_file import load, save
 from edgekd.export.parity import run_reference
 from edgekd.export.stays import Misfits
-from edgekd.models.resolve import build
-from edgekd.quantize.post_training import calibrated
-from edgekd.quantize.quantizer import convert
-from edgekd.quantize.settings import QuantizationSettings
 
-ZOO = ["convnet", "resnet8", "vgg8", "mobilenetv2", "shufflenetv2", "wrn_16_2", "vit_tiny"]
 Array = NDArray[Any]
 
 
@@ -68,29 +64,21 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
     return {v.name: v.type.tensor_type.elem_type for v in values} | {t.name: t.data_type for t in inferred.initializer}
 
 
-@pytest.fixture(scope="module", params=ZOO)
-def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Array]]:
-    """The folder of a network in f32 and int8, and what to feed it."""
-    folder = tmp_path_factory.mktemp(request.param)
-    torch.manual_seed(0)
-    made = build(request.param, {}, folder, {"num_classes": 10, "in_channels": 3, "image_size": 32}).train()
-    x = torch.randn(12, 3, 32, 32)
-    with torch.no_grad():
-        made(x)  # BatchNorm statistics that are not 0 and 1
-    quantized = calibrated(made.eval(), (x[:2],), [(x,)], QuantizationSettings())
-    write_onnx(made, {"image": x[:2]}, ("y",), folder / "f32.onnx", opset=20, metadata={})
-    write_onnx(convert(quantized), {"image": x[:2]}, ("y",), folder / "int8.onnx", opset=20, metadata={})
-    return folder, {"image": x.numpy()}
+@pytest.fixture(scope="module", params=IN_FLOAT)
+def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Files, dict[str, Array]]:
+    """A network in f32 and int8, and what to feed it."""
+    files = of_zoo(request.param, tmp_path_factory)
+    return files, {name: values[:12] for name, values in files.feeds.items()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("origin", "kind"), [("f32", "f16"), ("f32", "bf16"), ("int8", "f16"), ("int8", "bf16")])
 def test_the_zoo_is_typed_in_half_precision_and_keeps_its_borders(
-    network: tuple[Path, dict[str, Array]], origin: str, kind: str
+    network: tuple[Files, dict[str, Array]], origin: str, kind: str
 ) -> None:
-    folder, feeds = network
-    before = load(folder / f"{origin}.onnx")
-    half, kept = to_half(before, kind, find_misfits(folder / f"{origin}.onnx", feeds))
+    files, feeds = network
+    before = load(files.path(origin))
+    half, kept = to_half(before, kind, find_misfits(files.path(origin), feeds))
     onnx.checker.check_model(half, full_check=True)
     types = types_of(half)
     typed = {"f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[kind]
@@ -114,28 +102,27 @@ def test_the_zoo_is_typed_in_half_precision_and_keeps_its_borders(
 @pytest.mark.slow
 @pytest.mark.parametrize(("origin", "limit"), [("f32", 3e-3), ("int8", 0.08)])
 def test_float16_answers_are_within_its_noise(
-    network: tuple[Path, dict[str, Array]], origin: str, limit: float
+    network: tuple[Files, dict[str, Array]], origin: str, limit: float
 ) -> None:
-    folder, feeds = network
-    half, _ = to_half(load(folder / f"{origin}.onnx"), "f16")
-    expected = run_reference(folder / f"{origin}.onnx", feeds)["y"]
-    assert off(run_reference(half.SerializeToString(), feeds)["y"], expected) < limit
+    files, feeds = network
+    half, _ = to_half(load(files.path(origin)), "f16")
+    expected = run_reference(files.path(origin), feeds)["logits"]
+    assert off(run_reference(half.SerializeToString(), feeds)["logits"], expected) < limit
 
 
 @pytest.mark.slow
-def test_bfloat16_answers_are_within_its_noise(network: tuple[Path, dict[str, Array]]) -> None:
-    folder, feeds = network
+def test_bfloat16_answers_are_within_its_noise(network: tuple[Files, dict[str, Array]]) -> None:
+    files, feeds = network
     few = {name: values[:2] for name, values in feeds.items()}
-    half, _ = to_half(load(folder / "f32.onnx"), "bf16")
-    assert off(evaluated(half, few), run_reference(folder / "f32.onnx", few)["y"]) < 0.05
+    half, _ = to_half(load(files.path("f32")), "bf16")
+    assert off(evaluated(half, few), run_reference(files.path("f32"), few)["logits"]) < 0.05
 
 
 @pytest.mark.slow
-def test_skips_alone_in_8_bits_keep_their_scales_and_stay_near(network: tuple[Path, dict[str, Array]]) -> None:
-    folder, feeds = network
-    model = load(folder / "int8.onnx")
+def test_skips_alone_in_8_bits_keep_their_scales_and_stay_near(network: tuple[Files, dict[str, Array]]) -> None:
+    files, feeds = network
+    model = load(files.path("int8"))
     skips = quantize_skips_only(model)
-    save(skips, folder / "skip.onnx")
 
     def pairs(of: onnx.ModelProto) -> dict[str, float]:
         constants = {t.name: numpy_helper.to_array(t) for t in of.graph.initializer}
@@ -145,13 +132,13 @@ def test_skips_alone_in_8_bits_keep_their_scales_and_stay_near(network: tuple[Pa
         makers = {name: n.op_type for n in of.graph.node for name in n.output}
         return [sum(makers.get(i) == "Conv" for i in n.input) for n in of.graph.node if n.op_type == "Add"]
 
-    blocks = {"resnet8": 3, "mobilenetv2": 10, "wrn_16_2": 6}.get(folder.name[:-1], 0)
+    blocks = {"resnet8": 3, "mobilenetv2": 10, "wrn_16_2": 6}.get(files.folder.name, 0)
     assert pairs(skips).items() <= pairs(model).items()
     assert len(pairs(model)) - len(pairs(skips)) == blocks
     assert sum(straight(skips)) - sum(straight(model)) == blocks
     assert max(straight(skips), default=0) <= 1  # never both inputs of one addition
-    expected = run_reference(folder / "int8.onnx", feeds)["y"]
-    assert off(run_reference(folder / "skip.onnx", feeds)["y"], expected) < 0.08
+    expected = run_reference(files.path("int8"), feeds)["logits"]
+    assert off(run_reference(skips.SerializeToString(), feeds)["logits"], expected) < 0.08
 
 
 def test_a_planted_overflow_stays_float_and_the_rest_goes_to_float16(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import ssh_server
 
 from edgekd.bench.measure import Subject, measure_rows
 from edgekd.bench.settings import BenchSettings
-from edgekd.bench.targets import keeper
+from edgekd.bench.targets import connection, keeper
 from edgekd.bench.targets.address import parse_address
 from edgekd.bench.targets.connection import Connection
 from edgekd.bench.targets.ssh import SshTarget
@@ -189,7 +189,12 @@ def test_connection_that_is_cut_every_time_is_for_later(server, tmp_path):
         bench(tmp_path, server, subject(tmp_path, sleep_ms=2), progress=cut, waits_s=(0.1,))
 
 
-def test_connection_that_falls_silent_is_given_up_and_the_device_cleans_up(server, tmp_path):
+def test_connection_that_falls_silent_is_given_up_and_the_device_cleans_up(server, tmp_path, monkeypatch):
+    seconds = {
+        option: option.replace("ServerAliveInterval=5", "ServerAliveInterval=1") for option in connection._OPTIONS
+    }
+    monkeypatch.setattr(connection, "_OPTIONS", tuple(seconds.values()))
+
     def silence(line):
         if line.endswith("measuring"):
             server.signal_sessions(signal.SIGSTOP)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from quick_export import remember_operators
-from quick_sources import remember_sources
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Processes that tests start would compile the whole package anew each time.
@@ -31,7 +30,6 @@ def pytest_collection_finish() -> None:
 def users_code(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test puts on the import path and imports from its own folder is gone before the next one starts."""
     remember_operators()
-    remember_sources()
     monkeypatch.setattr(sys, "path", [*sys.path])
     if imports := sys.modules.get("edgekd.models.imports"):
         monkeypatch.setattr(imports, "_bases", [])

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from quick_export import remember_operators
-from quick_sources import remember_sources
 
 HEAVY = (
     "torch.export",
@@ -92,7 +91,6 @@ def _serve() -> None:
         if module.name != "edgekd.__main__":
             importlib.import_module(module.name)
     remember_operators()
-    remember_sources()
     _warm_up()
     gc.collect()
     gc.freeze()  # a fork does not look through, and so copy, what is here already
@@ -109,11 +107,9 @@ def _warm_up() -> None:
     import torch
 
     from edgekd.export.onnx_file import write_onnx
-    from edgekd.models.source import source_digest
     from edgekd.quantize.quantizer import convert, prepare
     from edgekd.quantize.settings import QuantizationSettings
 
-    source_digest([Path(__file__).parents[1] / "edgekd"])
     torch.set_num_threads(1)
     body = [torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)]
     network = torch.nn.Sequential(*body, torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()

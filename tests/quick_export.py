@@ -5,12 +5,9 @@ exports in the tests, and nothing of that is ours. The files that it writes are 
 """
 
 from __future__ import annotations
-import __future__
 
 import functools
-import inspect
 import sys
-import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +21,6 @@ def remember_operators() -> None:
         if not hasattr(make.__func__, "cache_info"):
             exporter.ONNXRegistry.from_torchlib = classmethod(functools.cache(make.__func__))
             _remember_decompositions()
-            _pass_over_other_operators()
 
 
 def _remember_decompositions() -> None:
@@ -43,16 +39,6 @@ def _remember_decompositions() -> None:
     _decomp.create_onnx_friendly_decomposition_table = _remembered(
         _decomp.create_onnx_friendly_decomposition_table, known
     )
-    # Thousands of calls for each export make the types of its annotations, which nobody reads.
-    before = torch._ops.OperatorBase.py_impl
-    lines = textwrap.dedent(inspect.getsource(before))
-    made: dict[str, Any] = {}
-    exec(
-        compile(lines, before.__code__.co_filename, "exec", __future__.annotations.compiler_flag),
-        vars(torch._ops),
-        made,
-    )
-    torch._ops.OperatorBase.py_impl = made["py_impl"]
 
 
 def _remembered(make: Callable[..., Any], known: Callable[[], Any]) -> Callable[..., Any]:
@@ -68,21 +54,3 @@ def _remembered(make: Callable[..., Any], known: Callable[[], Any]) -> Callable[
         return values[key].copy()
 
     return found
-
-
-def _pass_over_other_operators() -> None:
-    """onnxscript tries each of its rules on each node; one whose pattern ends in another operator cannot match."""
-    from onnxscript.rewriter._rewrite_rule import RewriteRule
-
-    before = RewriteRule.try_rewrite
-
-    @functools.wraps(before)
-    def try_rewrite(self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
-        pattern = self._target_pattern
-        if pattern.has_single_output_node and options.get("tracer") is None:
-            wanted = pattern.output_node.op_identifier()
-            if wanted is not None and wanted[:2] != (node.domain, node.op_type):
-                return None
-        return before(self, model, graph, node, **options)
-
-    RewriteRule.try_rewrite = try_rewrite

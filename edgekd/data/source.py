@@ -119,16 +119,14 @@ class Data:
     @cached_property
     def learning_fingerprint(self) -> str:
         """The same of train and validation alone (a test split drawn from train counts by its share)."""
-        origins: dict[Split, Split] = {split: self._origin(split) for split in LEARNING_SPLITS}
-        files = {name: digest for split in origins for name, digest in self.files_of(split).items()}
-        identity = {str(split): self._reader.identity(origin) for split, origin in origins.items()}
+        files = {name: digest for split in LEARNING_SPLITS for name, digest in self.files_of(split).items()}
+        identity = {str(split): self._reader.identity(self._origin(split)) for split in LEARNING_SPLITS}
         return of_data(self.settings, files, identity, self._shares, self._seed, LEARNING_SPLITS)
 
     @cached_property
     def learning_digests(self) -> dict[str, str]:
         """Those of `digests` that are not of files of the test split alone."""
-        learnt = {name for split in LEARNING_SPLITS for name in self.files_of(split)}
-        tested = {*self.files_of("test")} - learnt
+        tested = {*self.files_of("test")}.difference(*map(self.files_of, LEARNING_SPLITS))
         return {name: digest for name, digest in self.digests.items() if name not in tested}
 
     def split_fingerprint(self, split: Split) -> str:

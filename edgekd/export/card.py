@@ -59,11 +59,12 @@ def takes_an_image(card: Mapping[str, Any]) -> bool:
 
 
 def answers(logits: NDArray[Any], labels: list[str] | None, most: int = 5) -> list[tuple[str, float]]:
-    """The likeliest classes of one row of logits with their probabilities, the likeliest first."""
+    """The likeliest classes of one row of logits with their probabilities, the likeliest first; some have no label."""
     import numpy as np
 
     odds = np.exp(logits - logits.max())
-    return [(labels[i] if labels else str(i), float(odds[i] / odds.sum())) for i in np.argsort(-odds)[:most]]
+    named = [*(labels or ()), *map(str, range(len(labels or ()), len(odds)))]
+    return [(named[i], float(odds[i] / odds.sum())) for i in np.argsort(-odds)[:most]]
 
 
 def read_card(build: Path) -> tuple[Path, dict[str, Any]]:

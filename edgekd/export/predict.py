@@ -47,12 +47,12 @@ def open_model(path, card):  # a function from named inputs to the values of the
 if __name__ == "__main__":
     card = json.loads(Path(__file__).with_name("model.json").read_text())
     ((name, how),), ask, wrong = card["inputs"].items(), None, []
-    for path in sys.argv[1:] or sys.exit(__doc__):
+    for path in [a for a in sys.argv[1:] if a not in ("-h", "--help")] or sys.exit(__doc__):
         try:
             ask = ask or open_model(str(Path(__file__).with_name(card["file"])), card)
             for output, (values, *_) in ask({name: prepare(path, how)}).items():
-                odds, labels = np.exp(values - values.max()), card["labels"].get(output)
-                best = [f"{labels[i] if labels else i} {odds[i] / odds.sum():.4f}" for i in np.argsort(-odds)[:5]]
+                odds, labels = np.exp(values - values.max()), dict(enumerate(card["labels"].get(output) or ()))
+                best = [f"{labels.get(i, i)} {odds[i] / odds.sum():.4f}" for i in np.argsort(-odds)[:5]]
                 print(path, output, *(best if output in card["classes"] else values))
         except Exception as error:  # engines and Pillow raise many kinds
             wrong.append(f"error: {path if ask else card['file']}: {' '.join(str(error).split())}")

@@ -14,7 +14,7 @@ import re
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from edgekd.files import sha256_bytes, sha256_file, sha256_json
 
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "site-packages", "node_modules"})
 _STANDARD_LIBRARY = (sysconfig.get_path("stdlib"), os.path.dirname(os.__file__))
+_parts: dict[str, dict[str, str]] = {}
 _IN_KEYS = frozenset({"edgekd", "torch", "numpy"})  # a stage has the code or the version of those that it uses
 
 
@@ -60,7 +61,14 @@ def module_digest(name: str, base: Path) -> str | None:
     if any(map(is_installed, places)):
         return _digest(_python_files(places), None, sha256_file)
     files, libraries = _reached_from(name, base)
-    return sha256_json({"files": files, "libraries": libraries})
+    digest = sha256_json({"files": files, "libraries": libraries})
+    _parts[digest] = {**files, **libraries}
+    return digest
+
+
+def parts_of(digest: str) -> Mapping[str, str]:
+    """What a digest that `module_digest` gave in this process is made of: digests by file, versions by library."""
+    return _parts.get(digest, {})
 
 
 def _reached_from(name: str, base: Path) -> tuple[dict[str, str], dict[str, str]]:

@@ -79,7 +79,8 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
     all keys share, and the network has not, is that of a module around it (`model.`, `backbone.`): it is taken off.
 
     Raises:
-        ConfigError: keys are missing, unexpected or of another shape; the network is then unchanged.
+        ConfigError: keys are missing, unexpected or of another shape, or a value is not finite; the network is then
+            unchanged.
     """
     state = _without_first(state, model.state_dict().keys())
     expected = {name: value for name, value in model.state_dict().items() if hasattr(value, "shape")}
@@ -99,6 +100,10 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
         if missing and unexpected and not reshaped:
             hint = "give the model that the weights were trained with, or rename the keys of the file to its names"
         raise ConfigError(f"{path} does not fit the network: {'; '.join(faults)}", hint=hint)
+    spoiled = [name for name in expected if name in state and not bool(state[name].isfinite().all())]
+    if spoiled:
+        what = f"{len(spoiled)} tensors hold values that are not finite ({_listed(spoiled)})"
+        raise ConfigError(f"{path}: {what}", hint="the training diverged; take a checkpoint from before that")
     model.load_state_dict(dict(state), strict=True)
 
 

@@ -82,7 +82,7 @@ def _origins(wish: Wish) -> dict[Location, str]:
     found: dict[Location, str] = {(): "compress", ("data",): f"--data {data}"}
     found |= {("data", name): f"--{name}" for name in ("size", "fit", "channels", "normalize")}
     found |= {(name,): f"--{name}" for name in ("name", "seed", "task", "args", "weights")}
-    found |= {("model",): f"--model {wish.model.model}", ("gates",): "--max-drop"}
+    found |= {("model",): f"--model {wish.model.model}", ("gates",): "--max-drop" if wish.max_drop else "compress"}
     found |= {
         ("targets", name): f"--target {word}" for name, word in zip(targets_of(wish.targets), wish.targets, strict=True)
     }

@@ -16,6 +16,7 @@ from edgekd.distill.own import digests_of
 from edgekd.errors import ConfigError
 from edgekd.files import sha256_bytes, sha256_file, sha256_json, write_atomic
 from edgekd.models.resolve import code_digest
+from edgekd.models.source import parts_of
 from edgekd.pipeline.devices import Devices
 from edgekd.pipeline.schema import Pipeline, StageEntry, located, network_location, networks_of
 from edgekd.pipeline.sources import sources_of
@@ -110,16 +111,25 @@ def changes(before: Any, after: Any, path: str = "") -> list[str]:
     return [] if before == after else [f"{path} {_short(before)} -> {_short(after)}"]
 
 
-def explain(last: Mapping[str, Any] | None, now: Mapping[str, Any], places: Sequence[str] = ()) -> str:
-    """Why a stage is not in the store: what changed since this pipeline last ran it; of the data, in which places."""
+def explain(
+    last: Mapping[str, Any] | None, now: Mapping[str, Any], places: Sequence[str] = (), code: Sequence[str] = ()
+) -> str:
+    """Why a stage is not in the store: what changed since this pipeline last ran it.
+
+    Args:
+        places: where the data changed.
+        code: files of the user's, and libraries that they import, that changed.
+    """
     if last is None:
         return NEVER
     found = changes(last, now)
     if not found:
         return "its artefact is gone from the store"
-    if places:
-        where = ", ".join(places[:_SHOWN]) + (f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else "")
-        found = [f"{change} (in {where})" if change.startswith("data ") else change for change in found]
+    for start, changed in (("data ", places), ("networks.", code), ("own.", code)):
+        if changed:
+            more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+            where = f" (in {', '.join(changed[:_SHOWN])}{more})"
+            found = [change + where if change.startswith(start) else change for change in found]
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return "changed: " + "; ".join(found[:_SHOWN]) + more
 
@@ -160,9 +170,14 @@ class LastRuns:
         changed = [name for name in sorted({*before, *files}) if before.get(name) != files.get(name)] if before else []
         return list(dict.fromkeys(name.rpartition("/")[0] or name for name in changed))
 
+    def changed_code(self, stage: str, found: Mapping[str, Any]) -> list[str]:
+        """Files of the user's code, and libraries that it imports, that are not what they were last time."""
+        before, now = self._of(stage).get("code"), _code(found)
+        return [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)] if before else []
+
     def put(self, stage: str, found: Mapping[str, Any], seconds: float | None, files: Mapping[str, str]) -> None:
-        """Remember a stage's ingredients, how long it took, and the digests of the data's files."""
-        row = {"made_of": dict(found), "seconds": seconds, "files": dict(files)}
+        """Remember a stage's ingredients, how long it took, and the digests of the data's files and of the user's."""
+        row = {"made_of": dict(found), "seconds": seconds, "files": dict(files), "code": _code(found)}
         if self._known.get(stage) != row:
             self._known[stage] = row
             write_atomic(self._path, json.dumps(self._known, indent=1, sort_keys=True), durable=False)
@@ -170,6 +185,12 @@ class LastRuns:
     def _of(self, stage: str) -> dict[str, Any]:
         known = self._known.get(stage)
         return known if isinstance(known, dict) else {}
+
+
+def _code(found: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of the user's files that a stage depends on, and versions of the libraries that these import."""
+    digests = [*found.get("networks", {}).values(), *found.get("own", {}).values()]
+    return {name: part for digest in digests for name, part in parts_of(digest).items()}
 
 
 def _effective(entry: StageEntry) -> dict[str, Any]:

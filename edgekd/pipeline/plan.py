@@ -66,7 +66,7 @@ class Planner:
             )
         except ConfigError as error:
             raise located(pipeline, data_location(pipeline, error), error) from None
-        heads = heads_of(settings.task, data.target_names)
+        heads = _heads(pipeline, data.target_names)
         _check_weights(pipeline)
         _check_columns(pipeline, data.input_names)
         return cls(pipeline, store, data, heads, LastRuns(store, pipeline), Devices(pipeline, store))
@@ -106,7 +106,9 @@ class Planner:
             return Step(entry, key, found, artifact, "; ".join(["unchanged", *notes]), artifact.record.get("seconds"))
         damage = self.store.damaged.get(key)
         places = self.last.changed_places(entry.name, self._files(kind))
-        why = f"its artefact was damaged: {damage}" if damage else explain(self.last.get(entry.name), found, places)
+        code = self.last.changed_code(entry.name, found)
+        why = explain(self.last.get(entry.name), found, places, code)
+        why = f"its artefact was damaged: {damage}" if damage else why
         return Step(entry, key, found, None, "; ".join([why, *notes]), self.last.seconds(entry.name))
 
     def remember(self, step: Step, artifact: Artifact) -> None:
@@ -148,6 +150,13 @@ def frozen_answers(pipeline: Pipeline, entry: StageEntry) -> str | None:
 def _asks_teacher(pipeline: Pipeline, settings: DistillStage) -> bool:
     """Whether the scheme learns from what an earlier stage made, as it is: what it trains itself, answers live."""
     return settings.reads_teacher and any(entry.name in ("model", "teacher") for entry in pipeline.stages)
+
+
+def _heads(pipeline: Pipeline, targets: tuple[str, ...]) -> tuple[HeadSettings, ...]:
+    try:
+        return heads_of(pipeline.settings.task, targets)
+    except ConfigError as error:
+        raise located(pipeline, ("task",), error) from None
 
 
 def _check_weights(pipeline: Pipeline) -> None:

@@ -89,7 +89,9 @@ def _metrics(report: Report) -> str:
     rows = [["network or build", "metric", "value and 95% interval", "split", "n"]]
     named = [(model.role, model.metrics) for model in report.models]
     named += [(f"{b.model} {b.precision} on {b.target}", b.metrics) for b in report.builds]
-    for name, metrics in named:
+    for name, scored in named:
+        tested = [metric for metric in scored if metric.split == "test"]
+        metrics = tested or scored  # validation has helped to choose, and a network from elsewhere may have learned it
         rows += [[name, m.name, words.metric_value(m), m.split or "", str(m.n or "")] for m in metrics]
     return markdown_table(rows) if len(rows) > 1 else "Nothing was scored."
 

@@ -128,7 +128,10 @@ def _facts(context: Context, role: str, artifact: Artifact, model: Model, flavou
     heads = [head for head in common.heads if head.output in model.outputs]
     labels = {name: list(info.names) for name, info in common.data.classes().items() if info.names}
     shown = ("name", "value", "unit", "split", "n", "ci95")
-    known = [{key: row[key] for key in shown} for row in artifact.facts["metrics"] if row["split"] != "test"]
+    _, shipped = context.shipped()
+    # A network that was trained elsewhere may have seen any of this data but what is kept for the end.
+    rows = [] if shipped.facts.get("given") else artifact.facts["metrics"]
+    known = [{key: row[key] for key in shown} for row in rows if row["split"] != "test"]
     return {
         "pipeline": common.name,
         "version": edgekd.__version__,

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
+import torch
+
 from edgekd.distill.schemes.offline import supervised
 from edgekd.errors import ConfigError
 from edgekd.models.settings import ModelSettings
 from edgekd.stages.context import Context
-from edgekd.stages.networks import fresh_model, make_world, save_curves, save_model, training_tables, warn_of_start
+from edgekd.stages.networks import (
+    example_inputs,
+    fresh_model,
+    make_world,
+    save_curves,
+    save_model,
+    training_tables,
+    warn_of_start,
+)
 from edgekd.stages.settings import ModelStage, Select, TeacherStage
 from edgekd.stages.training import optim, run_phases, stage_train_settings, target_options, validation_scores
+from edgekd.tasks.task import Score
 from edgekd.train.world import Model, Phase, World
 
 
@@ -30,6 +43,7 @@ def run(context: Context) -> None:
     world.models["teacher"] = model
     curves = run_phases(context, world, phases, settings, learner="teacher")
     save_trained(context, world, world.models["teacher"], "teacher", options)
+    context.draft.facts["given"] = not phases
     save_curves(context, curves)
 
 
@@ -41,13 +55,39 @@ def run_model(context: Context) -> None:
     world = make_world(context.common, tables=training_tables(context.common))
     world.models["model"] = model
     save_trained(context, world, model, "model", options)
+    context.draft.facts["given"] = True
 
 
 def save_trained(context: Context, world: World, model: Model, name: str, recipe: ModelSettings) -> None:
     """Score a network and write it into the draft."""
     scores, split = validation_scores(world, name, context.common.train)
+    for text in _doubts(context, world, model, scores, split):
+        context.warn(text)
+        context.draft.facts["warnings"].append(text)
     plain = ModelSettings(model=recipe.model, args=recipe.args, weights=recipe.weights)
     save_model(context, model, plain, scores, split)
+
+
+def _doubts(context: Context, world: World, model: Model, scores: Mapping[str, Score], split: str) -> Iterator[str]:
+    """What a network's answers say against its weights, its inputs, or the data."""
+    common, table = context.common, world.tables[split]
+    example = example_inputs(common, model)
+    with torch.no_grad():
+        answers = model({name: x.to(next(model.network.parameters(), x).device) for name, x in example.items()})
+    classes = common.data.classes()
+    for head in common.heads:
+        if head.task != "classification" or head.target is None or head.target not in table.targets:
+            continue
+        wanted, found = classes[head.target].count, answers[head.output].shape[1]
+        if found > wanted:
+            yield f"{head.output} has {found} classes and the data {wanted}: are these the classes of this data?"
+        metric = scores.get("accuracy") or scores.get(f"{head.output}.accuracy")
+        usual = float(torch.bincount(table.targets[head.target]).max()) / len(table)
+        if metric is not None and metric.n and metric.value <= usual:
+            yield (
+                f"accuracy {metric.value:.4g} on {split}, no more than always naming one class ({usual:.4g}): "
+                "are these the right weights, normalisation, and order of classes?"
+            )
 
 
 def keep_name(select: Select, model: str) -> str | None:

@@ -143,7 +143,7 @@ CHANGES: dict[str, tuple[Callable[[Finished], object], str | None, str]] = {
     "one image to test on": (lambda f: f.draw("test/b/3", 99), "evaluate", "changed: data {}.. -> {}.. (in test/b)"),
     "the version of a package": (lambda f: None, "quantize", "changed: packages.torchao {} -> 99.1"),
     "own source": (
-        lambda f: f.edit("return 1", "return 2", "nets.py"), "teacher", 
+        lambda f: f.edit("return 1", "return 2", "nets.py"), "teacher",
         "changed: networks.teacher {}.. -> {}.. (in nets.py)",
     ),
     "the seed": (lambda f: f.edit("seed: 3", "seed: 4"), "teacher", "seed 3 -> 4"),

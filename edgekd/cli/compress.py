@@ -206,7 +206,9 @@ def _run(pipeline: Pipeline, wish: Wish, options: RunOptions, log: Log, *, json_
         kept = [{"target": target, "verdict": text} for target, text in lines]
         print_json({"verdicts": kept, "warnings": warnings, "training_estimate_s": seconds, "report": outcome.report})
         return outcome.exit_code
-    show_report(report, wish.out, f"to go on: edit {wish.out / FILE} and run it")
+    show_report(
+        report, wish.out, f"to go on: edit {wish.out / FILE} and `edgekd run {wish.out / FILE} --out {wish.out}`"
+    )
     for target, text in lines:
         typer.echo(f"{target}: {text}")
     for text in warnings:

@@ -53,7 +53,7 @@ if __name__ == "__main__":
             for output, (values, *_) in ask({name: prepare(path, how)}).items():
                 odds, labels = np.exp(values - values.max()), dict(enumerate(card["labels"].get(output) or ()))
                 best = [f"{labels.get(i, i)} {odds[i] / odds.sum():.4f}" for i in np.argsort(-odds)[:5]]
-                print(path, output, *(best if output in card["classes"] else values))
+                print(path, output, *(best if output in card["classes"] else values), sep="  ")
         except Exception as error:  # engines and Pillow raise many kinds
             wrong.append(f"error: {path if ask else card['file']}: {' '.join(str(error).split())}")
     sys.exit("\n".join(dict.fromkeys(wrong)) or 0)

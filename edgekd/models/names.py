@@ -62,7 +62,8 @@ def check_name(reference: str) -> None:
     module, colon, attribute = reference.partition(":")
     if not colon:
         if reference not in ZOO:
-            hint = f"{did_you_mean(reference, ZOO)}; a network of your own is written package.module:factory"
+            own = f"{reference}:FACTORY" if "." in reference else "package.module:factory"
+            hint = f"{did_you_mean(reference, ZOO)}; a network of your own is written {own}"
             raise ConfigError(f"unknown model {reference!r}", hint=hint)
         return
     words = [*module.split("."), *attribute.split(".")]

@@ -31,6 +31,7 @@ from edgekd.report.lineage import MANIFEST
 from edgekd.report.model_card import CardFacts, model_card
 from edgekd.report.schema import Gate, Report
 from edgekd.store import Artifact
+from edgekd.tasks.settings import OUTPUT_NAMES
 
 if TYPE_CHECKING:
     from edgekd.pipeline.runner import Outcome
@@ -151,4 +152,4 @@ def _card_facts(pipeline: Pipeline, outcome: Outcome, files: Mapping[str, Mappin
     }
     builds = outcome.report.get("builds", ())
     chains = {b["path"]: [(f, files[f]["sha256"]) for f in lineage(b["path"], files)] for b in builds}
-    return CardFacts({"output": task} if isinstance(task, str) else task, settings, chains)
+    return CardFacts({OUTPUT_NAMES[task]: task} if isinstance(task, str) else task, settings, chains)

@@ -12,13 +12,18 @@ from edgekd.report.schema import Report
 from edgekd.report.verdict import sentences
 
 _SIGNS = {"ok": "✅", "failed": "❌", "gate_failed": "❌"}
+_UNDECIDED = "⚠️"
 _SPECIAL = re.compile(r"([\\`*|~#])|(?<!\w)(_)|(_)(?!\w)|(\](?=[(\[:]))")
 
 
 def markdown(report: Report, folder: Path | None = None) -> str:
     """The whole report as GitHub Markdown; with the folder in which its details lie also those of quantization."""
     first, *rest = sentences(report)
-    parts = [f"# {_SIGNS[report.status]} {escape(first)}", "\n".join(f"- {escape(line)}" for line in rest)]
+    open_ = report.status == "ok" and any(gate.verdict == "undecided" for gate in report.gates)
+    parts = [
+        f"# {_UNDECIDED if open_ else _SIGNS[report.status]} {escape(first)}",
+        "\n".join(f"- {escape(line)}" for line in rest),
+    ]
     sections = [
         ("Result", table.result_table(report)),
         ("Comparisons", table.comparison_table(report)),

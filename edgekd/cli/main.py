@@ -37,7 +37,8 @@ COMMANDS = {
         "Measure latency in processes of their own; several models are interleaved and compared.",
     ),
     "predict": Command(
-        "edgekd.cli.predict:predict", "Show what a build says of images: classes with their probabilities."
+        "edgekd.cli.predict:predict",
+        "Show what a build says of images: classes with probabilities; images that cannot be read are named at the end.",
     ),
     "evaluate": Command(
         "edgekd.cli.evaluate_command:evaluate", "Score a build on data of your own: its metric with a 95% interval."

@@ -13,6 +13,7 @@ from edgekd.config.settings import did_you_mean
 from edgekd.errors import ConfigError, quiet
 from edgekd.quantize.fake_quant import FakeQuant
 from edgekd.quantize.float_outputs import serving_only
+from edgekd.quantize.functional import BATCH_NORM, own_batch_norm
 from edgekd.quantize.settings import LayerBits, QuantizationSettings
 
 with quiet():  # torchao speaks while it is imported
@@ -43,7 +44,7 @@ _POOLS = {
 }
 # Activations that engines fuse into the layer before them, so that its output is quantized after them.
 FUSED = {_aten.relu.default, _aten.relu_.default, _aten.hardtanh.default, _aten.hardtanh_.default, _aten.clamp.default}
-NORMS = {_aten.batch_norm.default}
+NORMS = {BATCH_NORM, own_batch_norm}
 _PRODUCTS = {_aten.mul.Tensor, _aten.mul_.Tensor}
 _GATES = {_aten.sigmoid.default, _aten.sigmoid_.default, _aten.hardsigmoid.default, _aten.hardsigmoid_.default}
 _CONCATENATIONS = {_aten.cat.default}

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from edgekd.errors import ExportError, first_line, quiet
-from edgekd.quantize.functional import functional_module
+from edgekd.quantize.functional import BATCH_NORM, functional_module, own_batch_norm
 from edgekd.quantize.places import without_places
 from edgekd.quantize.settings import QuantizationSettings
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 _MAX_BATCH = 1 << 20
 _INT8 = (-128, 127)
 _SAME = 1e-2  # of the outputs' size: folding a BatchNorm rounds
-_BATCH_NORM = torch.ops.aten.batch_norm.default
 
 
 class QuantizedNetwork(nn.Module):
@@ -110,8 +109,12 @@ def prepare(
 
     graph = capture(network, example) if graph is None else graph
     untie(graph)
+    for node in list(graph.graph.nodes):
+        if node.target is BATCH_NORM and len(node.args[0].users) > 1:
+            node.target = own_batch_norm  # torchao would fold it into a layer whose own output others read
     with quiet():
         prepared = prepare_pt2e(graph, Placement(settings, outputs))
+    _retarget(prepared, own_batch_norm, BATCH_NORM)
     add_bias_grids(prepared)
     quantized = QuantizedNetwork(prepared, settings)
     for parameter in quantized.parameters():
@@ -162,9 +165,9 @@ def convert(network: QuantizedNetwork) -> GraphModule:
 
         graph = without_places(copy.deepcopy(network.graph_module))
         write_biases(graph)
-        _retarget(graph, _BATCH_NORM, _own_batch_norm)
+        _retarget(graph, BATCH_NORM, own_batch_norm)
         graph = convert_pt2e(graph)
-        _retarget(graph, _own_batch_norm, _BATCH_NORM)
+        _retarget(graph, own_batch_norm, BATCH_NORM)
     quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
     for node in graph.graph.nodes:
         if node.target is quantize and (node.args[3], node.args[4]) != _INT8:
@@ -174,12 +177,6 @@ def convert(network: QuantizedNetwork) -> GraphModule:
             node.replace_input_with(x, clipped)
     graph.recompile()
     return graph
-
-
-def _own_batch_norm(*args: Any) -> Any:
-    """BatchNorm that torchao does not know: for one that could not be folded it traces a hundred patterns of its own
-    way to train with BatchNorm, which takes up to half a minute and finds nothing."""
-    return _BATCH_NORM(*args)
 
 
 def _retarget(graph: GraphModule, old: Any, new: Any) -> None:

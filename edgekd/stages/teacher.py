@@ -42,8 +42,7 @@ def run(context: Context) -> None:
     world = make_world(context.common, tables=training_tables(context.common))
     world.models["teacher"] = model
     curves = run_phases(context, world, phases, settings, learner="teacher")
-    save_trained(context, world, world.models["teacher"], "teacher", options)
-    context.draft.facts["given"] = not phases
+    save_trained(context, world, world.models["teacher"], "teacher", options, given=not phases)
     save_curves(context, curves)
 
 
@@ -54,18 +53,20 @@ def run_model(context: Context) -> None:
     model = fresh_model(context.common, options, seed=context.common.seed, tell=context.tell)
     world = make_world(context.common, tables=training_tables(context.common))
     world.models["model"] = model
-    save_trained(context, world, model, "model", options)
-    context.draft.facts["given"] = True
+    save_trained(context, world, model, "model", options, given=True)
 
 
-def save_trained(context: Context, world: World, model: Model, name: str, recipe: ModelSettings) -> None:
-    """Score a network and write it into the draft."""
+def save_trained(
+    context: Context, world: World, model: Model, name: str, recipe: ModelSettings, *, given: bool = False
+) -> None:
+    """Score a network and write it into the draft; one that was given, and not trained here, is looked at closely."""
     scores, split = validation_scores(world, name, context.common.train)
-    for text in _doubts(context, world, model, scores, split):
-        context.warn(text)
-        context.draft.facts["warnings"].append(text)
     plain = ModelSettings(model=recipe.model, args=recipe.args, weights=recipe.weights)
     save_model(context, model, plain, scores, split)
+    context.draft.facts["given"] = given
+    for text in _doubts(context, world, model, scores, split) if given else ():
+        context.warn(text)
+        context.draft.facts["warnings"].append(text)
 
 
 def _doubts(context: Context, world: World, model: Model, scores: Mapping[str, Score], split: str) -> Iterator[str]:

@@ -195,7 +195,9 @@ def test_the_manifest_follows_a_build_to_the_teacher_and_its_data(workshop: Work
             "student.safetensors",
         )
     ]  # fmt: skip
-    assert manifest["data"]["fingerprint"] == manifest["stages"][0]["made_of"]["data"]
+    made_of = {stage["name"]: stage["made_of"] for stage in manifest["stages"]}
+    assert manifest["data"]["fingerprint"] == made_of["evaluate"]["data"]
+    assert made_of["teacher"]["data"] == made_of["distill"]["data"]
     assert manifest["seed"] == 0
     card = (workshop.out / "model_card.md").read_text()
     for words in (

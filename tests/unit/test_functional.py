@@ -228,3 +228,31 @@ def test_a_graph_that_is_at_hand_is_not_captured_again(monkeypatch: pytest.Monke
     with torch.no_grad():
         assert torch.allclose(prepared(x), network(x), atol=1e-6)
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in before.items())
+
+
+class PreActivation(nn.Module):
+    """What ResNet v2 and WideResNet do: BatchNorm reads a convolution that a skip reads as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = (
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.Conv2d(4, 4, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return (x + self.second(F.relu(self.norm(x)))).mean((2, 3))
+
+
+def test_a_norm_is_not_folded_into_a_convolution_that_others_read() -> None:
+    torch.manual_seed(0)
+    network, x = PreActivation().train(), 3 + torch.randn(8, 3, 8, 8)
+    with torch.no_grad():
+        for _ in range(50):
+            network(x)  # statistics that are far from 0 and 1
+        quantized = prepare(network.eval(), (x,), QuantizationSettings())
+        quantized.set_mode("passing")
+        assert torch.allclose(quantized(x), network(x), atol=1e-5)
+    assert any(node.target is torch.ops.aten.batch_norm.default for node in quantized.graph_module.graph.nodes)

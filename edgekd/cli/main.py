@@ -38,7 +38,7 @@ COMMANDS = {
     ),
     "predict": Command(
         "edgekd.cli.predict:predict",
-        "Show what a build says of images: classes with probabilities; images that cannot be read are named at the end.",
+        "Show what a build says of images: classes with probabilities; unreadable images are named at the end.",
     ),
     "evaluate": Command(
         "edgekd.cli.evaluate_command:evaluate", "Score a build on data of your own: its metric with a 95% interval."

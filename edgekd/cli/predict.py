@@ -22,7 +22,7 @@ def predict(
     log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
 ) -> int:
-    """Show what a build says of images: classes with probabilities; images that cannot be read are named at the end."""
+    """Show what a build says of images: classes with probabilities; unreadable images are named at the end."""
     from edgekd.cli.loading import load_build
     from edgekd.export.card import answers, read_card, takes_an_image
     from edgekd.runtimes.protocol import infer

@@ -34,8 +34,8 @@ _FRESH = (
 def own_batch_norm(*args: Any) -> Any:
     """BatchNorm that torchao does not know, for it would fold one into a layer that others read as well.
 
-    And for one that cannot be folded it traces a hundred patterns of its own way to train with BatchNorm, which takes up
-    to half a minute and finds nothing.
+    And for one that cannot be folded it traces a hundred patterns of its own way to train with BatchNorm, which takes
+    up to half a minute and finds nothing.
     """
     return BATCH_NORM(*args)
 

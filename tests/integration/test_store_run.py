@@ -195,9 +195,9 @@ def test_the_manifest_follows_a_build_to_the_teacher_and_its_data(workshop: Work
             "student.safetensors",
         )
     ]  # fmt: skip
-    made_of = {stage["name"]: stage["made_of"] for stage in manifest["stages"]}
-    assert manifest["data"]["fingerprint"] == made_of["evaluate"]["data"]
-    assert made_of["teacher"]["data"] == made_of["distill"]["data"]
+    learnt = {stage["made_of"]["data"] for stage in manifest["stages"] if "data" in stage["made_of"]}
+    assert len(learnt) == 1
+    assert learnt != {manifest["data"]["fingerprint"]}  # which is of the test split, too
     assert manifest["seed"] == 0
     card = (workshop.out / "model_card.md").read_text()
     for words in (

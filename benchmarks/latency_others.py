@@ -47,7 +47,9 @@ def loadgen(engine: str, model: Path, *, seconds: float, cpu: int) -> dict[str, 
         def read(said: str) -> dict[str, Any]:
             return {**read_loadgen((Path(folder) / DETAIL).read_text()), "call": json.loads(said.splitlines()[-1])}
 
-        return _run(command, read)
+        found = _run(command, read)
+        call = found["call"]
+        return {**found, "switches": call["switches"], "process_s": call["seconds"]}
 
 
 def _run(command: list[str], read: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from typing import Any
 
 from edgekd.bench import machine
@@ -35,8 +36,8 @@ def facts(job: Mapping[str, Any]) -> dict[str, Any]:
         "memory_free_bytes": machine.memory_free_bytes(),
         "disk_free_bytes": shutil.disk_usage(os.curdir).free,
         "jetson": _jetson(),
-        "pip": importlib.util.find_spec("pip") is not None,
-        "venv": importlib.util.find_spec("ensurepip") is not None,
+        "pip": PathFinder.find_spec("pip") is not None,
+        "venv": PathFinder.find_spec("ensurepip") is not None,
         "managed": _managed(),
     }
 

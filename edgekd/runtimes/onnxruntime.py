@@ -40,7 +40,7 @@ _INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize
 _NOT_COMPUTE = {"QuantizeLinear", "DequantizeLinear", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze",
                 "Identity", "Cast", "ReorderInput", "ReorderOutput", "Shape", "Constant"}  # fmt: skip
 # Integer kernels exist for these too: on 8-bit tensors they run in 8 bits without another name.
-_SAME_NAME = {"Clip", "MaxPool", "NhwcMaxPool", "Concat", "Split", "Slice", "Gather", "Pad", "Resize"}
+_SAME_NAME = {"MaxPool", "NhwcMaxPool", "Concat", "Split", "Slice", "Gather", "Pad", "Resize"}
 
 
 # Without VNNI an x64 processor adds products of uint8 and int8 up in 16 bits, which overflow; so they do not.
@@ -234,7 +234,8 @@ def _layers(path: Path) -> list[Layer]:
     eight_bit = {n.output[0] for n in graph.node if n.op_type == "QuantizeLinear"}
     layers = []
     for node in graph.node:
-        if node.op_type in _NOT_COMPUTE:
+        # What a ReLU6 cuts in 8 bits (export/flavours.py) is the end of the layer before it.
+        if node.op_type in _NOT_COMPUTE or (node.op_type == "Clip" and node.input[0] in eight_bit):
             eight_bit |= (
                 set(node.output)
                 if node.input and node.input[0] in eight_bit and node.op_type != "DequantizeLinear"

@@ -166,14 +166,12 @@ class LastRuns:
 
     def changed_places(self, stage: str, files: Mapping[str, str]) -> list[str]:
         """Files of the data that are not what they were last time; of images the folders. `files`: `Data.digests`."""
-        before = self._of(stage).get("files")
-        changed = [name for name in sorted({*before, *files}) if before.get(name) != files.get(name)] if before else []
+        changed = _differing(self._of(stage).get("files"), files)
         return list(dict.fromkeys(name.rpartition("/")[0] or name for name in changed))
 
     def changed_code(self, stage: str, found: Mapping[str, Any]) -> list[str]:
         """Files of the user's code, and libraries that it imports, that are not what they were last time."""
-        before, now = self._of(stage).get("code"), _code(found)
-        return [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)] if before else []
+        return _differing(self._of(stage).get("code"), _code(found))
 
     def put(self, stage: str, found: Mapping[str, Any], seconds: float | None, files: Mapping[str, str]) -> None:
         """Remember a stage's ingredients, how long it took, and the digests of the data's files and of the user's."""
@@ -185,6 +183,11 @@ class LastRuns:
     def _of(self, stage: str) -> dict[str, Any]:
         known = self._known.get(stage)
         return known if isinstance(known, dict) else {}
+
+
+def _differing(before: Mapping[str, str] | None, now: Mapping[str, str]) -> list[str]:
+    """Names that are new, gone, or stand for something else; none where nothing was remembered."""
+    return [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)] if before else []
 
 
 def _code(found: Mapping[str, Any]) -> dict[str, str]:

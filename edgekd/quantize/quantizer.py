@@ -145,7 +145,7 @@ def _check_same(network: nn.Module, quantized: QuantizedNetwork, example: tuple[
     quantized.set_mode("observing")
     for exact, found in zip(*said, strict=True):
         off = float((found - exact).square().mean().sqrt() / exact.square().mean().sqrt().clamp_min(1e-12))
-        if off > _SAME and bool(exact.isfinite().all()):
+        if exact.numel() and exact.isfinite().all() and not off <= _SAME:  # NaN is beyond every limit
             raise ExportError(
                 f"the network as it is captured for quantization gives other values, off by {off:.1e} of their size",
                 hint="does its forward write into a part of a tensor? write it as a new one, e.g. with torch.cat",

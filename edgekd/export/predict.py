@@ -33,8 +33,8 @@ def resized(image, size, rule):  # to width and height, as the data was that the
 
 
 def open_model(path, card):  # a function from named inputs to the values of the outputs, in their order
+    sys.modules["openvino_telemetry"], __import__("os").environ["ORT_DISABLE_TELEMETRY"] = None, "1"  # nobody reports
     if card["runtime"] == "openvino":
-        sys.modules.setdefault("openvino_telemetry", None)  # it would report the import
         core, hint = __import__("openvino").Core(), {"INFERENCE_PRECISION_HINT": card["hint"]}
         model = core.compile_model(path, card["device"], hint)
         return lambda feeds: {port.any_name: value for port, value in model(feeds).items()}

@@ -45,9 +45,9 @@ def _measured(pipeline: Pipeline, common: Common, stages: list[Any]) -> dict[str
     import torch
 
     from edgekd.stages.networks import fresh_model
-    from edgekd.train.precision import use_threads
+    from edgekd.train.processor import set_up_processor
 
-    use_threads(common.train)
+    set_up_processor(common.train)
     networks = {entry.name: networks_of(entry)[()] for entry in pipeline.stages if () in networks_of(entry)}
     student = fresh_model(common, networks["distill"].model_copy(update={"weights": None}), seed=common.seed)
     teacher = fresh_model(common, networks["model"].model_copy(update={"weights": None}), seed=common.seed)

@@ -215,10 +215,10 @@ def _wait_for_first() -> None:
 
 def _take_part(message: dict[str, Any], planner: Planner, store: Store, rank: int) -> None:
     """Run the stage of a message as rank 0 does; what it writes is thrown away."""
-    from edgekd.train.precision import use_threads
+    from edgekd.train.processor import set_up_processor
 
     common = planner.common()
-    use_threads(common.train)
+    set_up_processor(common.train)
     stage = message["stage"]
     settings = next(entry.settings for entry in planner.pipeline.stages if entry.name == stage)
     inputs = {name: _artifact(store, key, rank) for name, key in message["inputs"].items()}

@@ -231,9 +231,9 @@ class _Run:
         module, _, name = kind.function.partition(":")
         with self.outcome.clock.importing():
             if "torch" in kind.packages:
-                from edgekd.train.precision import use_threads
+                from edgekd.train.processor import set_up_processor
 
-                use_threads(self.pipeline.settings.train)
+                set_up_processor(self.pipeline.settings.train)
             function = getattr(__import__(module, fromlist=[name]), name)  # as a statement would: these are timed
         if kind.trains:
             self.team.start(step.entry.name, step.key, self._inputs(step), self._made_by(step))

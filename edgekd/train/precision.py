@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -12,12 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgekd.files import processes_here
 from edgekd.train.distributed import local_device
 from edgekd.train.settings import TrainSettings
 
-_SMALL_MACHINE = 4
-_MOST_THREADS = 8
 # CUDA graphs pay where launching kernels takes longer than running them, and compiling takes a minute or two.
 _SMALL_NETWORK = 20_000_000
 _LONG_PHASE = 10_000
@@ -43,21 +39,6 @@ def choose_precision(settings: TrainSettings, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "f32"
     return "bf16" if _cpu_has_bf16() else "f32"
-
-
-def use_threads(settings: TrainSettings) -> None:
-    """Give this process its threads by the rule in the settings; 0 leaves it to torch."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = settings.threads
-    if threads == "auto":
-        threads = threads_for(cores, processes_here())
-    if threads:
-        torch.set_num_threads(min(threads, cores))
-
-
-def threads_for(cores: int, processes: int) -> int:
-    """The rule for `threads: auto`."""
-    return 1 if cores <= _SMALL_MACHINE else max(min(cores // 4, _MOST_THREADS) // processes, 1)
 
 
 def choose_compile(setting: str, device: torch.device, *, alone: bool, parameters: int, steps: int) -> str:

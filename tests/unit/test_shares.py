@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekd.train.distributed import Ranks, Shares
-from edgekd.train.precision import threads_for
 
 
 @given(st.integers(1, 400), st.integers(1, 64), st.integers(1, 5), st.integers(1, 3))
@@ -36,9 +35,3 @@ def test_steps_are_equal_and_as_few_as_the_batch_allows(rows: int, batch: int) -
     assert shares.steps == math.ceil(rows / batch)
     assert max(sizes) <= batch
     assert max(sizes) - min(sizes) <= 1
-
-
-def test_threads_by_the_written_rule() -> None:
-    assert [threads_for(cores, 1) for cores in (1, 2, 4, 8, 16, 64)] == [1, 1, 1, 2, 4, 8]
-    assert threads_for(64, 4) == 2
-    assert threads_for(16, 16) == 1

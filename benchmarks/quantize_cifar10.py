@@ -88,11 +88,14 @@ SPEED = ("resnet20", "resnet8x4")
 def arms() -> dict[str, dict[str, Any]]:
     """The stage of each arm: quantize, but for the float network that is trained longer."""
     found: dict[str, dict[str, Any]] = {FLOAT: {"teacher": LONGER}}
-    for bits, lr in ((8, 5e-4), (4, 1e-3)):
-        ways: dict[str, dict[str, Any]] = {"calibration": {}, "targets": ALONE, "self-distillation": TAUGHT}
+    for bits, alone, taught in ((8, 1e-4, 5e-4), (4, 1e-3, 1e-3)):
+        ways: dict[str, dict[str, Any]] = {
+            "calibration": {},
+            "targets": {**ALONE, "epochs": 1, "lr": alone},
+            "self-distillation": {**TAUGHT, "epochs": 1, "lr": taught},
+        }
         for name, way in ways.items():
-            training = {"epochs": 1, "lr": lr} if way else {}
-            found[f"W{bits}A{bits} {name}"] = {"quantize": {"weights": bits, "activations": bits, **way, **training}}
+            found[f"W{bits}A{bits} {name}"] = {"quantize": {"weights": bits, "activations": bits, **way}}
     longer = {"weights": 4, "activations": 4, **TAUGHT, "epochs": 3, "lr": 2e-3}
     found["W4A4 self-distillation, longer"] = {"quantize": longer, "images": None}
     return found

@@ -15,7 +15,8 @@ and the float network trained as much longer, one epoch of 20,000 training image
 `longer` is three epochs of all 45,000. Accuracy is that of the build in
 ONNX Runtime on the 10,000 test images, which sums exactly on every processor; for four bits of the same simulated in
 eight. OpenVINO's builds are scored beside it (`--engines`). Where they are not what was trained the run ends: on a
-processor without VNNI its sums overflow in mobilenetv2, and with four bits it may round otherwise where it adds. A seed sets the order, the views, and
+processor without VNNI its sums overflow in mobilenetv2, and with four bits it may round otherwise where it adds. A seed
+sets the order, the views, and
 which 256 images calibrate. Settings of training were chosen on the validation split.
 
 `others` gives the same 256 images to NNCF (`pip install -e '.[compare]'`) and to ONNX Runtime's quantize_static, each

@@ -112,8 +112,8 @@ def main() -> None:
             name = f"{model} in 8 bits" if quantized else model
             document["networks"][name] = measure(options, model, quantized=quantized)
             print(name, json.dumps(document["networks"][name]), flush=True)
-    document["environment"] = environment(("torch",))
-    write_atomic(options.json, json.dumps(document, indent=1) + "\n")
+            document["environment"] = environment(("torch",))
+            write_atomic(options.json, json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

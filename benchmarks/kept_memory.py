@@ -3,8 +3,9 @@
     python benchmarks/kept_memory.py [--models resnet20 mobilenetv2] [--rounds 7] [--batch 64] [--json FILE]
 
 One interleaved run of fresh processes: every round takes each arm once, in another order, for each network as it is and
-for the same quantized to 8 bits. CPU time of a step, one thread, float32, channels last; the ratio of an arm's medians
-in a round, and over the rounds its median with an interval by bootstrap.
+for the same quantized to 8 bits. CPU time of a step, one thread, float32, channels last; the ratio of the arms' medians
+in a round, and over the rounds its median with an interval by bootstrap. Page faults are those of each process's last
+step: without the call they are thousands in some processes and none in others, as malloc happens to lay its blocks.
 """
 
 from __future__ import annotations

@@ -9,15 +9,15 @@
 `train` makes the float networks (about two core-hours for resnet20, 40 core-minutes for mobilenetv2, which has half the
 channels); the last round of resnet20 learns of a stronger network, given by `--teacher shopnet:ShopNet --teacher-folder
 FOLDER --teacher-weights FILE` (1.65 M parameters, 89.4 % of the test images). Their weights are in benchmarks/networks,
-so the rest runs from them. An arm is a run of `edgekd run` with a pipeline
-file that stands in the folder of work: calibration alone, with targets, with self-distillation (KL alone, no labels),
-and the float network trained as much longer, one epoch of 20,000 training images each;
-`longer` is three epochs of all 45,000. Accuracy is that of the build in
-ONNX Runtime on the 10,000 test images, which sums exactly on every processor; for four bits of the same simulated in
-eight. OpenVINO's builds are scored beside it (`--engines`). Where they are not what was trained the run ends: on a
-processor without VNNI its sums overflow in mobilenetv2, and with four bits it may round otherwise where it adds. A seed
-sets the order, the views, and
-which 256 images calibrate. Settings of training were chosen on the validation split.
+so the rest runs from them. An arm is a run of `edgekd run` with a pipeline file that stands in the folder of work:
+calibration alone, with targets, with self-distillation (KL alone, no labels), and the float network trained as much
+longer, one epoch of 20,000 training images each; `longer` is three epochs of all 45,000. A seed sets the order, the
+views, and which 256 images calibrate. Settings of training were chosen on the validation split.
+
+Accuracy is that of the build in ONNX Runtime, which sums exactly on every processor, on the 10,000 test images; for
+four bits of the same simulated in eight. OpenVINO's builds are scored beside it (`--engines`). Where they are not what
+was trained the run ends: on a processor without VNNI its sums overflow in mobilenetv2, and with four bits it may round
+otherwise where it adds.
 
 `others` gives the same 256 images to NNCF (`pip install -e '.[compare]'`) and to ONNX Runtime's quantize_static, each
 with all its ways to find ranges, on the same float ONNX file. `speed` is the bench stage: INT8 against float32 on one

@@ -29,16 +29,18 @@ FLAVOURS = {"f16": ("f32", "f16"), "bf16": ("f32", "bf16"), "int8_f16": ("int8",
 PLAIN = QuantizationSettings(ranges="minmax", weight_ranges="minmax", equalization=False, bias_correction=False)
 # Those that are asked for in float32 as well; the others are in 8 bits alone.
 IN_FLOAT = ("convnet", "resnet8", "vgg8", "mobilenetv2", "shufflenetv2", "wrn_16_2", "vit_tiny")
+SAID = ("expected", "quantized", "in_int8")
 
 
 @dataclass(frozen=True)
 class Files:
-    """A network of the zoo in some flavours, its outputs, and the inputs that gave them."""
+    """A network of the zoo in some flavours, the inputs of all, and what it says in float, in 8 bits and in int8."""
 
     folder: Path
     feeds: dict[str, NDArray[Any]]
     expected: NDArray[Any]
     quantized: NDArray[Any]
+    in_int8: NDArray[Any]
 
     def path(self, flavour: str) -> Path:
         """The ONNX file of a flavour."""
@@ -70,12 +72,13 @@ def make(
     if any(flavour == "f32" or FLAVOURS[flavour][0] == "f32" for flavour in flavours):
         write_onnx(network, {"image": x[:2]}, ("logits",), folder / "f32.onnx", opset=20, metadata={"a": "b"})
     write_onnx(convert(quantized), {"image": x[:2]}, ("logits",), folder / "int8.onnx", opset=20, metadata={})
-    save(to_uint8(load(folder / "int8.onnx")), folder / "uint8.onnx")
+    save(to_uint8(load(folder / "int8.onnx"), quantized.half_steps()), folder / "uint8.onnx")
     for flavour in FLAVOURS.keys() & flavours:
         origin, half = FLAVOURS[flavour]
         save(to_half(load(folder / f"{origin}.onnx"), half)[0], folder / f"{flavour}.onnx")
     with torch.no_grad():
-        return Files(folder, {"image": x.numpy()}, network(x).numpy(), quantized(x).numpy())
+        said = [form(x).numpy() for form in (network, quantized, quantized.in_int8())]
+    return Files(folder, {"image": x.numpy()}, *said)
 
 
 def of_zoo(name: str, temporary: pytest.TempPathFactory) -> Files:
@@ -93,6 +96,7 @@ def of_zoo(name: str, temporary: pytest.TempPathFactory) -> Files:
             in_float = name in IN_FLOAT  # what it answers in half precision is compared there
             flavours = ["int8_f16", "f32"] if in_float else ["int8_f16"]
             made = make(name, folder, PLAIN, flavours, momentum=0.1 if in_float else None)
-            np.savez(kept, image=made.feeds["image"], expected=made.expected, quantized=made.quantized)
+            said = {name: getattr(made, name) for name in SAID}
+            np.savez(kept, image=made.feeds["image"], **said)
         with np.load(kept) as values:
-            return Files(folder, {"image": values["image"]}, values["expected"], values["quantized"])
+            return Files(folder, {"image": values["image"]}, *(values[name] for name in SAID))

@@ -1,15 +1,16 @@
-"""One quantized model, several spellings: mechanical rewrites of a Q/DQ graph that keep every scale.
+"""One quantized model, several spellings: mechanical rewrites of a Q/DQ graph.
 
 f32        float32
 f16, bf16  half precision inside, float32 at the borders and where it is needed (half.py)
 int8       int8, zero point 0: what TensorRT requires, fine in OpenVINO
-uint8      uint8 activations (zero point 0 after a ReLU, else 128): what ONNX Runtime fuses on a CPU
+uint8      uint8 activations (zero point 0 after a ReLU, else 128): what ONNX Runtime fuses on a CPU. Scales are the
+           same, or half of them where int8 has every other value only
 int8_f16   int8 Q/DQ with a float16 remainder: TensorRT's int8
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
@@ -25,8 +26,11 @@ _MOST = np.iinfo(np.uint8).max
 _NOT_NEGATIVE = {"Relu", "Sigmoid", "Softmax", "HardSigmoid"}
 
 
-def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The int8 flavour with uint8 activations: same scales, stored values shifted by their zero point.
+def to_uint8(model: onnx.ModelProto, half_steps: Collection[float]) -> onnx.ModelProto:
+    """The int8 flavour with uint8 activations: stored values shifted by their zero point.
+
+    Args:
+        half_steps: scales that become half of what they are, zero point 0: `QuantizedNetwork.half_steps` says which.
 
     Weights get zero points of their own: ONNX Runtime's way around saturating processors fails on shared ones. A ReLU6
     is cut in uint8 (`_cut_later`).
@@ -36,13 +40,17 @@ def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
     shifted: dict[str, int] = {}
+    halved = _halves(graph, half_steps, constants)
     for node in graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] not in constants:
-            zero_point = 0 if _never_negative(node.input[0], producers, constants) else 128
+            from_zero = node.input[1] in halved or _never_negative(node.input[0], producers, constants)
+            zero_point = 0 if from_zero else 128
             shifted[node.output[0]] = zero_point
+            node.input[1] = halved.get(node.input[1], node.input[1])
             node.input[2] = _byte(graph, np.uint8(zero_point))
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in shifted:
+            node.input[1] = halved.get(node.input[1], node.input[1])
             node.input[2] = _byte(graph, np.uint8(shifted[node.input[0]]))
         elif node.op_type == "DequantizeLinear" and node.input[0] in constants and len(node.input) > 2:
             own = copied(constants[node.input[2]])
@@ -53,6 +61,18 @@ def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
     drop_unused(graph)
     del graph.value_info[:]
     return onnx.shape_inference.infer_shapes(model, strict_mode=True)
+
+
+def _halves(graph: onnx.GraphProto, half_steps: Collection[float], constants: dict[str, TensorProto]) -> dict[str, str]:
+    """Add half of each of those scales that a graph has; the new names by the old."""
+    found = {}
+    for name in dict.fromkeys(node.input[1] for node in graph.node if node.op_type == "QuantizeLinear"):
+        scale = numpy_helper.to_array(constants[name]) if name in constants else np.empty(0)
+        if scale.size == 1 and float(scale) in half_steps:
+            found[name] = f"{name}.half"
+            constants[found[name]] = numpy_helper.from_array(scale / scale.dtype.type(2), found[name])
+            graph.initializer.append(constants[found[name]])
+    return found
 
 
 def _cut_later(graph: onnx.GraphProto, shifted: Mapping[str, int], constants: Mapping[str, TensorProto]) -> None:

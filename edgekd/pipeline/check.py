@@ -160,7 +160,9 @@ class _Tried:
         self._good("captured", f"a graph of {calls} operations, its batch axis open")
         return graph
 
-    def _quantized(self, network: nn.Module, graph: GraphModule, example: dict[str, Tensor]) -> GraphModule | None:
+    def _quantized(
+        self, network: nn.Module, graph: GraphModule, example: dict[str, Tensor]
+    ) -> tuple[GraphModule, set[float]] | None:
         """Quantized on noise: scales mean nothing, places do."""
         from edgekd.quantize.quantizer import convert, prepare
         from edgekd.quantize.stays_float import stays_float
@@ -177,10 +179,14 @@ class _Tried:
             return None
         words = f"{eight} layers in {self.quantization.weights} bits, {len(floats)} stay float"
         self.checked.steps.append(Step("quantized", True, words, floats=tuple(floats)))
-        return converted
+        return converted, quantized.half_steps()
 
     def _exported(
-        self, network: nn.Module, converted: GraphModule | None, example: dict[str, Tensor], folder: Path
+        self,
+        network: nn.Module,
+        converted: tuple[GraphModule, set[float]] | None,
+        example: dict[str, Tensor],
+        folder: Path,
     ) -> None:
         """Written as ONNX, in 8 bits; in float where 8 bits failed.
 
@@ -195,11 +201,11 @@ class _Tried:
         path = folder / f"network.{precision}.onnx"
         try:
             check_size(network, "network.f32.onnx")
-            write_onnx(converted or network, example, self.outputs, path, opset=20, metadata={})
+            write_onnx(converted[0] if converted else network, example, self.outputs, path, opset=20, metadata={})
             self.files[precision] = path
             if converted is not None:
                 self.files["uint8"] = folder / "network.uint8.onnx"
-                save(to_uint8(load(path)), self.files["uint8"])
+                save(to_uint8(load(path), converted[1]), self.files["uint8"])
         except EdgekdError as error:
             self.checked.failed("exported", error)
             self.files.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -149,7 +149,15 @@ def check_tree(path: Path, tree: Tree) -> Pipeline:
     raise_problems(tree, _whole(settings, stages, tree))
     if (given := settings.given()) is not None:
         stages.insert(0, StageEntry("model", given))
-    return Pipeline(path, settings, tuple(stages), tree)
+    return Pipeline(path, settings, tuple(_filled_in(stage, settings) for stage in stages), tree)
+
+
+def _filled_in(stage: StageEntry, settings: PipelineSettings) -> StageEntry:
+    """A stage with what `auto` means for the targets: what it makes depends on it, and so does its key."""
+    if not isinstance(stage.settings, QuantizeStage) or stage.settings.relu_levels != "auto":
+        return stage
+    int8 = any(target.is_tensorrt and "int8" in target.precision for target in settings.targets.values())
+    return replace(stage, settings=stage.settings.model_copy(update={"relu_levels": 127 if int8 else 255}))
 
 
 def _extend_import_path(file: Path, settings: PipelineSettings, tree: Tree) -> None:

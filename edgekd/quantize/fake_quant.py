@@ -57,8 +57,9 @@ def lsq(x: Tensor, scale: Tensor, q_min: int, q_max: int) -> Tensor:
 class FakeQuant(FakeQuantizeBase):
     """One quantized tensor: observes first, then rounds to a grid whose scale is learned.
 
-    Below 8 bits an activation that is never negative, as after a ReLU, gets the grid 0 .. 2^bits - 1: half of a signed
-    one would never be used, and both fit into the int8 that engines store.
+    An activation that is never negative, as after a ReLU, gets the grid 0 .. 2^bits - 1: half of a signed one would
+    never be used. Below 8 bits both fit into the int8 that engines store. 0 .. 255 is uint8's; int8 holds every other
+    value of it (`coarsen`).
 
     Observing, it lets values pass and takes notes; `set_range` makes a scale of the notes, as often as wanted;
     `forget` forgets them. Passing, it lets values pass and does nothing.
@@ -67,15 +68,18 @@ class FakeQuant(FakeQuantizeBase):
         bits: width of the grid, 2 to 8.
         axis: axis that has a scale of its own per index (weights: 0), or None for one scale.
         weight: whether the tensor is a parameter, which is the same for every batch.
+        from_zero: whether the tensor is known to have no negative values; below 8 bits calibration data tell as well.
     """
 
     unsigned: Tensor
     quant_min: int
     quant_max: int
 
-    def __init__(self, bits: int = 8, axis: int | None = None, weight: bool = False, **_: Any) -> None:
+    def __init__(
+        self, bits: int = 8, axis: int | None = None, weight: bool = False, from_zero: bool = False, **_: Any
+    ) -> None:
         super().__init__()
-        self.axis, self.weight = axis, weight
+        self.axis, self.weight, self.from_zero = axis, weight, from_zero
         self.register_buffer("unsigned", torch.tensor(False))
         self.set_bits(bits)
         # What torchao's conversion reads off the module.
@@ -112,6 +116,18 @@ class FakeQuant(FakeQuantizeBase):
         half = 2 ** (self.bits - 1)
         self.quant_min, self.quant_max = (0, 2 * half - 1) if unsigned else (-half, half - 1)
 
+    @property
+    def beyond_int8(self) -> bool:
+        """Whether the grid is 0 .. 255."""
+        return bool(self.unsigned) and self.bits == _STORED_BITS
+
+    @torch.no_grad()
+    def coarsen(self) -> None:
+        """Of a grid 0 .. 255 keep every other value, which int8 holds, up to the last."""
+        if self.beyond_int8:
+            self._set_sign(unsigned=False)
+            self.scale.mul_(2)
+
     def set_range(self, method: str) -> None:
         """Make the scale of what was observed, and quantize until the next observation.
 
@@ -119,7 +135,7 @@ class FakeQuant(FakeQuantizeBase):
             method: one of `ranges.METHODS`; weights take every one but minmax for mse.
         """
         if not self.weight:
-            self._set_sign(unsigned=self.bits < _STORED_BITS and not self._negative)
+            self._set_sign(unsigned=self.from_zero or (self.bits < _STORED_BITS and not self._negative))
         known = method, self.quant_max
         if known not in self._clips:
             self._clips[known] = self._weight_range(method) if self.weight else self._activation_range(method)

@@ -75,13 +75,15 @@ def _restore_norms(graph: GraphModule) -> None:
 
 
 def _rewrite(graph: GraphModule) -> None:
-    """Replace operations in place, and pools to one value, where nobody can tell the difference."""
+    """Replace operations in place, pools to one value and other forms of ReLU6 where nobody can tell the difference."""
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
         plain = _plain_form(node)
         if plain is not None and _alone(node):
             node.target = plain
+        if node.target is _aten.relu6.default:  # what nn.ReLU6 is captured as
+            node.target, node.args = _aten.hardtanh.default, (node.args[0], 0.0, 6.0)
         elif node.target is _aten.adaptive_avg_pool2d.default and _is_mean(node):
             node.target, node.args = _aten.mean.dim, (node.args[0], [-1, -2], True)
     graph.recompile()

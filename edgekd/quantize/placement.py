@@ -60,7 +60,11 @@ _MOVES = {
     _aten.upsample_bilinear2d.vec,
     _aten.upsample_nearest2d.vec,
 }
+_HALF_GRID = 127  # levels: the upper half of int8
 _OVERFLOWS_NOT = 7  # bits: 2 * 255 * 63 < 2^15
+# What gives no negative values; a clamp does where its lower end says so.
+_NOT_NEGATIVE = {_aten.relu.default, _aten.relu_.default, _aten.softmax.int} | _GATES
+_CLAMPS = {_aten.hardtanh.default, _aten.clamp.default, _aten.clamp_min.default}
 _MAPS_MOVES = {_aten.upsample_bilinear2d.vec, _aten.upsample_nearest2d.vec, _aten.dropout.default}
 
 
@@ -84,11 +88,14 @@ class Placement(Quantizer):
         super().__init__()
         self._settings, self._outputs = settings, outputs
         self._floats: set[Node] = set()
+        self._from_zero: set[Node] = set()
 
     def annotate(self, model: GraphModule) -> GraphModule:
         check_names(self._settings.layers, {module_of(n) for n in model.graph.nodes if n.op == "call_function"})
         if self._settings.float_outputs:
             self._floats = serving_only(model, self._settings.float_outputs, self._outputs, WEIGHTED)
+        if self._settings.relu_levels != _HALF_GRID:
+            self._from_zero = _from_zero(model)
         for node in model.graph.nodes:
             inputs = self._inputs(node)
             if inputs:
@@ -97,7 +104,7 @@ class Placement(Quantizer):
             if node.target in CONVOLUTIONS and self._choice(node) != "float":
                 last = _after_activation(node)
                 if not any(user.op == "output" for user in last.users):
-                    _annotate(last, {}, activation_spec(self._settings.activations))
+                    _annotate(last, {}, self._activation(last))
         for node in model.graph.nodes:
             if node.target in _CONCATENATIONS and self._choice(node) != "float":
                 self._on_one_grid(node)
@@ -109,8 +116,12 @@ class Placement(Quantizer):
         if len(parts) < 2 or not any(map(_of_maps, parts)) or not _is_read(node):
             return
         shared = SharedQuantizationSpec((parts[0], node))
-        spec = activation_spec(self._settings.activations)
-        _annotate(node, {part: spec if part is parts[0] else shared for part in parts}, shared)
+        first = self._activation(parts[0])
+        _annotate(node, {part: first if part is parts[0] else shared for part in parts}, shared)
+
+    def _activation(self, node: Node, bits: int | None = None) -> QuantizationSpec:
+        """How a tensor of activations is rounded."""
+        return activation_spec(bits or self._settings.activations, from_zero=node in self._from_zero)
 
     def validate(self, model: GraphModule) -> None:
         """Nothing to check: every annotation is ours."""
@@ -128,36 +139,37 @@ class Placement(Quantizer):
         if choice == "float":
             return {}
         settings = self._settings
-        activation = activation_spec(choice.activations or settings.activations)
         if node.target in WEIGHTED:
             axis = _output_axis(node) if settings.per_channel else None
             weight = _spec(choice.weights or self._weight_bits(node), axis, weight=True)
             # A weight that is computed (tied, normalised) is an activation of its own; ours are stored parameters.
-            return {_node(node.args[0]): activation, _node(node.args[1]): weight}
+            given = _node(node.args[0])
+            return {given: self._activation(given, choice.activations), _node(node.args[1]): weight}
         if node.target in _BINARY:
             nodes = [a for a in node.args[:2] if isinstance(a, Node) and _is_float(a)]
-            return dict.fromkeys(nodes, activation) if len(nodes) == 2 and any(map(_of_maps, nodes)) else {}
-        if _is_gated(node) or node.target in _POOLS:
-            return dict.fromkeys(_nodes(node.args[:2]), activation)
-        return {}
+            nodes = nodes if len(nodes) == 2 and any(map(_of_maps, nodes)) else []
+        else:
+            nodes = _nodes(node.args[:2]) if _is_gated(node) or node.target in _POOLS else []
+        return {given: self._activation(given, choice.activations) for given in nodes}
 
     def _weight_bits(self, node: Node) -> int:
         """Bits of a layer's weights where `layers` does not say, see `overflow_fix`."""
         fix = self._settings.overflow_fix
-        narrow = fix == "all" or (fix == "first_layer" and _reads_input(node))
+        narrow = fix == "all" or (fix == "signed_inputs" and not _never_negative(_node(node.args[0])))
+        narrow |= fix == "first_layer" and _reads_input(node)
         return min(self._settings.weights, _OVERFLOWS_NOT) if narrow else self._settings.weights
 
 
-def activation_spec(bits: int) -> QuantizationSpec:
-    """One scale for a tensor of activations."""
-    return _spec(bits, None, weight=False)
+def activation_spec(bits: int, *, from_zero: bool = False) -> QuantizationSpec:
+    """One scale for a tensor of activations; `from_zero`: it is never negative, and its grid begins there."""
+    return _spec(bits, None, weight=False, from_zero=from_zero)
 
 
-def _spec(bits: int, axis: int | None, *, weight: bool) -> QuantizationSpec:
+def _spec(bits: int, axis: int | None, *, weight: bool, from_zero: bool = False) -> QuantizationSpec:
     """A grid whose observer is our learnable fake-quant module."""
     return QuantizationSpec(
         dtype=torch.int8,
-        observer_or_fake_quant_ctr=FakeQuant.with_args(bits=bits, axis=axis, weight=weight),
+        observer_or_fake_quant_ctr=FakeQuant.with_args(bits=bits, axis=axis, weight=weight, from_zero=from_zero),
         quant_min=-(2 ** (bits - 1)),
         quant_max=2 ** (bits - 1) - 1,
         qscheme=torch.per_tensor_symmetric if axis is None else torch.per_channel_symmetric,
@@ -200,6 +212,28 @@ def _reads_input(layer: Node) -> bool:
     while node.op == "call_function" and node.target not in WEIGHTED and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return node.op == "placeholder"
+
+
+def _never_negative(node: Node) -> bool:
+    """Whether a node gives no negative values whatever the network reads: after a ReLU, moved or pooled since."""
+    if node.target in _CLAMPS and len(node.args) > 1 and isinstance(node.args[1], (int, float)) and node.args[1] >= 0:
+        return True
+    if node.target in _CONCATENATIONS:
+        return all(map(_never_negative, _nodes(node.args[0])))
+    if node.target in _CLAMPS | _POOLS | _MOVES:
+        return _never_negative(_node(node.args[0]))
+    return node.target in _NOT_NEGATIVE
+
+
+def _from_zero(model: GraphModule) -> set[Node]:
+    """The tensors that are never negative, but those that are concatenated with others: these share a grid."""
+    found = {node for node in model.graph.nodes if node.op == "call_function" and _never_negative(node)}
+    joined = [{node, *_nodes(node.args[0])} for node in model.graph.nodes if node.target in _CONCATENATIONS]
+    while any(0 < len(parts & found) < len(parts) for parts in joined):
+        for parts in joined:
+            if not parts <= found:
+                found -= parts
+    return found
 
 
 def _of_maps(node: Node) -> bool:

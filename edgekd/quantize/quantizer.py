@@ -53,6 +53,23 @@ class QuantizedNetwork(nn.Module):
 
         return [m for m in self.graph_module.modules() if isinstance(m, FakeQuant)]
 
+    def in_int8(self) -> QuantizedNetwork:
+        """A copy on the grids of the int8 file, which are coarser where a tensor has levels 0 .. 255; its biases are
+        rounded, in the steps that the finer ones have."""
+        from edgekd.quantize.biases import write_biases
+
+        with quiet():
+            found = copy.deepcopy(self)
+        write_biases(found.graph_module)
+        for fake_quant in found.fake_quants():
+            fake_quant.coarsen()
+        return found
+
+    def half_steps(self) -> set[float]:
+        """The scales of `in_int8` whose grids have a level between any two here (float32 values)."""
+        finer = [f for f in self.fake_quants() if f.beyond_int8]
+        return {2 * float(f.calculate_qparams()[0]) for f in finer}
+
     def set_mode(self, mode: str) -> None:
         """Let every fake-quant observe (forgetting what it saw), round, or pass values on."""
         for fake_quant in self.fake_quants():
@@ -153,7 +170,7 @@ def _check_same(network: nn.Module, quantized: QuantizedNetwork, example: tuple[
 
 
 def convert(network: QuantizedNetwork) -> GraphModule:
-    """The network with explicit quantize/dequantize operations and stored int8 weights, ready for ONNX.
+    """The network with explicit quantize/dequantize operations in int8 and stored weights, ready for ONNX.
 
     ONNX has no type below 8 bits that engines take for activations: those are clipped to their own levels before they
     are quantized, and so are simulated in 8 bits. Weights need nothing, they are stored with their levels.
@@ -161,10 +178,7 @@ def convert(network: QuantizedNetwork) -> GraphModule:
     with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-        from edgekd.quantize.biases import write_biases
-
-        graph = without_places(copy.deepcopy(network.graph_module))
-        write_biases(graph)
+        graph = without_places(network.in_int8().graph_module)
         _retarget(graph, BATCH_NORM, own_batch_norm)
         graph = convert_pt2e(graph)
         _retarget(graph, own_batch_norm, BATCH_NORM)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgekd.bench.remote import answers_on
@@ -38,6 +40,7 @@ from edgekd.train.evaluate import outputs, score_outputs
 from edgekd.train.world import World
 
 _BYTE = 8
+_IN_INT8 = "quantized in int8"
 _READ_ROWS = 256
 _PART_BYTES = 64_000_000  # of samples that are sent to a device at once
 _FILE_ROWS = 512  # on which files are held against PyTorch before the engines have their turn
@@ -80,21 +83,35 @@ def _climb(
     ladder.climb(f"{role} in PyTorch", arrays[role])
     if "quantized" in arrays:
         ladder.climb("quantized in PyTorch", arrays["quantized"], f"{role} in PyTorch", arrays[role])
+    few = table.take(torch.arange(min(len(table), _FILE_ROWS)))
+    if "quantized" in arrays and (coarser := _in_int8(world, few)) is not None:
+        arrays[_IN_INT8] = coarser
+        ladder.climb(f"{_IN_INT8} in PyTorch", coarser, "quantized in PyTorch", arrays["quantized"])
     for name, facts in context.inputs["export"].facts["files"].items() if "export" in context.inputs else ():
         model = facts["model"]
         if model not in (role, "quantized"):
             continue
-        few = table.take(torch.arange(min(len(table), _FILE_ROWS)))
         feeds = feeds_of(world, world.models[model].inputs, few, _raw(context))
         path, flavour = context.inputs["export"].path(name), facts["flavour"]
+        right = _IN_INT8 if flavour == "int8" and _IN_INT8 in arrays else model
         rungs = {f"{name} as written": False}
         if flavour != "int8":  # the flavour that is not for ONNX Runtime
             rungs[f"{name} in ONNX Runtime, optimized"] = True
         for rung, optimized in rungs.items():
             outputs = parity.run_reference(path, feeds, optimized=optimized)
-            same = ladder.climb(rung, outputs, f"{model} in PyTorch", arrays[model])
+            same = ladder.climb(rung, outputs, f"{right} in PyTorch", arrays[right])
             assert same is not None
             parity.require(rung, same, exact=flavour == "f32", settings=_limits(context, model))
+
+
+def _in_int8(world: World, table: Rows) -> dict[str, NDArray[Any]] | None:
+    """What the quantized network answers on the grids of its int8 file, where these are others than its own."""
+    model = world.models["quantized"]
+    assert isinstance(model.network, QuantizedNetwork)
+    if not model.network.half_steps():
+        return None
+    own = replace(world, models={_IN_INT8: replace(model, network=model.network.in_int8())})
+    return {name: value.numpy() for name, value in outputs(own, _IN_INT8, table, CPU).items()}
 
 
 def _best(context: Context) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +85,14 @@ def _quantized(context: Context, samples: _Samples) -> tuple[dict[str, dict[str,
     broken = tensorrt_violations(graph)
     if broken:
         raise ParityError(f"{int8.name} breaks TensorRT's rules: {broken[0]}", hint="please report this network")
-    unsigned = to_uint8(graph)
+    unsigned = to_uint8(graph, model.network.half_steps())
     stamp(unsigned, {"flavour": "uint8"})
     save(unsigned, uint8)
     check_file(uint8, inputs=model.inputs, outputs=model.outputs, opset=context.options(ExportStage).opset)
     limits = _limits_of(context, model, load_model(context.common, source), samples)
+    forms = ((int8, "int8", replace(model, network=model.network.in_int8())), (uint8, "uint8", model))
     made = {
-        path.name: _checked(context, path, "quantized", flavour, model, samples, limits)
-        for path, flavour in ((int8, "int8"), (uint8, "uint8"))
+        path.name: _checked(context, path, "quantized", flavour, form, samples, limits) for path, flavour, form in forms
     }
     return made, limits
 

@@ -14,6 +14,7 @@ from edgekd.errors import TrainingError
 from edgekd.train.lion import Lion
 from edgekd.train.world import Follow, Model, Optim, World
 
+_WARMUP_MOST = 0.2  # share of the steps, where nobody says how long the warm-up is
 _ONE_CYCLE_RISE = 0.3  # share of the steps in which the rate rises
 _ONE_CYCLE_START, _ONE_CYCLE_END = 1 / 25, 1e-4  # shares of the peak
 
@@ -29,12 +30,16 @@ class Learner:
         self.optimizer = _optimizer(model.network, rule) if isinstance(rule, Optim) and not idle else None
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of a step of the phase: linear warm-up, then the schedule."""
+        """Learning rate of a step of the phase: linear warm-up (one epoch unless told, if the phase is long enough),
+        then the schedule."""
         rule = self.rule
         assert isinstance(rule, Optim)
         if rule.schedule == "one_cycle":
             return rule.lr * _one_cycle(step / self.steps)
-        warmup = rule.warmup * self.steps_per_epoch
+        if rule.warmup is None:
+            warmup = min(float(self.steps_per_epoch), _WARMUP_MOST * self.steps)
+        else:
+            warmup = rule.warmup * self.steps_per_epoch
         if step < warmup:
             return rule.lr * (step + 1) / (warmup + 1)
         if rule.schedule == "step":

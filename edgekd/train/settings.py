@@ -54,8 +54,9 @@ class TrainSettings(Settings):
     """Shares of a phase at which the step schedule drops."""
     gamma: float = Field(default=0.1, gt=0, lt=1)
     """Factor of each drop of the step schedule."""
-    warmup: float = Field(default=1.0, ge=0)
-    """Epochs over which the learning rate rises from 0 to its peak; one_cycle has its own rise."""
+    warmup: float | None = Field(default=None, ge=0)
+    """Epochs over which the learning rate rises from 0 to its peak; one_cycle has its own rise. By default 1, but at
+    most a fifth of a phase, for what has risen must have time to fall."""
     clip: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient, or no clipping."""
     average: float | None = Field(default=None, gt=0, lt=1)

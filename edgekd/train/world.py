@@ -119,7 +119,8 @@ class Term:
 class Optim:
     """A model learns by gradient: optimizer, peak learning rate, schedule over the phase, weight decay, clipping.
 
-    `warmup` is in epochs; `milestones` are shares of the phase at which the step schedule multiplies by `gamma`.
+    `warmup` is in epochs, None is one that fits the phase; `milestones` are shares of the phase at which the step
+    schedule multiplies by `gamma`.
     """
 
     name: str = "sgd"
@@ -127,7 +128,7 @@ class Optim:
     schedule: str = "cosine"
     milestones: tuple[float, ...] = ()
     gamma: float = 0.1
-    warmup: float = 0.0
+    warmup: float | None = 0.0
     weight_decay: float = 0.0
     momentum: float = 0.9
     clip: float | None = None

@@ -85,7 +85,7 @@ def test_odd_sizes_without_batch_norm_quantize_and_build(size: tuple[int, int, i
     x = torch.randn(8, *size)
     quantized = calibrated(layers.eval(), (x[:2],), [(x,)], QuantizationSettings())
     write_onnx(convert(quantized), {"image": x[:2]}, ("logits",), tmp_path / "int8.onnx", opset=20, metadata={})
-    save(to_uint8(load(tmp_path / "int8.onnx")), tmp_path / "uint8.onnx")
+    save(to_uint8(load(tmp_path / "int8.onnx"), quantized.half_steps()), tmp_path / "uint8.onnx")
     save(to_half(load(tmp_path / "int8.onnx"), "f16")[0], tmp_path / "int8_f16.onnx")
     assert tensorrt_violations(load(tmp_path / "int8_f16.onnx")) == []
     builds_in_rtx(tmp_path / "int8_f16.onnx", tmp_path / "rtx")
@@ -120,9 +120,9 @@ def test_linear_layers_of_a_transformer_run_in_8_bits_and_what_is_fragile_stays_
     [
         ("f32", "expected", 1e-5),
         ("f16", "expected", 5e-3),
-        ("int8", "quantized", 0.02),
-        ("uint8", "quantized", 0.05),
-        ("int8_f16", "quantized", 0.05),
+        ("int8", "in_int8", 0.02),
+        ("uint8", "quantized", 0.02),
+        ("int8_f16", "in_int8", 0.05),
     ],
 )
 def test_every_flavour_says_what_its_network_says(
@@ -138,7 +138,7 @@ def test_a_wrong_scale_or_weight_in_one_layer_breaks_parity(
     resnet: Files, flavour: str, exact: bool, tmp_path: Path
 ) -> None:
     """Every other channel of one layer is spoiled: by a hundredth in the float file, by a wrong scale in the other."""
-    expected = {"logits": resnet.expected if exact else resnet.quantized}
+    expected = {"logits": resnet.expected if exact else resnet.in_int8}
     tasks = {"logits": "classification"}
     settings = ExportSettings()
     good = parity.compare(parity.run_reference(resnet.path(flavour), resnet.feeds), expected, tasks)
@@ -164,10 +164,10 @@ def test_a_wrong_scale_or_weight_in_one_layer_breaks_parity(
 @pytest.mark.parametrize("bits", [2, 4])
 def test_fewer_bits_are_simulated_exactly_in_both_signs(bits: int, tmp_path: Path) -> None:
     files = make("convnet", tmp_path, QuantizationSettings(weights=bits, activations=bits), [])
-    for flavour in ("int8", "uint8"):
+    for flavour, said in (("int8", files.in_int8), ("uint8", files.quantized)):
         found = parity.compare(
             parity.run_reference(files.path(flavour), files.feeds),
-            {"logits": files.quantized},
+            {"logits": said},
             {"logits": "classification"},
         )
         parity.require(flavour, found, exact=False, settings=ExportSettings())
@@ -185,8 +185,11 @@ def scales(path: Path) -> Counter[float]:
     return found
 
 
-def test_the_uint8_rewrite_keeps_every_scale_and_shifts_what_may_be_negative(resnet: Files) -> None:
-    assert scales(resnet.path("uint8")) == scales(resnet.path("int8"))
+def test_the_uint8_rewrite_shifts_what_may_be_negative_and_halves_the_steps_of_the_rest(resnet: Files) -> None:
+    kept = scales(resnet.path("uint8")) & scales(resnet.path("int8"))
+    finer, coarser = (scales(resnet.path(sign)) - kept for sign in ("uint8", "int8"))
+    assert finer
+    assert Counter({2 * scale: count for scale, count in finer.items()}) == coarser
     model = load(resnet.path("uint8"))
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     producers = {name: node.op_type for node in model.graph.node for name in node.output}
@@ -276,7 +279,7 @@ def test_tensorrts_8_bits_are_made_of_the_int8_file_with_the_skips_as_asked(
     read = [{makers[name] for name in node.input} for node in graph.node if node.op_type == "Add"]
     assert read == [{"DequantizeLinear"} if residual == "both" else {"Conv", "DequantizeLinear"}] * 3
     found = parity.run_reference(source, resnet.feeds)
-    assert parity.compare(found, {"logits": resnet.quantized}, {"logits": "classification"}).relative_error < 0.05
+    assert parity.compare(found, {"logits": resnet.in_int8}, {"logits": "classification"}).relative_error < 0.05
     options = {"compute_capabilities": ["8.6"], "max_batch": 4}
     built = runtime("tensorrt_rtx").compile(source, tmp_path, device="GPU", threads=1, options=options)
     assert (tmp_path / built.file).stat().st_size > 10_000

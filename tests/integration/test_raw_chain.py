@@ -76,7 +76,10 @@ def test_all_convolutions_behind_the_frames_run_in_8_bits(result: Result, worksh
 def test_every_rung_of_the_ladder_was_fed_frames_and_holds(result: Result, workshop: Workshop) -> None:
     path = next(d["path"] for d in result.report["details"] if d["kind"] == "ladder")
     rows = json.loads((workshop.out / path).read_text())["rows"]
-    assert len(rows) == 11
+    assert len(rows) == 12
+    against = {row["rung"]: row["against"] for row in rows}
+    assert against["quantized in int8 in PyTorch"] == against["teacher.uint8.onnx as written"] == "quantized in PyTorch"
+    assert against["teacher.int8.onnx as written"] == "quantized in int8 in PyTorch"
     assert all(row["agreement"] > 0.9 for row in rows[1:])
 
 

@@ -184,7 +184,7 @@ def test_a_part_that_is_written_in_place_is_in_the_quantized_network_and_its_fil
         network(x)
         exact = network.eval()(x).numpy()
         quantized = calibrated(network, (x[:2],), [(x,)], QuantizationSettings())
-        said = quantized(x).numpy()
+        said = quantized.in_int8()(x).numpy()
     write_onnx(convert(quantized), {"image": x[:2]}, ("y",), tmp_path / "int8.onnx", opset=20, metadata={})
     written = run_reference(tmp_path / "int8.onnx", {"image": x.numpy()})["y"]
     largest = np.abs(exact).max()

@@ -32,6 +32,18 @@ def test_the_step_schedule_drops_at_its_milestones() -> None:
     assert found == pytest.approx([2, 2, 2, 2, 0.2, 0.2, 0.02, 0.02])
 
 
+@pytest.mark.parametrize(("epochs", "warm"), [(1, 0.2), (3, 0.6), (5, 1.0), (20, 1.0)])
+def test_a_warm_up_that_nobody_asked_for_leaves_time_to_fall(epochs: int, warm: float) -> None:
+    model = Model(nn.Linear(2, 2), ("x",), ("y",))
+    learner = Learner(model, Optim(lr=2.0, warmup=None), 100, 100 * epochs)
+    found = [learner.learning_rate(step) for step in range(100 * epochs)]
+    assert abs(found.index(max(found)) - 100 * warm) <= 1
+    assert found[0] < 0.1
+    assert found[-1] < 0.01
+    asked = Learner(model, Optim(lr=2.0, warmup=1.0), 100, 100 * epochs)
+    assert asked.learning_rate(99) == pytest.approx(2.0 * 100 / 101)
+
+
 def test_one_cycle_is_that_of_torch() -> None:
     found = rates(40, schedule="one_cycle")
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from edgekd.errors import ExportError
 from edgekd.models.weights import load_state, save_state
+from edgekd.pipeline.schema import load_pipeline
 from edgekd.quantize.fake_quant import FakeQuant, lsq
-from edgekd.quantize.graph import layers_of, weight_quant
+from edgekd.quantize.graph import input_quant, layers_of, weight_quant
 from edgekd.quantize.placement import fits
 from edgekd.quantize.post_training import calibrated
 from edgekd.quantize.quantizer import capture, convert, prepare
 from edgekd.quantize.settings import QuantizationSettings
+from edgekd.stages.settings import QuantizeStage
 
 
 class Residual(nn.Module):
@@ -57,6 +61,7 @@ class Normalised(Residual):
     ("options", "expected"),
     [
         ({}, [7, 8, 8]),
+        ({"overflow_fix": "first_layer"}, [7, 8, 8]),
         ({"overflow_fix": "all"}, [7, 7, 7]),
         ({"overflow_fix": "off"}, [8, 8, 8]),
         ({"weights": 4}, [4, 4, 4]),
@@ -75,6 +80,81 @@ def test_weights_of_the_first_layer_leave_room_for_sums_in_16_bits(
     assert len(stored) == 3
     for weight, bits in zip(stored, expected, strict=True):
         assert weight.int().abs().max() <= 2 ** (bits - 1)
+
+
+class Bottleneck(nn.Module):
+    """Inverted: what is handed on has no ReLU; then one with GELU, one with a ReLU6 behind a pool, and a mixture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.project = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.expand, self.smooth = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 1)
+        self.pooled, self.mixed = nn.Conv2d(8, 8, 1), nn.Conv2d(16, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu6(self.expand(self.project(self.stem(x).clamp(0, 3))))
+        x = self.smooth(functional.max_pool2d(x, 2))
+        y = self.pooled(functional.gelu(x))
+        return self.head(torch.sigmoid(self.mixed(torch.cat((torch.relu(x), y), 1))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("fix", "expected"),
+    [("signed_inputs", [7, 8, 7, 8, 7, 7, 8]), ("first_layer", [7, 8, 8, 8, 8, 8, 8]), ("off", [8] * 7)],
+)
+def test_weights_leave_room_where_inputs_may_be_negative(fix: Any, expected: list[int]) -> None:
+    found = prepare(Bottleneck().eval(), (example(2),), QuantizationSettings(overflow_fix=fix))
+    assert [weight_quant(found.graph_module, layer.node).bits for layer in layers_of(found.graph_module)] == expected
+
+
+@pytest.mark.parametrize("levels", [127, 255])
+def test_what_is_never_negative_has_the_levels_that_are_asked_for(levels: Any) -> None:
+    x = example()
+    found = calibrated(Bottleneck().eval(), (x[:2],), [(x,)], QuantizationSettings(relu_levels=levels))
+    graph = found.graph_module
+    ends = [input_quant(graph, layer.node).quant_max for layer in layers_of(graph)]
+    assert ends == [127, levels, 127, levels, 127, 127, levels]
+    coarse = found.in_int8()
+    assert {f.quant_max for f in coarse.fake_quants() if not f.weight} == {127}
+    assert len(found.half_steps()) == len({f for f in found.fake_quants() if f.quant_max == 255})
+    if levels == 127:
+        assert torch.equal(coarse(x), found(x))
+
+
+@pytest.mark.parametrize(
+    ("targets", "given", "expected"),
+    [
+        ("ov: {runtime: openvino}", "", 255),
+        ("ov: {runtime: openvino, precision: [f32]}, rtx: {runtime: tensorrt_rtx, precision: [f16]}", "", 255),
+        ("ov: {runtime: openvino}, rtx: {runtime: tensorrt_rtx}", "", 127),
+        ("rtx: {runtime: tensorrt_rtx}", "relu_levels: 255", 255),
+    ],
+)
+def test_levels_follow_the_targets_unless_they_are_given(
+    targets: str, given: str, expected: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        "{name: p, task: classification, data: {digits: {}}, model: resnet8, "
+        f"stages: [{{quantize: {{{given}}}}}, export: {{}}, compile: {{}}], targets: {{{targets}}}}}"
+    )
+    (found,) = [e.settings for e in load_pipeline(path).stages if isinstance(e.settings, QuantizeStage)]
+    assert found.relu_levels == expected
+
+
+def test_concatenated_maps_share_a_grid_that_may_be_negative() -> None:
+    class Joined(Bottleneck):
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.stem(x))
+            y = self.smooth(x)
+            once = torch.cat((x, torch.relu(y)), 1)  # would be 0 .. 255, but for what its parts are in below
+            return self.head(self.mixed(torch.cat((x, y), 1)).mean((2, 3)) + self.mixed(once).mean((2, 3)))
+
+    x = example()
+    found = calibrated(Joined().eval(), (x[:2],), [(x,)], QuantizationSettings())
+    mixed = [layer for layer in layers_of(found.graph_module) if layer.weight.startswith("mixed")]
+    assert [input_quant(found.graph_module, layer.node).quant_max for layer in mixed] == [127, 127]
 
 
 def test_lsq_has_the_published_values_and_gradients() -> None:
@@ -186,9 +266,9 @@ def test_fewer_bits_mean_fewer_levels(bits: int) -> None:
     _, result = quantized(QuantizationSettings(weights=bits, activations=bits, overflow_fix="off"))
     signed = {f.quant_max for f in result.fake_quants() if not f.unsigned}  # type: ignore[operator]
     assert signed == {2 ** (bits - 1) - 1}
-    # What a ReLU gave never needs the negative half; at 8 bits int8 has no room for more above 0.
+    # What a ReLU gave never needs the negative half.
     after_relu = {(f.quant_min, f.quant_max) for f in result.fake_quants() if f.unsigned}  # type: ignore[operator]
-    assert after_relu == ({(0, 2**bits - 1)} if bits < 8 else set())
+    assert after_relu == {(0, 2**bits - 1)}
     weights = [f for f in result.fake_quants() if f.axis == 0]  # type: ignore[operator]
     levels = weights[0](torch.randn(8, 3, 3, 3)) / weights[0].scale.reshape(-1, 1, 1, 1)
     assert len(levels.round().unique()) <= 2**bits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -149,15 +149,10 @@ def check_tree(path: Path, tree: Tree) -> Pipeline:
     raise_problems(tree, _whole(settings, stages, tree))
     if (given := settings.given()) is not None:
         stages.insert(0, StageEntry("model", given))
-    return Pipeline(path, settings, tuple(_filled_in(stage, settings) for stage in stages), tree)
-
-
-def _filled_in(stage: StageEntry, settings: PipelineSettings) -> StageEntry:
-    """A stage with what `auto` means for the targets: what it makes depends on it, and so does its key."""
-    if not isinstance(stage.settings, QuantizeStage) or stage.settings.relu_levels != "auto":
-        return stage
-    int8 = any(target.is_tensorrt and "int8" in target.precision for target in settings.targets.values())
-    return replace(stage, settings=stage.settings.model_copy(update={"relu_levels": 127 if int8 else 255}))
+    for index, stage in enumerate(stages):
+        if isinstance(stage.settings, QuantizeStage):  # what it makes depends on the targets, and so does its key
+            stages[index] = StageEntry(stage.name, stage.settings.filled_in(settings.targets))
+    return Pipeline(path, settings, tuple(stages), tree)
 
 
 def _extend_import_path(file: Path, settings: PipelineSettings, tree: Tree) -> None:
@@ -253,6 +248,7 @@ def _whole(settings: PipelineSettings, stages: Sequence[StageEntry], tree: Tree)
             problems += [Problem((*location, "batch"), *words) for words in stage.settings.problems(settings.targets)]
         if not isinstance(stage.settings, QuantizeStage):
             continue
+        problems += [Problem((*location, "relu_levels"), *w) for w in stage.settings.problems(settings.targets)]
         outputs, place = [head.output for head in heads_of(settings.task, ())], (*location, "float_outputs")
         for index, name in enumerate(stage.settings.float_outputs):
             if name not in outputs:

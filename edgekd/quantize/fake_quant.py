@@ -98,12 +98,16 @@ class FakeQuant(FakeQuantizeBase):
             if self.mode == "observing":
                 self._observe(x.detach())
             return x
-        return lsq(x, self._broadcast(self.scale, x), self.quant_min, self.quant_max)
+        return lsq(x, self._broadcast(self._step(), x), self.quant_min, self.quant_max)
 
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
         """Scale (C,) or (1,) and zero points, all 0: the grid is symmetric."""
-        scale = self.scale.detach().abs().clamp_min(_MIN_SCALE)
+        scale = self._step().detach()
         return scale, torch.zeros_like(scale, dtype=torch.int64)
+
+    def _step(self) -> Tensor:
+        """The scale, whose sign means nothing: training may take it beyond 0."""
+        return self.scale.abs().clamp_min(_MIN_SCALE)
 
     def set_bits(self, bits: int) -> None:
         """Change the width of the grid; `set_range` must follow."""

@@ -82,8 +82,8 @@ def _rewrite(graph: GraphModule) -> None:
         plain = _plain_form(node)
         if plain is not None and _alone(node):
             node.target = plain
-        if node.target is _aten.relu6.default:  # what nn.ReLU6 is captured as
-            node.target, node.args = _aten.hardtanh.default, (node.args[0], 0.0, 6.0)
+        if node.target is _aten.relu6.default:
+            node.target, node.args = _aten.hardtanh.default, (node.args[0], 0.0, 6.0)  # as nn.ReLU6 is captured
         elif node.target is _aten.adaptive_avg_pool2d.default and _is_mean(node):
             node.target, node.args = _aten.mean.dim, (node.args[0], [-1, -2], True)
     graph.recompile()

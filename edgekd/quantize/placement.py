@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
@@ -95,7 +95,8 @@ class Placement(Quantizer):
         if self._settings.float_outputs:
             self._floats = serving_only(model, self._settings.float_outputs, self._outputs, WEIGHTED)
         if self._settings.relu_levels != _HALF_GRID:
-            self._from_zero = _from_zero(model)
+            joined = [{node, *parts} for node in model.graph.nodes if (parts := self._joined(node))]
+            self._from_zero = _from_zero(model, joined)
         for node in model.graph.nodes:
             inputs = self._inputs(node)
             if inputs:
@@ -106,15 +107,19 @@ class Placement(Quantizer):
                 if not any(user.op == "output" for user in last.users):
                     _annotate(last, {}, self._activation(last))
         for node in model.graph.nodes:
-            if node.target in _CONCATENATIONS and self._choice(node) != "float":
-                self._on_one_grid(node)
+            if parts := self._joined(node):
+                self._on_one_grid(node, parts)
         return model
 
-    def _on_one_grid(self, node: Node) -> None:
-        """Concatenated maps share one scale, with what they become: TensorRT takes no other."""
+    def _joined(self, node: Node) -> list[Node]:
+        """The maps that a concatenation puts on one grid, none where it does not."""
+        if node.target not in _CONCATENATIONS or self._choice(node) == "float":
+            return []
         parts = [part for part in dict.fromkeys(_nodes(node.args[0])) if _is_float(part)]
-        if len(parts) < 2 or not any(map(_of_maps, parts)) or not _is_read(node):
-            return
+        return parts if len(parts) > 1 and any(map(_of_maps, parts)) and _is_read(node) else []
+
+    def _on_one_grid(self, node: Node, parts: Sequence[Node]) -> None:
+        """Concatenated maps share one scale, with what they become: TensorRT takes no other."""
         shared = SharedQuantizationSpec((parts[0], node))
         first = self._activation(parts[0])
         _annotate(node, {part: first if part is parts[0] else shared for part in parts}, shared)
@@ -155,8 +160,10 @@ class Placement(Quantizer):
     def _weight_bits(self, node: Node) -> int:
         """Bits of a layer's weights where `layers` does not say, see `overflow_fix`."""
         fix = self._settings.overflow_fix
+        if fix == "auto":  # 2 * 127 * 127 < 2^15: with as few levels after a ReLU only the others can overflow
+            fix = "signed_inputs" if self._settings.relu_levels == _HALF_GRID else "all"
         narrow = fix == "all" or (fix == "signed_inputs" and not _never_negative(_node(node.args[0])))
-        narrow |= fix == "first_layer" and _reads_input(node)
+        narrow |= fix in ("signed_inputs", "first_layer") and _reads_input(node)
         return min(self._settings.weights, _OVERFLOWS_NOT) if narrow else self._settings.weights
 
 
@@ -225,10 +232,9 @@ def _never_negative(node: Node) -> bool:
     return node.target in _NOT_NEGATIVE
 
 
-def _from_zero(model: GraphModule) -> set[Node]:
-    """The tensors that are never negative, but those that are concatenated with others: these share a grid."""
+def _from_zero(model: GraphModule, joined: Sequence[set[Node]]) -> set[Node]:
+    """The tensors that are never negative, but those that share a grid with others; `joined`: which share one."""
     found = {node for node in model.graph.nodes if node.op == "call_function" and _never_negative(node)}
-    joined = [{node, *_nodes(node.args[0])} for node in model.graph.nodes if node.target in _CONCATENATIONS]
     while any(0 < len(parts & found) < len(parts) for parts in joined):
         for parts in joined:
             if not parts <= found:

@@ -57,13 +57,14 @@ class QuantizationSettings(Settings):
     """Bits of activations, 2 to 8; symmetric, one scale per tensor."""
     per_channel: bool = True
     """Whether each output channel of a weight has a scale of its own, or all have one."""
-    overflow_fix: Literal["signed_inputs", "first_layer", "all", "off"] = "signed_inputs"
-    """Which layers' weights have 7 bits where they would have 8: x86 processors without VNNI add two products of 8 bits
-    in 16, which overflow, most where inputs may be negative: these lie around the middle of an engine's grid, and after
-    a ReLU few are large. `first_layer`: only those that read the network's input. `layers` counts before this."""
+    overflow_fix: Literal["auto", "all", "signed_inputs", "first_layer", "off"] = "auto"
+    """Which layers' weights have 7 bits where they would have 8. OpenVINO on x86 processors without VNNI adds two
+    products of 8 bits in 16, which overflow: never with 7 bits in `all`; seldom if those layers have them whose inputs
+    may be negative (`signed_inputs`, enough with 127 relu_levels) or are the network's (`first_layer`). auto: off where
+    no target is OpenVINO on a CPU in int8, else as many as can never overflow. `layers` counts before this."""
     relu_levels: Literal["auto", 127, 255] = "auto"
     """Levels that an activation of 8 bits has above 0 if it is never negative, as after a ReLU: 255, as uint8 has, or
-    127, which is what TensorRT's int8 leaves; auto: 127 where a target of TensorRT builds int8."""
+    127, which is what TensorRT's int8 leaves; auto: 127 where a target is TensorRT in int8, else 255."""
     layers: dict[str, LayerChoice] = Field(default_factory=dict)
     """Layers that differ, by name or pattern (`head.*`): their bits, or the word float. The last that fits counts."""
     float_outputs: tuple[str, ...] = ()

@@ -151,6 +151,23 @@ class QuantizeStage(TrainOverrides, QuantizationSettings):
         """Names of the tables besides the splits."""
         return () if self.calibration_table is None else (self.calibration_table,)
 
+    def filled_in(self, targets: Mapping[str, TargetSettings]) -> QuantizeStage:
+        """With what `auto` means for the targets."""
+        int8 = [target for target in targets.values() if "int8" in target.precision]
+        own: dict[str, object] = {}
+        if self.relu_levels == "auto":
+            own["relu_levels"] = 127 if any(target.is_tensorrt for target in int8) else 255
+        if self.overflow_fix == "auto" and int8 and not any(target.may_overflow for target in int8):
+            own["overflow_fix"] = "off"
+        return self.model_copy(update=own)
+
+    def problems(self, targets: Mapping[str, TargetSettings]) -> list[tuple[str, str]]:
+        """What does not fit the targets: (message, hint)."""
+        for name, target in targets.items():
+            if self.relu_levels == 255 and target.is_tensorrt and "int8" in target.precision:
+                return [(f"TensorRT's int8 (target {name}) has 127 levels after a ReLU", "leave relu_levels out")]
+        return []
+
     def passes(self) -> int:
         """Epochs with the default filled in."""
         return 2 if self.self_distillation and "epochs" not in self.model_fields_set else self.epochs
@@ -286,6 +303,12 @@ class TargetSettings(Settings):
     def is_tensorrt(self) -> bool:
         """Whether one of the TensorRT family builds for this target."""
         return self.runtime.startswith("tensorrt")
+
+    @property
+    def may_overflow(self) -> bool:
+        """Whether sums of 8-bit products may overflow on some processor that this target may mean: OpenVINO's CPU."""
+        device = (self.device or "CPU").upper()
+        return device.startswith("OPENVINO") or (self.runtime == "openvino" and not device.startswith(("GPU", "NPU")))
 
     @property
     def device_name(self) -> str:

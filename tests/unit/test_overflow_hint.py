@@ -19,13 +19,14 @@ BUILD = {"runtime": "openvino", "device": "CPU", "precision": "int8"}
 @pytest.mark.parametrize(
     ("options", "change", "expected"),
     [
-        ({}, {}, True),
+        ({}, {}, False),
+        ({"overflow_fix": "signed_inputs"}, {}, True),
         ({"overflow_fix": "off"}, {}, True),
         ({"overflow_fix": "all"}, {}, False),
         ({"weights": 4}, {}, False),
-        ({}, {"runtime": "onnxruntime"}, False),
-        ({}, {"device": "GPU"}, False),
-        ({}, {"precision": "f32"}, False),
+        ({"overflow_fix": "off"}, {"runtime": "onnxruntime"}, False),
+        ({"overflow_fix": "off"}, {"device": "GPU"}, False),
+        ({"overflow_fix": "off"}, {"precision": "f32"}, False),
     ],
 )
 def test_overflow_is_named_only_where_it_can_be(

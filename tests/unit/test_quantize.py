@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgekd.errors import ExportError
+from edgekd.errors import ConfigError, ExportError
 from edgekd.models.weights import load_state, save_state
 from edgekd.pipeline.schema import load_pipeline
 from edgekd.quantize.fake_quant import FakeQuant, lsq
@@ -60,15 +60,15 @@ class Normalised(Residual):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, [7, 8, 8]),
+        ({}, [7, 7, 7]),
+        ({"relu_levels": 127}, [7, 8, 8]),
         ({"overflow_fix": "first_layer"}, [7, 8, 8]),
-        ({"overflow_fix": "all"}, [7, 7, 7]),
         ({"overflow_fix": "off"}, [8, 8, 8]),
         ({"weights": 4}, [4, 4, 4]),
-        ({"layers": {"stem": {"weights": 8}}}, [8, 8, 8]),
+        ({"layers": {"stem": {"weights": 8}}}, [8, 7, 7]),
     ],
 )
-def test_weights_of_the_first_layer_leave_room_for_sums_in_16_bits(
+def test_weights_leave_room_for_sums_in_16_bits(
     kind: type[nn.Module], options: dict[str, object], expected: list[int]
 ) -> None:
     torch.manual_seed(0)
@@ -125,14 +125,22 @@ def test_what_is_never_negative_has_the_levels_that_are_asked_for(levels: Any) -
 @pytest.mark.parametrize(
     ("targets", "given", "expected"),
     [
-        ("ov: {runtime: openvino}", "", 255),
-        ("ov: {runtime: openvino, precision: [f32]}, rtx: {runtime: tensorrt_rtx, precision: [f16]}", "", 255),
-        ("ov: {runtime: openvino}, rtx: {runtime: tensorrt_rtx}", "", 127),
-        ("rtx: {runtime: tensorrt_rtx}", "relu_levels: 255", 255),
+        ("ov: {runtime: openvino}", "", (255, "auto")),
+        ("ov: {runtime: openvino, device: NPU}", "", (255, "off")),
+        ("ort: {runtime: onnxruntime}, ov: {runtime: openvino, precision: [f32]}", "", (255, "off")),
+        ("ort: {runtime: onnxruntime, device: OpenVINO}", "", (255, "auto")),
+        (
+            "ov: {runtime: openvino, precision: [f32]}, rtx: {runtime: tensorrt_rtx, precision: [f16]}",
+            "",
+            (255, "auto"),
+        ),
+        ("ov: {runtime: openvino}, rtx: {runtime: tensorrt_rtx}", "", (127, "auto")),
+        ("rtx: {runtime: tensorrt_rtx}", "overflow_fix: all", (127, "all")),
+        ("ov: {runtime: openvino}", "relu_levels: 127", (127, "auto")),
     ],
 )
-def test_levels_follow_the_targets_unless_they_are_given(
-    targets: str, given: str, expected: int, tmp_path: Path
+def test_levels_and_room_follow_the_targets_unless_they_are_given(
+    targets: str, given: str, expected: tuple[int, str], tmp_path: Path
 ) -> None:
     path = tmp_path / "p.yaml"
     path.write_text(
@@ -140,7 +148,17 @@ def test_levels_follow_the_targets_unless_they_are_given(
         f"stages: [{{quantize: {{{given}}}}}, export: {{}}, compile: {{}}], targets: {{{targets}}}}}"
     )
     (found,) = [e.settings for e in load_pipeline(path).stages if isinstance(e.settings, QuantizeStage)]
-    assert found.relu_levels == expected
+    assert (found.relu_levels, found.overflow_fix) == expected
+
+
+def test_levels_that_a_target_has_not_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        "{name: p, task: classification, data: {digits: {}}, model: resnet8, "
+        "stages: [{quantize: {relu_levels: 255}}, export: {}, compile: {}], targets: {rtx: {runtime: tensorrt_rtx}}}"
+    )
+    with pytest.raises(ConfigError, match=r"TensorRT's int8 \(target rtx\) has 127 levels"):
+        load_pipeline(path)
 
 
 def test_concatenated_maps_share_a_grid_that_may_be_negative() -> None:

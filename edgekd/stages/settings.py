@@ -157,7 +157,7 @@ class QuantizeStage(TrainOverrides, QuantizationSettings):
         own: dict[str, object] = {}
         if self.relu_levels == "auto":
             own["relu_levels"] = 127 if any(target.is_tensorrt for target in int8) else 255
-        if self.overflow_fix == "auto" and int8 and not any(target.may_overflow for target in int8):
+        if self.overflow_fix == "auto" and targets and not any(target.may_overflow for target in int8):
             own["overflow_fix"] = "off"
         return self.model_copy(update=own)
 

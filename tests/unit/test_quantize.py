@@ -132,7 +132,7 @@ def test_what_is_never_negative_has_the_levels_that_are_asked_for(levels: Any) -
         (
             "ov: {runtime: openvino, precision: [f32]}, rtx: {runtime: tensorrt_rtx, precision: [f16]}",
             "",
-            (255, "auto"),
+            (255, "off"),
         ),
         ("ov: {runtime: openvino}, rtx: {runtime: tensorrt_rtx}", "", (127, "auto")),
         ("rtx: {runtime: tensorrt_rtx}", "overflow_fix: all", (127, "all")),

@@ -17,8 +17,7 @@ views, and which 256 images calibrate. Settings of training were chosen on the v
 
 Accuracy is that of the build in ONNX Runtime, which sums exactly on every processor, on the 10,000 test images; for
 four bits of the same simulated in eight. OpenVINO's builds are scored beside it (`--engines`). Where they are not what
-was trained the run ends: on a processor without VNNI its sums overflow in mobilenetv2, and with four bits it may round
-otherwise where it adds.
+was trained the run ends: with four bits it may round otherwise where it adds.
 
 `others` gives the same 256 images to NNCF (`pip install -e '.[compare]'`) and to ONNX Runtime's quantize_static, each
 with all its ways to find ranges, on the same float ONNX file. `speed` is the bench stage: INT8 against float32 on one

@@ -50,8 +50,7 @@ def to_uint8(model: onnx.ModelProto, half_steps: Collection[float]) -> onnx.Mode
             node.input[2] = _byte(graph, np.uint8(zero_point))
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in shifted:
-            node.input[1] = halved.get(node.input[1], node.input[1])
-            node.input[2] = _byte(graph, np.uint8(shifted[node.input[0]]))
+            node.input[1:] = producers[node.input[0]].input[1:]  # the scale and zero point of its pair
         elif node.op_type == "DequantizeLinear" and node.input[0] in constants and len(node.input) > 2:
             own = copied(constants[node.input[2]])
             own.name = f"{node.input[0]}.zero_point"

@@ -31,10 +31,12 @@ from edgekd.stages.quantized import save_quantized
 from edgekd.stages.settings import QuantizeStage, tables_of
 from edgekd.stages.training import optim, run_phases, stage_train_settings, target_options, validation_scores
 from edgekd.store import Artifact, Draft, Store
+from edgekd.train.mirrored import mirrored
 from edgekd.train.rehearsal import rehearse_phases
 from edgekd.train.world import Copy, Model, Phase, World
 
 ORIGINAL, QUANTIZED, TEACHER = "original", "quantized", "teacher"
+_MIRRORED = "mirrored_"  # before the name of a guide that answers about mirror images as well
 # Scales and folded weights start where calibration left them: a hundredth of a from-scratch rate moves them well.
 _LR_SCALE = 0.01
 
@@ -122,7 +124,8 @@ class _Work(_Lesson):
 
     def _guide(self, name: str) -> Artifact:
         inputs = self.context.inputs
-        artifact = self.source if name == ORIGINAL else inputs.get("teacher") or inputs.get("model")
+        own = name.removeprefix(_MIRRORED) == ORIGINAL
+        artifact = self.source if own else inputs.get("teacher") or inputs.get("model")
         assert artifact is not None  # the schema asks for a teacher
         return artifact
 
@@ -134,7 +137,9 @@ class _Work(_Lesson):
         world = make_world(context.common, tables=training_tables(context.common, tables_of(self.options)))
         world.models[ORIGINAL] = load_model(context.common, self.source)
         for name, artifact in self.guides.items():
-            world.models.setdefault(name, load_model(context.common, artifact))
+            if name != ORIGINAL:
+                model = load_model(context.common, artifact)
+                world.models[name] = mirrored(model, world.heads) if self.options.mirrored else model
         work = context.work / arm if arm else context.work
         # float32 unless the stage asks for something else: bf16 has fewer bits than the rounding that is being learned.
         curves = run_phases(
@@ -206,10 +211,13 @@ def rehearse(
     """
     context = Context("quantize", options, common, {}, Draft(Path()), Path(), store, tell=lambda text: None)
     world = make_world(common, tables=training_tables(common, tables_of(options)))
+    guides = _teachers(options)
     for name, network in ((ORIGINAL, shipped), (TEACHER, teacher)):
-        if network is not None and name in (ORIGINAL, *_teachers(options)):
-            world.models[name] = fresh_model(common, network.model_copy(update={"weights": None}), seed=common.seed)
-            world.models[name].network.eval()
+        if network is not None and {name, _MIRRORED + name} & {ORIGINAL, *guides}:
+            model = fresh_model(common, network.model_copy(update={"weights": None}), seed=common.seed)
+            model.network.eval()
+            world.models[name] = model
+            world.models[_MIRRORED + name] = mirrored(model, world.heads)
     phases = _Rehearsal(context, options, dict(world.models)).asked()
     rehearse_phases(world, phases, Views(common.data.settings.augment, common.seed), common.seed)
 
@@ -218,7 +226,8 @@ def _teachers(options: QuantizeStage) -> list[str]:
     """The frozen networks that teach, by the names that phases give them."""
     if not options.self_distillation or not options.passes():
         return []
-    return [ORIGINAL if name == "original" else TEACHER for name in options.guides]
+    prefix = _MIRRORED if options.mirrored else ""
+    return [prefix + (ORIGINAL if name == "original" else TEACHER) for name in options.guides]
 
 
 def _answers(context: Context, temperature: float) -> tuple[KnowledgeSettings, ...]:

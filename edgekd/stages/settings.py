@@ -138,6 +138,9 @@ class QuantizeStage(TrainOverrides, QuantizationSettings):
     (mse_logits in regression)."""
     guides: tuple[Literal["original", "teacher"], ...] = Field(default=("original",), min_length=1)
     """Who teaches: the float original, the teacher it was distilled from, or both with half the weight each."""
+    mirrored: bool = False
+    """Ask the guides about each image and its mirror image, and teach the mean of both answers (data distillation,
+    Radosavovic et al. 2018): often better than one answer alone, where left and right do not matter."""
     qkd: QkdSettings | None = None
     """Learn in the three phases of QKD (Kim et al. 2019), tutored by the first guide; `qkd: {}` parts epochs evenly."""
     calibration_table: str | None = None
@@ -176,7 +179,7 @@ class QuantizeStage(TrainOverrides, QuantizationSettings):
     def _something_to_learn(self) -> QuantizeStage:
         if self.passes() and not self.self_distillation and not self.task_weight:
             raise ValueError("epochs without anything to learn from | set self_distillation: true, or a task_weight")
-        learning = self.model_fields_set & {"knowledge", "guides", "qkd"}
+        learning = self.model_fields_set & {"knowledge", "guides", "mirrored", "qkd"}
         if learning and not self.self_distillation:
             raise ValueError(f"{min(learning)} does nothing without self_distillation | set self_distillation: true")
         if "temperature" in self.model_fields_set and self.knowledge is not None:
@@ -185,6 +188,10 @@ class QuantizeStage(TrainOverrides, QuantizationSettings):
             )
         if self.qkd is not None and self.task_weight:
             raise ValueError("task_weight does nothing in qkd, where the task always counts 1 | remove it")
+        if self.mirrored and self.qkd is not None:
+            raise ValueError("mirrored does nothing in qkd, whose tutor learns | remove one of them")
+        if self.mirrored and any(item.features for item in self.knowledge or ()):
+            raise ValueError("mirrored is for answers, and a knowledge compares features | remove one of them")
         idle = self.model_fields_set & {*TrainOverrides.model_fields, "task_weight", "temperature", *learning}
         idle |= {"arms"} if self.arms else set()
         if idle and "epochs" not in self.model_fields_set and not self.passes():

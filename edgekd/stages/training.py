@@ -19,7 +19,8 @@ from edgekd.store import Artifact
 from edgekd.tasks.task import Score
 from edgekd.train.distributed import Shares, current
 from edgekd.train.evaluate import score
-from edgekd.train.phase import reads_inside
+from edgekd.train.mirrored import Mirrored
+from edgekd.train.phase import reads_inside, references_of
 from edgekd.train.practice import averaged, patient
 from edgekd.train.precision import choose_device, choose_precision
 from edgekd.train.settings import TrainOverrides, TrainSettings
@@ -127,7 +128,10 @@ def run_phases(
         context.tell(f"{context.stage}: note: sync_batchnorm is for several processes on GPUs and does nothing here")
     tables = _asked_about(phases, ("train", *tables_of(context.settings)))
     caches = {}
-    for name, artifact in (frozen or {}).items() if any(phase.epochs for phase in phases) else ():
+    read = {reference.name for phase in phases if phase.epochs for reference in references_of(phase)}
+    for name, artifact in (frozen or {}).items():
+        if name not in read:
+            continue
         cache = _cache(context, world, name, artifact, settings, run, tables, reads_inside(phases, name))
         if cache is not None:
             caches[name] = cache
@@ -159,6 +163,7 @@ def _cache(
         return None
     about = {
         "teacher": artifact.digest,
+        "mirrored": isinstance(world.models[name].network, Mirrored),
         "made_by": _made_by(context, artifact),
         "data": data.learning_fingerprint,
         "tables": {table: data.table_fingerprint(table) for table in tables if table != "train"},

@@ -73,6 +73,28 @@ def test_qkd_runs_in_three_phases_and_features_of_the_quantized_network_are_read
 
 
 @pytest.mark.slow
+def test_guides_that_are_asked_about_mirror_images_teach_something_else_and_keep_their_own_answers(
+    tmp_path: Path,
+) -> None:
+    place = Workshop(tmp_path)
+    losses, caches = [], []
+    for more in ("", ", mirrored: true"):
+        options = "{self_distillation: true, epochs: 1, guides: [original, teacher]" + more + "}"
+        place.write(FILE.format(options=options))
+        result = place.run("--to", "quantize")
+        assert result.code == 0, result.err
+        (phase,) = json.loads((place.out / "artifacts" / "quantized.curves.json").read_text())["phases"]
+        losses.append(phase["terms"])
+        caches.append(len([*(place.folder / "store" / "caches" / "teacher").iterdir()]))
+    plain, mirrored = losses
+    assert set(plain) == {"kd to original", "kd to teacher"}
+    assert set(mirrored) == {"kd to mirrored_original", "kd to mirrored_teacher"}
+    # Digits are not symmetric: the mean of both answers is far from what the network says of the image alone.
+    assert mirrored["kd to mirrored_original"][0] > 2 * plain["kd to original"][0]
+    assert caches[1] == caches[0] + 2
+
+
+@pytest.mark.slow
 def test_bits_found_for_layers_are_told_and_survive_export(tmp_path: Path) -> None:
     place = Workshop(tmp_path)
     place.write(FILE.format(options="{mixed: {budget: 4.5}, layers: {conv1: {weights: 8}, fc: float}}"))
@@ -96,6 +118,9 @@ def test_bits_found_for_layers_are_told_and_survive_export(tmp_path: Path) -> No
             "temperature does nothing beside knowledge",
         ),
         ({"self_distillation": True, "qkd": {}, "task_weight": 1, "epochs": 3}, "task_weight does nothing in qkd"),
+        ({"mirrored": True}, "mirrored does nothing without self_distillation"),
+        ({"self_distillation": True, "mirrored": True, "qkd": {}}, "mirrored does nothing in qkd"),
+        ({"self_distillation": True, "mirrored": True, "knowledge": ["kd", "hint"]}, "a knowledge compares features"),
         ({"float_above": 1, "mixed": {"budget": 4, "float_above": 1}}, "float_above stands here and under mixed"),
         ({"arms": True}, "arms does nothing in calibration alone"),
         ({"layers": {"fc": "flaot"}}, "fc"),

@@ -95,6 +95,36 @@ def test_guides_that_are_asked_about_mirror_images_teach_something_else_and_keep
 
 
 @pytest.mark.slow
+def test_a_vision_transformer_is_trained_for_its_8_bits_and_answers_in_both_engines_as_trained(tmp_path: Path) -> None:
+    place = Workshop(tmp_path)
+    place.write("""
+name: transformer
+data: {digits: {}}
+train: {batch: 32, optimizer: adamw, lr: 0.005}
+stages:
+  - teacher: {model: vit_tiny, args: {patch: 4, width: 32, depth: 1, heads: 2}, epochs: 12}
+  - quantize: {weights: 2, self_distillation: true, epochs: 3, lr: 0.001, temperature: 4, arms: true}
+  - export: {}
+  - compile: {}
+  - evaluate: {}
+targets:
+  ov: {runtime: openvino, precision: [int8]}
+  ort: {runtime: onnxruntime, precision: [int8]}
+""")
+    result = place.run()
+    assert result.code == 0, result.err
+    arms = {row["arm"]: row["value"] for row in rows(place, "arms")}
+    assert arms["as asked"] > arms["calibration alone"]
+    ladder = json.loads((place.out / "artifacts" / "ladder.json").read_text())["rows"]
+    assert {"the build ov.int8", "the build ort.int8"} <= {row["rung"] for row in ladder}
+    assert all(row["agreement"] > 0.9 for row in ladder if row["against"]), ladder
+    for build in result.report["builds"]:
+        if build["precision"] == "int8":
+            assert build["executed_precision"]["int8"] >= 5, build  # in its block four linear layers, and the patches'
+            assert build["metrics"][0]["value"] > 0.8
+
+
+@pytest.mark.slow
 def test_bits_found_for_layers_are_told_and_survive_export(tmp_path: Path) -> None:
     place = Workshop(tmp_path)
     place.write(FILE.format(options="{mixed: {budget: 4.5}, layers: {conv1: {weights: 8}, fc: float}}"))
